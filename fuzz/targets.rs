@@ -1,0 +1,104 @@
+//! What is fuzzed. The corpus runs through the same functions in the ordinary tests.
+
+use std::collections::BTreeMap;
+
+use countersign::TaskId;
+use countersign::protocol::{Arguments, Document, Envelope, Headers, Message, Properties};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// Small, so that bombs are met early.
+const LIMIT: usize = 64 * 1024;
+
+/// A line of JSON with the headers, then the body. What decodes must survive being sent on.
+pub(crate) fn decode(data: &[u8]) {
+    let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let (headers, body) = data.split_at(end);
+    let headers: Headers = serde_json::from_slice(headers).unwrap_or_else(|_| task());
+    let message = Message {
+        id: TaskId::from("fuzz"),
+        headers,
+        body: body.strip_prefix(b"\n").unwrap_or(body).to_vec().into(),
+        properties: Properties::default(),
+    };
+    match Envelope::decode(&message, LIMIT) {
+        Ok(envelope) => {
+            let again = Envelope::decode(&envelope.encode(), 2 * LIMIT);
+            let again = again.expect("what was decoded can be sent on");
+            assert_eq!(texts(&envelope.arguments), texts(&again.arguments));
+            assert_eq!(envelope.embed.get(), again.embed.get());
+            assert_eq!(envelope.attempt, again.attempt);
+            fill(&envelope.arguments);
+        }
+        Err(unreadable) => assert!(!unreadable.reason.is_empty() && unreadable.reason.len() < 2000),
+    }
+}
+
+/// `{"args": [..], "kwargs": {..}}`
+pub(crate) fn arguments(data: &[u8]) {
+    if let Ok(arguments) = serde_json::from_slice::<Arguments>(data) {
+        fill(&arguments);
+    }
+}
+
+/// A result document.
+pub(crate) fn document(data: &[u8]) {
+    if let Ok(document) = Document::parse(TaskId::from("fuzz"), data.to_vec().into()) {
+        let _ = document.failure();
+        let _ = document.reason();
+        let _ = document.output::<Value>();
+        let _ = document.output::<Everything>();
+        let _ = document.output::<Vec<u8>>();
+    }
+}
+
+fn task() -> Headers {
+    [("task".to_owned(), Value::from("fuzz"))].into_iter().collect()
+}
+
+fn texts(arguments: &Arguments) -> (Vec<&str>, Vec<(&String, &str)>) {
+    let args = arguments.args.iter().map(|value| value.get()).collect();
+    let kwargs = arguments.kwargs.iter().map(|(name, value)| (name, value.get())).collect();
+    (args, kwargs)
+}
+
+#[derive(Deserialize, Serialize)]
+struct Everything {
+    text: String,
+    integer: i64,
+    #[serde(default)]
+    float: f64,
+    option: Option<Box<Everything>>,
+    #[serde(default)]
+    bytes: Vec<u8>,
+    #[serde(default)]
+    map: BTreeMap<String, Value>,
+    choice: Option<Choice>,
+}
+
+#[derive(Deserialize, Serialize)]
+enum Choice {
+    Unit,
+    One(String),
+    Two(u8, u8),
+    Named { x: u8 },
+}
+
+#[derive(Deserialize)]
+struct Flat {
+    #[serde(default)]
+    _x: i64,
+    #[serde(flatten)]
+    _rest: BTreeMap<String, Value>,
+}
+
+fn fill(arguments: &Arguments) {
+    let _ = arguments.read::<Everything>("f");
+    let _ = arguments.read::<Flat>("f");
+    let _ = arguments.read::<Value>("f");
+    let _ = arguments.read::<(Value, String)>("f");
+    let _ = arguments.read::<Vec<Value>>("f");
+    let _ = arguments.read::<()>("f");
+    let whole = arguments.read::<Arguments>("f").expect("anything is arguments");
+    assert_eq!(texts(&whole), texts(arguments));
+}

@@ -1,0 +1,335 @@
+//! The two seams. A [`Broker`] moves messages, a [`Store`] remembers what came of them.
+//!
+//! Whoever may act holds a value that says so: [`Recorded`] proves that a task's outcome is
+//! durable, and [`Delivery::ack`] takes one. Only the folders below this one can make it.
+
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
+#[cfg(feature = "rabbitmq")]
+mod redis;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::lifecycle::Settlement;
+use crate::protocol::{Document, Message};
+use crate::task::TaskId;
+
+/// A broker and a store that belong together.
+#[derive(Clone, Debug)]
+pub struct Backends {
+    /// Moves messages.
+    pub broker: Arc<dyn Broker>,
+    /// Remembers what came of them.
+    pub store: Arc<dyn Store>,
+}
+
+/// Starts the backends that the URLs of `config` name. The only place that names concrete ones.
+///
+/// Connecting goes on in the background, for as long as it takes.
+#[cfg(feature = "rabbitmq")]
+pub(crate) fn connect(config: &Config) -> Result<Backends, Error> {
+    let faults = |fault| Error::new(Kind::Config(vec![fault]));
+    let name = format!("countersign {}", env!("CARGO_PKG_VERSION"));
+    let rabbit = rabbitmq::RabbitSettings::new(
+        config.broker_url.reveal(),
+        config.tls_ca_pem.clone(),
+        config.connect_timeout,
+        config.heartbeat,
+        &name,
+    )
+    .map_err(faults)?;
+    let store = redis::RedisStore::connect(redis::RedisSettings {
+        ca_pem: config.tls_ca_pem.clone().map(String::into_bytes),
+        result_expires: config.result_expires,
+        key_prefix: config.key_prefix.clone(),
+        connect_timeout: config.connect_timeout,
+        command_timeout: config.command_timeout,
+        ..redis::RedisSettings::new(config.store_url.reveal())
+    })?;
+    Ok(Backends { broker: rabbitmq::Rabbit::start(rabbit), store })
+}
+
+/// No backend is built in, so none can be connected to.
+#[cfg(not(feature = "rabbitmq"))]
+pub(crate) fn connect(_: &Config) -> Result<Backends, Error> {
+    let fault = "this build has no backend: build countersign with feature `rabbitmq`";
+    Err(Kind::Config(vec![fault.into()]).into())
+}
+
+/// Proof that what became of a task is durable: its result is stored, or a copy is confirmed.
+#[derive(Debug)]
+#[must_use = "a proof is there to be acked with"]
+pub struct Recorded {
+    id: TaskId,
+}
+
+impl Recorded {
+    pub(in crate::backend) fn new(id: TaskId) -> Self {
+        Self { id }
+    }
+}
+
+/// Proof that a delivery has left our hands. The ack itself is queued, not yet written; a drain
+/// waits for the flush.
+#[derive(Debug)]
+#[must_use]
+pub struct Settled(());
+
+/// A message in our hands, not yet settled. Dropped unsettled, it goes back to its queue.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What was delivered.
+    pub message: Message,
+    /// The broker has handed this message out before.
+    pub redelivered: bool,
+    receipt: Option<Receipt>,
+}
+
+/// The right to settle one delivery, good only on the channel that delivered it.
+#[derive(Debug)]
+pub(in crate::backend) struct Receipt {
+    pub(in crate::backend) tag: u64,
+    pub(in crate::backend) settlements: mpsc::UnboundedSender<Settlement>,
+}
+
+impl Delivery {
+    pub(in crate::backend) fn new(message: Message, redelivered: bool, receipt: Receipt) -> Self {
+        Self { message, redelivered, receipt: Some(receipt) }
+    }
+
+    /// Whose delivery it is.
+    #[must_use]
+    pub fn id(&self) -> &TaskId {
+        &self.message.id
+    }
+
+    /// The channel that delivered it is gone, so the broker delivers it again.
+    fn is_stale(&self) -> bool {
+        self.receipt.as_ref().is_some_and(|receipt| receipt.settlements.is_closed())
+    }
+
+    /// Tells the broker that this message is done with.
+    ///
+    /// # Errors
+    /// Gives the delivery back when `recorded` is another task's.
+    pub fn ack(mut self, recorded: Recorded) -> Result<Settled, Box<Self>> {
+        let Recorded { id } = recorded;
+        if id != self.message.id {
+            return Err(Box::new(self));
+        }
+        Ok(self.settle(Settlement::Ack))
+    }
+
+    /// Gives the message back to its queue.
+    pub fn release(mut self) -> Settled {
+        self.settle(Settlement::Requeue)
+    }
+
+    fn settle(&mut self, how: fn(u64) -> Settlement) -> Settled {
+        if let Some(receipt) = self.receipt.take() {
+            // A closed ack task means a dead channel: the broker has taken the message back.
+            let _ = receipt.settlements.send(how(receipt.tag));
+        }
+        Settled(())
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        let _ = self.settle(Settlement::Requeue);
+    }
+}
+
+/// A queue as it is declared and consumed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Queue {
+    /// Its name, and the routing key that leads to it.
+    pub name: String,
+}
+
+impl Queue {
+    /// A classic queue with an empty argument table, as Celery clients declare it.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Where messages of this queue go that no worker can run.
+    #[must_use]
+    pub fn dead(&self) -> Self {
+        Self::new(format!("{}.dead", self.name))
+    }
+}
+
+/// A message and where it is to go.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// What is published, persistent and mandatory.
+    pub message: Message,
+    /// Declared if it does not exist yet.
+    pub queue: Queue,
+    /// Arrives after about this long: rounded up to 100, 250 or 500 ms below a second, down to
+    /// whole seconds above. The message's `eta` says exactly.
+    pub delay: Option<Duration>,
+    /// How long to go on trying. When it passes, whether the message was taken is unknown.
+    pub timeout: Duration,
+}
+
+/// The messages of one queue as they come, over as many connections as it takes.
+#[derive(Debug)]
+pub struct Deliveries {
+    pub(in crate::backend) incoming: mpsc::Receiver<Delivery>,
+    pub(in crate::backend) consuming: watch::Receiver<bool>,
+    pub(in crate::backend) stop: Option<oneshot::Sender<oneshot::Sender<()>>>,
+}
+
+impl Deliveries {
+    /// Whether the broker delivers right now: false until the queue is there and a consumer on it,
+    /// and while a connection is away.
+    #[must_use]
+    pub fn consuming(&self) -> watch::Receiver<bool> {
+        self.consuming.clone()
+    }
+
+    /// The next message. Waits through reconnects; `None` only when the broker was closed.
+    ///
+    /// Cancel safe: a message is either returned or still queued.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        loop {
+            let delivery = self.incoming.recv().await?;
+            if !delivery.is_stale() {
+                return Some(delivery);
+            }
+        }
+    }
+
+    /// Stops consuming, waits until the broker has said that it will deliver no more, and returns
+    /// every message that was prefetched and not taken.
+    pub async fn stop(mut self) -> Vec<Delivery> {
+        let (stopped, wait) = oneshot::channel();
+        if let Some(stop) = self.stop.take()
+            && stop.send(stopped).is_ok()
+        {
+            let _ = wait.await;
+        }
+        self.incoming.close();
+        let mut left = Vec::new();
+        while let Some(delivery) = self.next().await {
+            left.push(delivery);
+        }
+        left
+    }
+}
+
+/// Moves messages. Sealed: proofs of recording are made below this folder only.
+pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
+    /// Publishes, and waits until the broker has taken responsibility (a publisher confirm).
+    ///
+    /// A message whose fate became unknown (the connection broke before the confirm) is sent again
+    /// with the same id: it may arrive twice, it is never lost.
+    ///
+    /// # Errors
+    /// Unroutable, backpressure, timeout (fate unknown), closed.
+    fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<Recorded, Error>>;
+
+    /// Starts consuming, with at most `prefetch` unsettled messages in our hands. Declares the
+    /// queue if it does not exist. Consuming goes on over reconnects until it is stopped.
+    fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries;
+
+    /// Completes when both connections are up.
+    fn connected(&self) -> BoxFuture<'_, ()>;
+
+    /// Both connections are up right now.
+    fn is_connected(&self) -> bool;
+
+    /// Flushes acks and confirms, and awaits the close of channels and connections.
+    ///
+    /// Every [`Delivery`] must be settled before, or it is waited for.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// What came of a task, on its way to the store.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// The result document.
+    pub document: Document,
+    /// The channel of the waiting process, besides Celery's own channel of the task.
+    pub reply_to: Option<String>,
+}
+
+/// Noted runs of a task that nobody saw end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crashes {
+    /// All of them.
+    pub runs: u32,
+    /// Those in which nothing else ran.
+    pub alone: u32,
+}
+
+/// Who put the task on its way, and so which channel its result comes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This process, with [`Store::reply_channel`] as its `reply_to`.
+    Own,
+    /// Another process: the task's own channel is subscribed to.
+    Foreign,
+}
+
+/// Remembers what came of tasks. Sealed, like [`Broker`].
+pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
+    /// Stores a result and wakes its waiters, in one step. The first terminal result of a task
+    /// wins; a later one changes nothing, and is just as recorded. Waits while the store is away,
+    /// without limit: drop the future to give up.
+    fn finish(&self, finish: Finish) -> BoxFuture<'_, Result<Recorded, Error>>;
+
+    /// The proof for a task that wants no result stored.
+    fn ignore(&self, id: &TaskId) -> Recorded;
+
+    /// Takes an attempt of a task for one copy of its message: false when another copy has it.
+    fn take(&self, id: &TaskId, attempt: u32) -> BoxFuture<'_, Result<bool, Error>>;
+
+    /// Notes that a task which may have ended a worker runs now, alone or among others.
+    fn note_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// How many of its noted runs have not come to an end.
+    fn crashes(&self, id: &TaskId) -> BoxFuture<'_, Result<Crashes, Error>>;
+
+    /// Forgets the noted runs of a task: it came to an end.
+    fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// The result document as it is stored now.
+    fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>>;
+
+    /// Resolves with the task's terminal document: subscribes, reads, waits, and reads again after
+    /// every reconnect. `timeout` passed: a timeout error. The receiver may be awaited on any
+    /// executor; dropping it forgets the wait.
+    fn watch(
+        &self,
+        id: TaskId,
+        origin: Origin,
+        timeout: Option<Duration>,
+    ) -> oneshot::Receiver<Result<Document, Error>>;
+
+    /// The channel by which results of this process's own tasks come.
+    fn reply_channel(&self) -> &str;
+
+    /// Completes when the store answers.
+    fn connected(&self) -> BoxFuture<'_, ()>;
+
+    /// The store answers right now.
+    fn is_connected(&self) -> bool;
+
+    /// Ends every wait with an error and closes the connections.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+mod sealed {
+    /// Implemented by the backends below this folder only.
+    pub trait Sealed {}
+}

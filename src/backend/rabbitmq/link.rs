@@ -1,0 +1,215 @@
+//! One supervised connection: connects, watches, and connects again, for as long as it is wanted.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::runtime;
+use lapin::tcp::OwnedTLSConfig;
+use lapin::types::ShortString;
+use lapin::{Connection, ConnectionBuilder, ConnectionProperties, Event};
+use rand::Rng;
+use rand::seq::SliceRandom;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, info, warn};
+
+use super::RabbitSettings;
+use super::address::Address;
+
+const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
+const BACKOFF_CEILING: Duration = Duration::from_secs(15);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A connection that works right now. Its generation tells it from those before and after.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) generation: u64,
+    pub(super) connection: Arc<Connection>,
+    /// Why the broker takes no messages on this connection, while it does not.
+    pub(super) blocked: watch::Receiver<Option<String>>,
+}
+
+/// A handle to a supervised connection.
+#[derive(Clone)]
+pub(super) struct Link {
+    live: watch::Receiver<Option<Live>>,
+    broken: mpsc::UnboundedSender<u64>,
+    closing: CancellationToken,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("closing", &self.closing.is_cancelled()).finish()
+    }
+}
+
+impl Link {
+    /// Starts connecting in the background, as `role` in logs and in the broker's own lists.
+    pub(super) fn start(
+        settings: Arc<RabbitSettings>,
+        role: &'static str,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (live, watched) = watch::channel(None);
+        let (broken, reports) = mpsc::unbounded_channel();
+        let closing = CancellationToken::new();
+        let supervisor =
+            Supervisor { settings, role, live, reports, closing: closing.clone(), generation: 0 };
+        tasks.spawn(supervisor.run());
+        Self { live: watched, broken, closing }
+    }
+
+    /// The connection, as soon as there is one; `None` once the link is closed.
+    pub(super) async fn live(&self) -> Option<Live> {
+        let mut watched = self.live.clone();
+        let live = tokio::select! {
+            biased;
+            live = watched.wait_for(Option::is_some) => live.ok()?.clone(),
+            () = self.closing.cancelled() => None,
+        };
+        live
+    }
+
+    /// The connection, if there is one right now.
+    pub(super) fn current(&self) -> Option<Live> {
+        self.live.borrow().clone()
+    }
+
+    /// Completes when the connection of this generation is no more.
+    pub(super) async fn gone(&self, generation: u64) {
+        let mut watched = self.live.clone();
+        let other =
+            |live: &Option<Live>| live.as_ref().is_none_or(|live| live.generation != generation);
+        let _ = watched.wait_for(other).await;
+    }
+
+    /// Reports that the connection of this generation does not answer; it is replaced.
+    pub(super) fn broken(&self, generation: u64) {
+        let _ = self.broken.send(generation);
+    }
+
+    /// Starts an orderly close.
+    pub(super) fn close(&self) {
+        self.closing.cancel();
+    }
+}
+
+struct Supervisor {
+    settings: Arc<RabbitSettings>,
+    role: &'static str,
+    live: watch::Sender<Option<Live>>,
+    reports: mpsc::UnboundedReceiver<u64>,
+    closing: CancellationToken,
+    generation: u64,
+}
+
+impl Supervisor {
+    async fn run(mut self) {
+        let closing = self.closing.clone();
+        while let Some((connection, address)) = closing.run_until_cancelled(self.connect()).await {
+            self.generation += 1;
+            let ended = self.watch(connection, &address).await;
+            self.live.send_replace(None);
+            match ended {
+                Some(why) => warn!(role = self.role, "lost RabbitMQ at {address}: {why}"),
+                None => return,
+            }
+        }
+    }
+
+    /// Connects to one of the addresses, however long it takes.
+    async fn connect(&self) -> (Connection, Address) {
+        let mut backoff = BACKOFF_FLOOR;
+        let mut said = false;
+        loop {
+            let mut addresses = self.settings.addresses.clone();
+            addresses.shuffle(&mut rand::rng());
+            for address in addresses {
+                match timeout(self.settings.connect_timeout, self.attempt(&address)).await {
+                    Ok(Ok(connection)) => {
+                        info!(role = self.role, "connected to RabbitMQ at {address}");
+                        return (connection, address);
+                    }
+                    failed => {
+                        let why = match failed {
+                            Ok(Err(error)) => error.to_string(),
+                            _ => format!("no answer in {:?}", self.settings.connect_timeout),
+                        };
+                        if said {
+                            debug!(role = self.role, "no RabbitMQ at {address}: {why}");
+                        } else {
+                            warn!(
+                                role = self.role,
+                                "cannot reach RabbitMQ at {address}: {why}; trying until it answers"
+                            );
+                        }
+                    }
+                }
+            }
+            said = true;
+            let pause = rand::rng().random_range(Duration::ZERO..=backoff);
+            sleep(pause.max(BACKOFF_FLOOR / 4)).await;
+            backoff = (backoff * 2).min(BACKOFF_CEILING);
+        }
+    }
+
+    async fn attempt(&self, address: &Address) -> Result<Connection, lapin::Error> {
+        let tls = OwnedTLSConfig { cert_chain: self.settings.ca_pem.clone(), identity: None };
+        let name = format!("{} ({})", self.settings.name, self.role);
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        ConnectionBuilder::new_with_runtime(runtime::default_runtime()?)
+            .with_uri(address.uri.clone())
+            .with_properties(properties)
+            .with_tls_config(tls)
+            .connect()
+            .await
+    }
+
+    /// Shows the connection to whoever waits for one, until it ends: the reason, or `None` when
+    /// the link was closed.
+    async fn watch(&mut self, connection: Connection, address: &Address) -> Option<String> {
+        let mut events = Box::pin(connection.events_listener());
+        let (blocked, watched) = watch::channel(None);
+        let connection = Arc::new(connection);
+        let live = Live {
+            generation: self.generation,
+            connection: Arc::clone(&connection),
+            blocked: watched,
+        };
+        self.live.send_replace(Some(live));
+        loop {
+            tokio::select! {
+                () = self.closing.cancelled() => {
+                    let close = connection.close(200, ShortString::from("OK"));
+                    let _ = timeout(CLOSE_DEADLINE, close).await;
+                    return None;
+                }
+                event = events.next() => match event {
+                    Some(Event::ConnectionBlocked(why)) => {
+                        warn!(role = self.role, "RabbitMQ at {address} takes no messages: {why}");
+                        blocked.send_replace(Some(why));
+                    }
+                    Some(Event::ConnectionUnblocked) => {
+                        info!(role = self.role, "RabbitMQ at {address} takes messages again");
+                        blocked.send_replace(None);
+                    }
+                    // An error may be a channel's only: the connection's own state decides.
+                    Some(Event::Error(error)) if !connection.status().connected() => {
+                        return Some(error.to_string());
+                    }
+                    Some(_) => {}
+                    None => return Some("the connection ended".into()),
+                },
+                Some(generation) = self.reports.recv() => {
+                    if generation == self.generation {
+                        return Some("it stopped answering".into());
+                    }
+                }
+            }
+        }
+    }
+}

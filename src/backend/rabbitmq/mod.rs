@@ -1,0 +1,172 @@
+//! The broker over RabbitMQ. The only folder that names lapin.
+//!
+//! Two connections a process, each under its own supervisor: a blocked publisher must not stop
+//! acks. lapin's own recovery stays off (`DESIGN.md` says why).
+
+mod address;
+mod codec;
+mod consume;
+mod ladder;
+mod link;
+mod publish;
+mod topology;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::{Broker, Deliveries, Parcel, Queue, Recorded, sealed};
+use crate::error::{Error, Kind};
+use crate::protocol::HEADER_LIMIT;
+use address::Address;
+use link::Link;
+
+const JOB_BACKLOG: usize = 4096;
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is needed to reach RabbitMQ.
+#[derive(Clone, Debug)]
+pub(crate) struct RabbitSettings {
+    addresses: Vec<Address>,
+    ca_pem: Option<String>,
+    connect_timeout: Duration,
+    name: String,
+}
+
+impl RabbitSettings {
+    /// Reads the URLs (joined by `;`). An error is a line for people, without passwords.
+    pub(crate) fn new(
+        urls: &str,
+        ca_pem: Option<String>,
+        connect_timeout: Duration,
+        heartbeat: Duration,
+        name: &str,
+    ) -> Result<Self, String> {
+        let heartbeat = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX).max(1);
+        let addresses = Address::parse_list(urls, heartbeat)?;
+        if addresses.is_empty() {
+            return Err("broker URL: it is empty".into());
+        }
+        Ok(Self { addresses, ca_pem, connect_timeout, name: name.into() })
+    }
+}
+
+/// [`Broker`] over RabbitMQ.
+#[derive(Debug)]
+pub(crate) struct Rabbit {
+    publishing: Link,
+    consuming: Link,
+    /// Taken at close: the publisher ends when its last job is answered.
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    publisher: TaskTracker,
+    intakes: TaskTracker,
+    acks: TaskTracker,
+    links: TaskTracker,
+    runtime: Handle,
+}
+
+use publish::Job;
+
+impl Rabbit {
+    /// Starts connecting in the background; never fails for an absent server.
+    pub(crate) fn start(settings: RabbitSettings) -> Arc<Self> {
+        let settings = Arc::new(settings);
+        let links = TaskTracker::new();
+        let publishing = Link::start(Arc::clone(&settings), "publish", &links);
+        let consuming = Link::start(settings, "consume", &links);
+        let (jobs, queue) = mpsc::channel(JOB_BACKLOG);
+        let publisher = TaskTracker::new();
+        publisher.spawn(publish::run(publishing.clone(), queue));
+        Arc::new(Self {
+            publishing,
+            consuming,
+            jobs: Mutex::new(Some(jobs)),
+            publisher,
+            intakes: TaskTracker::new(),
+            acks: TaskTracker::new(),
+            links,
+            runtime: Handle::current(),
+        })
+    }
+
+    fn jobs(&self) -> Option<mpsc::Sender<Job>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn send(&self, parcel: Parcel) -> Result<Recorded, Error> {
+        let size = parcel.message.header_bytes();
+        if size > HEADER_LIMIT {
+            // A larger table kills the connection of whoever it is delivered to.
+            let (what, setting) = ("the task's header table", "fixed");
+            return Err(Kind::TooLarge { what, size, limit: HEADER_LIMIT, setting }.into());
+        }
+        let deadline = Instant::now() + parcel.timeout;
+        let (done, answer) = oneshot::channel();
+        let jobs = self.jobs().ok_or(Kind::Closed)?;
+        let job = Job { parcel, deadline, done };
+        jobs.send(job).await.map_err(|_| Kind::Closed)?;
+        drop(jobs);
+        answer.await.map_err(|_| Error::new(Kind::Closed))?
+    }
+}
+
+impl sealed::Sealed for Rabbit {}
+
+impl Broker for Rabbit {
+    fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<Recorded, Error>> {
+        self.send(parcel).boxed()
+    }
+
+    fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {
+        let (deliver, incoming) = mpsc::channel(usize::from(prefetch).max(1));
+        let (stop, stopped) = oneshot::channel();
+        let (says, consuming) = watch::channel(false);
+        let intake = consume::Intake {
+            link: self.consuming.clone(),
+            queue: queue.clone(),
+            prefetch,
+            deliver,
+            consuming: says,
+            acks: self.acks.clone(),
+        };
+        self.intakes.spawn_on(intake.run(stopped), &self.runtime);
+        Deliveries { incoming, consuming, stop: Some(stop) }
+    }
+
+    fn connected(&self) -> BoxFuture<'_, ()> {
+        async {
+            self.publishing.live().await;
+            self.consuming.live().await;
+        }
+        .boxed()
+    }
+
+    fn is_connected(&self) -> bool {
+        self.publishing.current().is_some() && self.consuming.current().is_some()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async {
+            drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
+            for tracker in [&self.publisher, &self.intakes, &self.acks, &self.links] {
+                tracker.close();
+            }
+            let flushed = async {
+                self.intakes.wait().await;
+                self.acks.wait().await;
+                self.publisher.wait().await;
+            };
+            let _ = timeout(CLOSE_DEADLINE, flushed).await;
+            self.publishing.close();
+            self.consuming.close();
+            let _ = timeout(CLOSE_DEADLINE, self.links.wait()).await;
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,65 @@
+//! Small marks about tasks: who has taken an attempt, and which ones ran when a worker died.
+
+use redis::{FromRedisValue, Pipeline, Value};
+
+use super::RedisStore;
+use crate::backend::Crashes;
+use crate::error::{Error, Kind};
+use crate::task::TaskId;
+
+/// Marks outlive every retry that anybody waits for.
+const KEEP_SECONDS: u64 = 24 * 60 * 60;
+
+impl RedisStore {
+    /// Takes an attempt; false when somebody has taken it before.
+    pub(super) async fn take_attempt(&self, id: &TaskId, attempt: u32) -> Result<bool, Error> {
+        let mut set = Pipeline::with_capacity(1);
+        let key = format!("cs:run:{id}:{attempt}");
+        set.cmd("SET").arg(key).arg("1").arg("NX").arg("EX").arg(KEEP_SECONDS);
+        Ok(matches!(self.ask(set).await?.pop(), Some(Value::Okay)))
+    }
+
+    pub(super) async fn count_run(&self, id: &TaskId, alone: bool) -> Result<(), Error> {
+        let key = crash_key(id);
+        let mut count = Pipeline::with_capacity(3);
+        count.cmd("HINCRBY").arg(&key).arg("runs").arg(1);
+        count.cmd("HINCRBY").arg(&key).arg("alone").arg(u32::from(alone));
+        count.cmd("EXPIRE").arg(&key).arg(KEEP_SECONDS);
+        self.ask(count).await.map(drop)
+    }
+
+    pub(super) async fn crashes_of(&self, id: &TaskId) -> Result<Crashes, Error> {
+        let mut get = Pipeline::with_capacity(1);
+        get.cmd("HMGET").arg(crash_key(id)).arg("runs").arg("alone");
+        let counts = self.ask(get).await?.pop().map(Vec::<Option<u32>>::from_redis_value);
+        let counts = counts.and_then(Result::ok).unwrap_or_default();
+        let count = |n: usize| counts.get(n).copied().flatten().unwrap_or(0);
+        Ok(Crashes { runs: count(0), alone: count(1) })
+    }
+
+    pub(super) async fn forget_crashes(&self, id: &TaskId) -> Result<(), Error> {
+        let mut delete = Pipeline::with_capacity(1);
+        delete.cmd("DEL").arg(crash_key(id));
+        self.ask(delete).await.map(drop)
+    }
+
+    /// Asks once. A server error is an error; waiting and asking again is the caller's choice.
+    async fn ask(&self, commands: Pipeline) -> Result<Vec<Value>, Error> {
+        let failed = |cause: String| {
+            Error::new(Kind::Connection { peer: format!("Redis at {}", self.shown), cause })
+        };
+        let session = self.link.session().await.ok_or(Kind::Closed)?;
+        let answers = session.send(&commands).await.map_err(|error| failed(error.to_string()))?;
+        match answers.iter().find_map(|answer| match answer {
+            Value::ServerError(error) => Some(error.details().unwrap_or(error.code()).to_owned()),
+            _ => None,
+        }) {
+            Some(cause) => Err(failed(cause)),
+            None => Ok(answers),
+        }
+    }
+}
+
+fn crash_key(id: &TaskId) -> String {
+    format!("cs:crash:{id}")
+}

@@ -1,0 +1,83 @@
+//! The store against real servers, each a test's own.
+
+mod faults;
+mod results;
+mod server;
+mod tls;
+mod waits;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use self::server::{Server, eventually};
+use super::{RedisSettings, RedisStore};
+use crate::backend::{Finish, Origin, Store};
+use crate::error::Error;
+use crate::protocol::{Document, State};
+
+const SOON: Duration = Duration::from_secs(20);
+/// A floor so low that nothing is found by it in a test that is about something else.
+const NEVER: Duration = Duration::from_secs(3600);
+
+async fn store_on(server: &Server) -> Arc<RedisStore> {
+    store_with(RedisSettings { reread: NEVER, ..RedisSettings::new(server.url()) }).await
+}
+
+async fn store_with(settings: RedisSettings) -> Arc<RedisStore> {
+    let store = RedisStore::connect(settings).unwrap();
+    timeout(SOON, store.connected()).await.unwrap();
+    store
+}
+
+/// The server has confirmed the subscription to the store's reply channel.
+async fn listening(server: &Server, store: &RedisStore) {
+    subscribers(server, store.reply_channel(), 1).await;
+}
+
+async fn subscribers(server: &Server, channel: &str, count: usize) {
+    eventually("the channel is subscribed to", async || {
+        let found: (String, usize) = server.ask(&["PUBSUB", "NUMSUB", channel]).await;
+        found.1 == count
+    })
+    .await;
+}
+
+fn key(id: &str) -> String {
+    format!("celery-task-meta-{id}")
+}
+
+fn document(id: &str, status: &str, result: &str) -> Document {
+    let json = format!(r#"{{"status": "{status}", "result": "{result}", "task_id": "{id}"}}"#);
+    Document::parse(id.into(), Bytes::from(json)).unwrap()
+}
+
+fn success(id: &str) -> Finish {
+    Finish { document: document(id, "SUCCESS", id), reply_to: None }
+}
+
+async fn finish(store: &RedisStore, id: &str, status: &str, result: &str) {
+    let finish = Finish { document: document(id, status, result), reply_to: None };
+    let _ = timeout(SOON, store.finish(finish)).await.unwrap().unwrap();
+}
+
+async fn stored(store: &RedisStore, id: &str) -> Option<Document> {
+    timeout(SOON, store.read(&id.into())).await.unwrap().unwrap()
+}
+
+type Wait = oneshot::Receiver<Result<Document, Error>>;
+
+fn watch(store: &RedisStore, id: &str, origin: Origin) -> Wait {
+    store.watch(id.into(), origin, Some(SOON))
+}
+
+async fn resolved(wait: Wait) -> Document {
+    timeout(SOON, wait).await.expect("stuck").expect("dropped").expect("an error")
+}
+
+fn is_success(document: &Document) -> bool {
+    document.state == State::Success
+}

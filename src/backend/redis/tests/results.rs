@@ -1,0 +1,156 @@
+//! What is stored, and who wins.
+
+use super::*;
+
+#[tokio::test]
+async fn the_first_terminal_result_wins() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    for (first, second) in [
+        ("SUCCESS", "FAILURE"),
+        ("FAILURE", "SUCCESS"),
+        ("REVOKED", "SUCCESS"),
+        ("SUCCESS", "RETRY"),
+    ] {
+        let id = format!("{first}-{second}");
+        finish(&store, &id, first, "first").await;
+        finish(&store, &id, second, "second").await;
+        assert_eq!(stored(&store, &id).await, Some(document(&id, first, "first")));
+    }
+}
+
+#[tokio::test]
+async fn a_retry_is_visible_until_the_result_replaces_it() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    finish(&store, "a", "RETRY", "").await;
+    assert_eq!(stored(&store, "a").await.unwrap().state, State::Retry);
+    finish(&store, "a", "SUCCESS", "done").await;
+    assert_eq!(stored(&store, "a").await, Some(document("a", "SUCCESS", "done")));
+}
+
+#[tokio::test]
+async fn what_cannot_be_decoded_is_replaced_and_a_terminal_result_of_any_shape_is_not() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    for junk in ["not JSON", "[1]", "null", r#"{"status": 7}"#] {
+        let _: () = server.ask(&["SET", &key("a"), junk]).await;
+        finish(&store, "a", "SUCCESS", "").await;
+        assert!(is_success(&stored(&store, "a").await.unwrap()), "{junk}");
+    }
+    let deep =
+        format!(r#"{{"status": "SUCCESS", "result": {}1{}}}"#, "[".repeat(2000), "]".repeat(2000));
+    for theirs in [r#"{"result": 1, "status": "FAILURE"}"#, &deep] {
+        let _: () = server.ask(&["SET", &key("b"), theirs]).await;
+        finish(&store, "b", "SUCCESS", "").await;
+        assert_eq!(server.ask::<String>(&["GET", &key("b")]).await, theirs);
+    }
+    let _: () = server.ask(&["RPUSH", &key("c"), "a list"]).await;
+    finish(&store, "c", "SUCCESS", "").await;
+    assert!(stored(&store, "c").await.is_some());
+}
+
+#[tokio::test]
+async fn results_expire_as_configured() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    for (expires, least, most) in [(0, -1, -1), (100, 90, 100)] {
+        let result_expires = Duration::from_secs(expires);
+        let settings = RedisSettings { result_expires, ..RedisSettings::new(server.url()) };
+        let store = store_with(settings).await;
+        let id = format!("kept-{expires}");
+        finish(&store, &id, "SUCCESS", "").await;
+        let ttl: i64 = server.ask(&["TTL", &key(&id)]).await;
+        assert!((least..=most).contains(&ttl), "{ttl}");
+    }
+}
+
+#[tokio::test]
+async fn keys_have_the_prefix_that_celery_gives_them() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    for (given, key) in [("shop", "shop_celery-task-meta-a"), ("shop:", "shop:celery-task-meta-a")]
+    {
+        let key_prefix = given.to_owned();
+        let store =
+            store_with(RedisSettings { key_prefix, ..RedisSettings::new(server.url()) }).await;
+        let wait = watch(&store, "a", Origin::Foreign);
+        finish(&store, "a", "SUCCESS", given).await;
+        assert!(server.ask::<bool>(&["EXISTS", key]).await);
+        assert_eq!(resolved(wait).await, document("a", "SUCCESS", given));
+    }
+}
+
+#[tokio::test]
+async fn the_script_is_loaded_again_after_a_flush() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    let _: () = server.ask(&["SCRIPT", "FLUSH"]).await;
+    finish(&store, "a", "SUCCESS", "").await;
+    assert!(stored(&store, "a").await.is_some());
+}
+
+#[tokio::test]
+async fn many_at_once_are_all_recorded() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    let ids: Vec<String> = (0..2000).map(|n| format!("task-{n}")).collect();
+    let all = ids.iter().map(|id| store.finish(success(id)));
+    let recorded = timeout(SOON, futures_util::future::join_all(all)).await.unwrap();
+    assert!(recorded.iter().all(Result::is_ok));
+    assert_eq!(server.ask::<usize>(&["DBSIZE"]).await, ids.len());
+    let calls: String = server.ask(&["INFO", "commandstats"]).await;
+    assert!(calls.contains("cmdstat_evalsha:calls=2000,"), "{calls}");
+}
+
+#[tokio::test]
+async fn a_result_that_the_server_cannot_take_is_an_error_and_its_neighbours_are_stored() {
+    let Some(server) = Server::start_with(&["--proto-max-bulk-len", "1mb"]).await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    let large =
+        Finish { document: document("large", "SUCCESS", &"x".repeat(2 << 20)), reply_to: None };
+    let (before, large, after) = tokio::join!(
+        store.finish(success("before")),
+        timeout(SOON, store.finish(large)),
+        timeout(SOON, store.finish(success("after"))),
+    );
+    assert!(before.is_ok());
+    assert!(large.unwrap().is_err());
+    assert!(after.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_full_server_is_waited_for() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = store_on(&server).await;
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let mut storing = Box::pin(store.finish(success("a")));
+    assert!(timeout(Duration::from_millis(300), &mut storing).await.is_err());
+    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert!(timeout(SOON, storing).await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn a_wrong_url_is_a_configuration_error_that_shows_no_password() {
+    let settings = RedisSettings::new("redis://u:hush@ok;http://u:hush@no;redis://u:hush@h/x");
+    let error = RedisStore::connect(settings).unwrap_err();
+    assert!(error.is_config());
+    assert_eq!(error.to_string().lines().count(), 2);
+    assert!(!error.to_string().contains("hush"), "{error}");
+}

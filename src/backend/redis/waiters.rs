@@ -1,0 +1,215 @@
+//! The book of who waits for what, and until when. No I/O: 100,000 waits are in it at a time, so
+//! it is careful with bytes.
+
+use std::cmp::Reverse;
+use std::collections::hash_map::Entry as Slot;
+use std::collections::{BinaryHeap, HashMap};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::backend::Origin;
+use crate::error::{Error, Kind};
+use crate::protocol::Document;
+use crate::task::TaskId;
+
+/// The answering half of a wait.
+pub(super) type Answer = oneshot::Sender<Result<Document, Error>>;
+
+/// Everyone who waits.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    tasks: HashMap<TaskId, Waited>,
+    deadlines: BinaryHeap<Reverse<Deadline>>,
+    last_token: u64,
+}
+
+/// One task that is waited for; most have one waiter.
+#[derive(Debug)]
+struct Waited {
+    first: Waiter,
+    more: Vec<Waiter>,
+    /// One of the waiters listens on the reply channel.
+    own: bool,
+    /// One of the waiters needs the task's own channel.
+    foreign: bool,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    token: u64,
+    answer: Answer,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Deadline {
+    at: Instant,
+    token: u64,
+    id: TaskId,
+    after: Duration,
+}
+
+impl Waiters {
+    /// Adds a wait, until `deadline` (when, and how long that is from its start).
+    pub(super) fn add(
+        &mut self,
+        id: TaskId,
+        origin: Origin,
+        deadline: Option<(Instant, Duration)>,
+        answer: Answer,
+    ) {
+        self.last_token += 1;
+        let token = self.last_token;
+        if let Some((at, after)) = deadline {
+            self.deadlines.push(Reverse(Deadline { at, token, id: id.clone(), after }));
+        }
+        let (own, foreign) = (origin == Origin::Own, origin == Origin::Foreign);
+        let waiter = Waiter { token, answer };
+        match self.tasks.entry(id) {
+            Slot::Vacant(slot) => {
+                slot.insert(Waited { first: waiter, more: Vec::new(), own, foreign });
+            }
+            Slot::Occupied(mut slot) => {
+                let waited = slot.get_mut();
+                waited.more.push(waiter);
+                waited.own |= own;
+                waited.foreign |= foreign;
+            }
+        }
+    }
+
+    pub(super) fn is_waited(&self, id: &TaskId) -> bool {
+        self.tasks.contains_key(id)
+    }
+
+    pub(super) fn is_own(&self, id: &TaskId) -> bool {
+        self.tasks.get(id).is_some_and(|waited| waited.own)
+    }
+
+    pub(super) fn is_foreign(&self, id: &TaskId) -> bool {
+        self.tasks.get(id).is_some_and(|waited| waited.foreign)
+    }
+
+    /// Every task that is waited for.
+    pub(super) fn ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.keys()
+    }
+
+    /// Every task whose own channel is needed.
+    pub(super) fn foreign_ids(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.iter().filter(|(_, waited)| waited.foreign).map(|(id, _)| id)
+    }
+
+    /// Gives the document to all who wait for it. Says whether the task's channel was needed.
+    pub(super) fn resolve(&mut self, document: &Document) -> bool {
+        let Some(waited) = self.tasks.remove(&document.id) else {
+            return false;
+        };
+        let foreign = waited.foreign;
+        for waiter in waited.into_waiters() {
+            // A receiver that is gone has lost interest.
+            let _ = waiter.answer.send(Ok(document.clone()));
+        }
+        self.compact();
+        foreign
+    }
+
+    /// When the next wait ends.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.peek().map(|Reverse(deadline)| deadline.at)
+    }
+
+    /// Ends the waits whose deadline has passed. Returns the tasks whose channel is needed no more.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<TaskId> {
+        let mut left = Vec::new();
+        while self.next_deadline().is_some_and(|at| at <= now) {
+            let Some(Reverse(deadline)) = self.deadlines.pop() else {
+                break;
+            };
+            let Slot::Occupied(slot) = self.tasks.entry(deadline.id) else {
+                continue;
+            };
+            let id = slot.key().clone();
+            let (id_again, waited) = slot.remove_entry();
+            let foreign = waited.foreign;
+            let (passed, others) = waited.split(|waiter| waiter.token == deadline.token);
+            for waiter in passed {
+                let what = format!("waiting for the result of task {id}");
+                let timeout = Kind::Timeout { what, after: deadline.after };
+                let _ = waiter.answer.send(Err(timeout.into()));
+            }
+            match others {
+                Some(others) => drop(self.tasks.insert(id_again, others)),
+                None if foreign => left.push(id),
+                None => {}
+            }
+        }
+        left
+    }
+
+    /// Forgets those whose receiver is gone. Returns the tasks whose channel is needed no more.
+    pub(super) fn forget_dropped(&mut self) -> Vec<TaskId> {
+        let mut left = Vec::new();
+        let dropped = |waiter: &Waiter| waiter.answer.is_closed();
+        let affected: Vec<TaskId> = self
+            .tasks
+            .iter()
+            .filter(|(_, waited)| dropped(&waited.first) || waited.more.iter().any(dropped))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in affected {
+            let Some(waited) = self.tasks.remove(&id) else {
+                continue;
+            };
+            let foreign = waited.foreign;
+            match waited.split(dropped).1 {
+                Some(others) => drop(self.tasks.insert(id, others)),
+                None if foreign => left.push(id),
+                None => {}
+            }
+        }
+        self.compact();
+        left
+    }
+
+    /// Ends every wait: closed.
+    pub(super) fn close(&mut self) {
+        self.deadlines.clear();
+        for (_, waited) in self.tasks.drain() {
+            for waiter in waited.into_waiters() {
+                let _ = waiter.answer.send(Err(Kind::Closed.into()));
+            }
+        }
+    }
+
+    /// Drops deadlines of waits that are over, once they are the larger part.
+    fn compact(&mut self) {
+        if self.deadlines.len() <= 2 * self.tasks.len() + 1024 {
+            return;
+        }
+        let tasks = &self.tasks;
+        self.deadlines.retain(|Reverse(deadline)| {
+            tasks.get(&deadline.id).is_some_and(|waited| waited.has(deadline.token))
+        });
+        self.deadlines.shrink_to(1024);
+        self.tasks.shrink_to(1024);
+    }
+}
+
+impl Waited {
+    fn has(&self, token: u64) -> bool {
+        self.first.token == token || self.more.iter().any(|waiter| waiter.token == token)
+    }
+
+    fn into_waiters(self) -> impl Iterator<Item = Waiter> {
+        std::iter::once(self.first).chain(self.more)
+    }
+
+    /// Those for whom `leaves` is true, and the rest, if there is one.
+    fn split(self, leaves: impl Fn(&Waiter) -> bool) -> (Vec<Waiter>, Option<Self>) {
+        let (own, foreign) = (self.own, self.foreign);
+        let (gone, mut stay): (Vec<_>, Vec<_>) = self.into_waiters().partition(leaves);
+        let rest = stay.pop().map(|first| Self { first, more: stay, own, foreign });
+        (gone, rest)
+    }
+}

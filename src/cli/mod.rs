@@ -1,0 +1,28 @@
+//! What binaries do with their command line, logs, signals and exit codes.
+
+mod command;
+mod config;
+mod logs;
+mod output;
+mod run;
+mod signals;
+mod tasks;
+mod worker;
+
+pub use command::main;
+pub use signals::shutdown_signal;
+pub use worker::run_worker;
+
+/// Exit codes, as in `sysexits.h`.
+pub mod exit {
+    /// The awaited task failed, or something else went wrong.
+    pub const FAILURE: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// A server did not answer.
+    pub const UNAVAILABLE: u8 = 69;
+    /// A drain left tasks behind: they were given back, another worker will run them.
+    pub const TEMPFAIL: u8 = 75;
+    /// The configuration is wrong.
+    pub const CONFIG: u8 = 78;
+}

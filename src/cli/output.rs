@@ -1,0 +1,78 @@
+//! Output: a table on a terminal, JSON elsewhere.
+
+use std::io::IsTerminal;
+
+use clap::ValueEnum;
+use serde_json::Value;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Aligned columns
+    Table,
+    /// One JSON document
+    Json,
+    /// One JSON document a line
+    Jsonl,
+}
+
+impl Format {
+    pub(super) fn by_terminal() -> Self {
+        if std::io::stdout().is_terminal() { Self::Table } else { Self::Jsonl }
+    }
+
+    /// Prints records that all have the same fields.
+    pub(super) fn print(self, records: &[Value]) {
+        match self {
+            Self::Table => print!("{}", table(records)),
+            Self::Json if records.len() == 1 => println!("{:#}", records[0]),
+            Self::Json => println!("{:#}", Value::from(records.to_vec())),
+            Self::Jsonl => records.iter().for_each(|record| println!("{record}")),
+        }
+    }
+}
+
+fn table(records: &[Value]) -> String {
+    let Some(names) = records.first().and_then(Value::as_object) else { return String::new() };
+    let names: Vec<_> = names.keys().map(String::as_str).collect();
+    let header = names.iter().map(|name| name.to_uppercase()).collect();
+    let mut rows: Vec<Vec<String>> = vec![header];
+    rows.extend(
+        records.iter().map(|record| names.iter().map(|name| cell(&record[*name])).collect()),
+    );
+    let widths: Vec<_> = (0..names.len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<_> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A value on one line, without what could move a terminal's cursor.
+fn cell(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    };
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_control_characters_are_gone() {
+        let records =
+            [json!({"id": "a", "state": "x\u{1b}[2J"}), json!({"id": "long", "state": null})];
+        assert_eq!(table(&records), "ID    STATE\na     x [2J\nlong  -\n");
+    }
+}

@@ -1,0 +1,71 @@
+//! `countersign tasks`: what became of a task.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::output::Format;
+use super::run::verdict;
+use super::worker::duration;
+use crate::client::Client;
+use crate::error::Error;
+use crate::task::TaskId;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Tasks {
+    /// Show a task's state as it is stored now
+    Get {
+        /// The task's id
+        id: String,
+    },
+    /// Wait for a task's result and print it
+    Result {
+        /// The task's id
+        id: String,
+        /// Wait at most this long
+        #[arg(long, default_value = "60s", value_parser = duration)]
+        timeout: Duration,
+    },
+}
+
+impl Tasks {
+    pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        match self {
+            Self::Get { id } => {
+                let handle = client.handle::<Value>(id);
+                let state = handle.state().await?;
+                let state = state.as_ref().map_or("PENDING", |state| state.as_str());
+                format.print(&[json!({ "id": handle.id(), "state": state })]);
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Result { id, timeout } => {
+                let handle = client.handle::<Value>(id);
+                let id = handle.id().clone();
+                print_end(&id, handle.result_within(timeout).await, format)
+            }
+        }
+    }
+}
+
+/// Prints how an awaited task ended. A failed task is an answer, with exit code 1.
+pub(super) fn print_end(
+    id: &TaskId,
+    ended: Result<Value, Error>,
+    format: Format,
+) -> Result<ExitCode, Error> {
+    let (record, code) = match ended {
+        Ok(result) => (json!({ "id": id, "state": "SUCCESS", "result": result }), 0),
+        Err(error) => match verdict(&error) {
+            Some(code) => {
+                let state = if error.is_revoked() { "REVOKED" } else { "FAILURE" };
+                let told = error.failure().map_or_else(|| error.to_string(), ToString::to_string);
+                (json!({ "id": id, "state": state, "result": told }), code)
+            }
+            None => return Err(error),
+        },
+    };
+    format.print(&[record]);
+    Ok(ExitCode::from(code))
+}

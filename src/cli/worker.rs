@@ -1,0 +1,139 @@
+//! The command line that every worker binary has.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use jiff::Timestamp;
+
+use super::signals::drain_signals;
+use super::{exit, logs};
+use crate::client::{Client, hostname};
+use crate::config::{Config, SETTINGS, parse_duration};
+use crate::error::Error;
+use crate::worker::{Drained, Health, Worker};
+
+/// How long a blocking handler may keep the process after its drain.
+const EXIT_GRACE: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Consume this queue; repeat it, or join several by commas [default: the worker's own name]
+    #[arg(short = 'Q', long = "queues", value_delimiter = ',', env = "COUNTERSIGN_WORKER_QUEUES")]
+    queues: Vec<String>,
+    /// Run this many tasks at once
+    #[arg(short, long, default_value_t = 16, env = "COUNTERSIGN_WORKER_CONCURRENCY")]
+    concurrency: usize,
+    /// Let the broker hand out this many messages in advance [default: twice the concurrency]
+    #[arg(long, env = "COUNTERSIGN_WORKER_PREFETCH")]
+    prefetch: Option<u16>,
+    /// This worker's name [default: NAME@HOST]
+    #[arg(short, long, env = "COUNTERSIGN_WORKER_NAME")]
+    name: Option<String>,
+    /// How long a drain waits for running tasks
+    #[arg(long, default_value = "30s", value_parser = duration, env = "COUNTERSIGN_DRAIN_DEADLINE")]
+    drain_deadline: Duration,
+    /// How long a task that this worker does not know may wait for one that does (rolling deploys)
+    #[arg(long, default_value = "0s", value_parser = duration, env = "COUNTERSIGN_UNKNOWN_GRACE")]
+    unknown_grace: Duration,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Say whether the worker of this name, on this machine, is ready (exit code 0) or not (69)
+    Health,
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| format!("{text:?} is no duration such as 500ms, 30s or 5m"))
+}
+
+/// The whole `main` of a worker binary: reads the command line and the settings, starts the logs,
+/// lets `build` add the handlers, works until SIGTERM or SIGINT, drains (a second signal hurries), and prints the report as
+/// one line of JSON on standard output.
+///
+/// Exit codes: 0 drained; 75 drained, with tasks given back at the deadline; 78 the configuration
+/// is wrong; 2 the command line is; `health` answers 0 or 69.
+pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> ExitCode {
+    let matches = Arguments::command().name(name).after_help(after_help(name)).get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let node = arguments.name.clone().unwrap_or_else(|| format!("{name}@{}", hostname()));
+    if let Some(Verb::Health) = arguments.verb {
+        return health(&node);
+    }
+    logs::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(exit::TEMPFAIL, &format!("cannot start: {error}")),
+    };
+    let ended = runtime.block_on(work(name, node, arguments, build));
+    runtime.shutdown_timeout(EXIT_GRACE);
+    match ended {
+        Ok(drained) => {
+            println!("{}", serde_json::json!({ "drained": drained }));
+            ExitCode::from(if drained.is_clean() { 0 } else { exit::TEMPFAIL })
+        }
+        Err(error) if error.is_config() => fail(exit::CONFIG, &error.to_string()),
+        Err(error) => fail(exit::UNAVAILABLE, &error.to_string()),
+    }
+}
+
+async fn work(
+    name: &str,
+    node: String,
+    arguments: Arguments,
+    build: impl FnOnce(Worker) -> Worker,
+) -> Result<Drained, Error> {
+    let config = Config::load()?;
+    let (shutdown, hurry) = drain_signals();
+    let client = Client::start(&config)?;
+    let mut worker = Worker::new(&client)
+        .name(node)
+        .hurry(hurry)
+        .unknown_grace(arguments.unknown_grace)
+        .concurrency(arguments.concurrency)
+        .drain_deadline(arguments.drain_deadline);
+    if let Some(prefetch) = arguments.prefetch {
+        worker = worker.prefetch(prefetch);
+    }
+    if arguments.queues.is_empty() {
+        worker = worker.queue(name);
+    }
+    for queue in arguments.queues {
+        worker = worker.queue(queue);
+    }
+    build(worker).run(shutdown).await
+}
+
+fn health(node: &str) -> ExitCode {
+    let health = match Health::read(node) {
+        Ok(health) => health,
+        Err(why) => return fail(exit::UNAVAILABLE, &why),
+    };
+    match health.fault(Timestamp::now()) {
+        None => {
+            println!("{}", serde_json::json!({ "worker": node, "ready": true, "health": health }));
+            ExitCode::SUCCESS
+        }
+        Some(why) => fail(exit::UNAVAILABLE, &format!("worker {node} is not ready: {why}")),
+    }
+}
+
+fn fail(code: u8, why: &str) -> ExitCode {
+    eprintln!("{why}");
+    ExitCode::from(code)
+}
+
+fn after_help(name: &str) -> String {
+    let mut help = format!(
+        "Examples:\n  {name} -Q {name} -c 32\n  {name} -Q mail,reports --drain-deadline 60s\n  \
+         {name} health\n\nSettings (environment, or countersign.toml; NAME_FILE reads a secret from a file):\n"
+    );
+    for setting in SETTINGS {
+        let default = if setting.default.is_empty() { "none" } else { setting.default };
+        help.push_str(&format!("  {}\n      {} [{default}]\n", setting.env, setting.help));
+    }
+    help
+}

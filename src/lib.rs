@@ -1,0 +1,51 @@
+//! Countersign: a worker pool that speaks Celery's protocol over RabbitMQ and Redis.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`task`], [`client`], [`handle`], [`context`], [`retry`], [`breaker`], [`error`], [`config`] | the public nouns, one a file |
+//! | `protocol` | Celery's messages and result documents as types; no I/O |
+//! | `lifecycle` | pure transitions: what to ack, how a drain proceeds; no I/O, no clock |
+//! | `backend` | the two seams, [`backend::Broker`] and [`backend::Store`], and what is behind them |
+//! | `worker` | a worker's life: gate, execute, settle, drain |
+//! | `cli` | what every worker binary does with its command line |
+//!
+//! Features: `rabbitmq` (RabbitMQ and Redis, on by default) and `cli` (the command line of worker
+//! binaries, on by default).
+
+#![cfg_attr(
+    not(feature = "rabbitmq"),
+    expect(dead_code, reason = "without a backend nobody makes a proof of recording")
+)]
+
+pub mod backend;
+pub mod breaker;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod handle;
+pub mod lifecycle;
+pub mod protocol;
+pub mod retry;
+pub mod task;
+mod trace;
+pub mod worker;
+
+pub use breaker::CircuitBreaker;
+#[cfg(feature = "cli")]
+pub use cli::{run_worker, shutdown_signal};
+pub use client::Client;
+pub use config::Config;
+pub use context::Context;
+pub use error::{Error, Failure, TaskError, TaskResult};
+pub use handle::Handle;
+pub use protocol::Arguments;
+pub use retry::Retry;
+pub use task::{Policy, Rate, Task, TaskId};
+pub use worker::{Drained, Worker};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -1,0 +1,7 @@
+//! Pure transitions: given what happened, what is to be done. No I/O, no clock, no tokio.
+
+mod ledger;
+mod outcome;
+
+pub use ledger::{AckLedger, Frame, Settlement};
+pub use outcome::Outcome;

@@ -1,0 +1,34 @@
+//! How a task can end, as far as one worker is concerned.
+
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+
+use crate::error::Failure;
+use crate::protocol::Document;
+
+/// The closed set of what can become of a delivery. One function, `worker::settle`, turns each
+/// into a durable effect and then the ack.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The handler answered; its answer as JSON.
+    Done(Box<RawValue>),
+    /// The handler gave up, timed out or panicked.
+    Failed(Failure),
+    /// The handler gave up, and is tried again after this long.
+    Retry(Failure, Duration),
+    /// It may not start before this long has passed.
+    Postponed(Duration),
+    /// It must not run: it expired, or somebody took it back.
+    Revoked(&'static str),
+    /// It has run before: this is its result.
+    Known(Document),
+    /// Another copy of its message runs it, or has.
+    Repeated,
+    /// It ended its worker this many times.
+    Convicted(u32),
+    /// No handler of this worker has its name.
+    Unknown,
+    /// The worker drains, and another one will run it.
+    Released,
+}

@@ -1,0 +1,223 @@
+//! The body of a task message: `[args, kwargs, embed]`, each part kept as text.
+
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+
+use super::headers::shown;
+use super::{Arguments, Kwargs, Unreadable};
+
+/// As deep as `serde_json` follows, so that whatever passes here can be read later.
+const MAX_DEPTH: usize = 127;
+
+/// More arguments than this are no call, but an attempt to make a small body large in memory.
+const MAX_ARGUMENTS: usize = 65_536;
+
+const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+
+/// An `embed` that asks for nothing.
+pub(super) fn no_embed() -> Box<RawValue> {
+    serde_json::from_str(NO_EMBED).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+/// Takes a body apart in one pass, without building a tree of it.
+pub(super) fn read(body: &[u8]) -> Result<(Arguments, Box<RawValue>), Unreadable> {
+    if body.is_empty() {
+        return Err(Unreadable::new("the body is empty"));
+    }
+    let text = std::str::from_utf8(body)
+        .map_err(|error| Unreadable::new(format!("the body is not UTF-8: {error}")))?;
+    if is_too_deep(body) {
+        return Err(Unreadable::new(format!("the body is nested deeper than {MAX_DEPTH} levels")));
+    }
+    match serde_json::from_str::<(Positional, Named, Box<RawValue>)>(text) {
+        Ok((args, kwargs, embed)) if matches!(embed.get().as_bytes(), [b'{' | b'n', ..]) => {
+            Ok((Arguments { args: args.0, kwargs: kwargs.0 }, embed))
+        }
+        Ok(_) => Err(Unreadable::new("the third part of the body, embed, is not an object")),
+        Err(error) => Err(Unreadable::new(explain(text, &error))),
+    }
+}
+
+/// The inverse of [`read`]. Each value is written as it was found.
+pub(super) fn write(arguments: &Arguments, embed: &RawValue) -> Vec<u8> {
+    let values = arguments.args.iter().chain(arguments.kwargs.values());
+    let room: usize = values.map(|value| value.get().len() + 16).sum();
+    let mut body = Vec::with_capacity(room + embed.get().len() + 16);
+    // Writing to memory cannot fail, and every key is text.
+    let _ = serde_json::to_writer(&mut body, &(&arguments.args, &arguments.kwargs, embed));
+    body
+}
+
+struct Positional(Vec<Box<RawValue>>);
+struct Named(Kwargs);
+
+impl<'de> Deserialize<'de> for Positional {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items;
+        impl<'de> Visitor<'de> for Items {
+            type Value = Positional;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of arguments")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Positional, A::Error> {
+                let mut args = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    if args.len() == MAX_ARGUMENTS {
+                        return Err(too_many());
+                    }
+                    args.push(item);
+                }
+                Ok(Positional(args))
+            }
+        }
+        deserializer.deserialize_seq(Items)
+    }
+}
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Named;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of keyword arguments")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Named, A::Error> {
+                let mut kwargs = Kwargs::new();
+                while let Some((name, value)) = entries.next_entry()? {
+                    if kwargs.len() == MAX_ARGUMENTS {
+                        return Err(too_many());
+                    }
+                    kwargs.insert(name, value);
+                }
+                Ok(Named(kwargs))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+fn too_many<E: serde::de::Error>() -> E {
+    E::custom(format_args!("more than {MAX_ARGUMENTS} arguments"))
+}
+
+/// What is wrong with a body, in the order in which a person would look.
+fn explain(text: &str, error: &serde_json::Error) -> String {
+    if let Some(constant) = python_constant(text) {
+        return format!("the body has {constant}, which JSON does not have");
+    }
+    let count = match serde_json::from_str::<Vec<IgnoredAny>>(text) {
+        Ok(parts) => parts.len(),
+        Err(error) if error.is_data() => {
+            return "the body is not an array of [args, kwargs, embed]".to_owned();
+        }
+        Err(error) => {
+            return format!("the body is not JSON: {error}, after {:?}", shown(text));
+        }
+    };
+    if count != 3 {
+        return format!("the body is an array of {count}, not of [args, kwargs, embed]");
+    }
+    format!("the body is not [args, kwargs, embed]: {error}")
+}
+
+/// `NaN` and the like, which Python writes and JSON does not know.
+fn python_constant(text: &str) -> Option<&'static str> {
+    let mut found = None;
+    outside_strings(text.as_bytes(), |at, byte| {
+        found = match byte {
+            b'N' if text.as_bytes()[at..].starts_with(b"NaN") => Some("NaN"),
+            b'I' if text.as_bytes()[at..].starts_with(b"Infinity") => Some("Infinity"),
+            _ => None,
+        };
+        found.is_none()
+    });
+    found
+}
+
+fn is_too_deep(body: &[u8]) -> bool {
+    let mut depth = 0_usize;
+    outside_strings(body, |_, byte| {
+        match byte {
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth <= MAX_DEPTH
+    });
+    depth > MAX_DEPTH
+}
+
+/// Shows each byte that is not in a string, with its position, until `look` says no.
+fn outside_strings(json: &[u8], mut look: impl FnMut(usize, u8) -> bool) {
+    let mut at = 0;
+    while let Some(&byte) = json.get(at) {
+        if byte == b'"' {
+            at = string_end(json, at + 1);
+        } else if !look(at, byte) {
+            return;
+        }
+        at += 1;
+    }
+}
+
+/// Where the string that begins at `at`, after its quote, has its other quote; else the end.
+pub(super) fn string_end(json: &[u8], mut at: usize) -> usize {
+    while let Some(step) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += step;
+        if json[at] == b'"' {
+            return at;
+        }
+        at += 2;
+    }
+    json.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(body: &str) -> String {
+        read(body.as_bytes()).unwrap_err().reason
+    }
+
+    #[test]
+    fn each_value_is_kept_to_the_byte() {
+        let body = r#"[[1.0,"\u00e9"],{"k":{"a" : 1}},{"callbacks": null}]"#;
+        let (arguments, embed) = read(body.as_bytes()).unwrap();
+        assert_eq!(String::from_utf8(write(&arguments, &embed)).unwrap(), body);
+    }
+
+    #[test]
+    fn a_body_that_is_not_three_parts_is_refused_with_what_it_is() {
+        assert_eq!(reason(""), "the body is empty");
+        assert_eq!(reason("[[], {}]"), "the body is an array of 2, not of [args, kwargs, embed]");
+        assert_eq!(reason("{}"), "the body is not an array of [args, kwargs, embed]");
+        assert!(reason("[{}, {}, {}]").contains("expected an array of arguments"));
+        assert!(reason("[[], [], {}]").contains("expected an object of keyword arguments"));
+        assert!(reason("[[], {}, 3]").contains("embed"));
+        assert!(reason("[[], {}, {}, 1]").contains("an array of 4"));
+        assert!(reason("[[], {").starts_with("the body is not JSON"));
+        assert!(read(b"[[\"\xff\"], {}, {}]").unwrap_err().reason.contains("UTF-8"));
+    }
+
+    #[test]
+    fn nan_and_infinity_are_named() {
+        assert_eq!(reason("[[NaN], {}, {}]"), "the body has NaN, which JSON does not have");
+        assert!(reason("[[-Infinity], {}, {}]").contains("Infinity"));
+        assert!(read(br#"[["NaN \" Infinity"], {}, {}]"#).is_ok());
+    }
+
+    #[test]
+    fn depth_and_number_of_arguments_are_bounded() {
+        let deep = format!("[[{}1{}], {{}}, {{}}]", "[".repeat(10_000), "]".repeat(10_000));
+        assert!(reason(&deep).contains("deeper than"));
+        let brackets = format!("[[\"{}\"], {{}}, {{}}]", "[".repeat(10_000));
+        assert!(read(brackets.as_bytes()).is_ok());
+        let many = format!("[[{}1], {{}}, {{}}]", "1,".repeat(MAX_ARGUMENTS));
+        assert!(reason(&many).contains("more than 65536 arguments"));
+    }
+}

@@ -1,0 +1,72 @@
+//! Failures that Celery itself knows: a client raises its own class for each.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::error::Failure;
+
+impl Failure {
+    /// No worker here knows the task `name`.
+    #[must_use]
+    pub fn not_registered(name: &str) -> Self {
+        Self::new("celery.exceptions", "NotRegistered", name)
+    }
+
+    /// The task ran longer than its hard limit.
+    #[must_use]
+    pub fn time_limit_exceeded(limit: Duration) -> Self {
+        let args = vec![seconds(limit)];
+        Self { args, ..Self::new("billiard.exceptions", "TimeLimitExceeded", "") }
+    }
+
+    /// The task was revoked; `reason` is `expired`, `revoked` or `terminated`.
+    #[must_use]
+    pub fn task_revoked(reason: &str) -> Self {
+        Self::new("celery.exceptions", "TaskRevokedError", reason)
+    }
+
+    /// The task ended its worker this many times, and is not tried again.
+    #[must_use]
+    pub fn worker_lost(times: u32) -> Self {
+        let told = format!("its worker was lost {times} times while it ran");
+        Self::new("billiard.exceptions", "WorkerLostError", told)
+    }
+
+    /// The task's answer is too large to be stored.
+    #[must_use]
+    pub fn result_too_large(size: usize, limit: usize) -> Self {
+        let told = format!("the result is {size} bytes, over the limit of {limit} (limits.result)");
+        Self::new("countersign.errors", "ResultTooLarge", told)
+    }
+
+    /// The arguments do not fit the task.
+    #[must_use]
+    pub fn type_error(message: impl Into<String>) -> Self {
+        Self::new("builtins", "TypeError", message)
+    }
+}
+
+/// As Python would write it: `5`, but `0.5`.
+pub(super) fn seconds(duration: Duration) -> Value {
+    if duration.subsec_nanos() == 0 {
+        Value::from(duration.as_secs())
+    } else {
+        Value::from(duration.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_time_limit_is_an_integer_when_it_is_whole() {
+        let whole = Failure::time_limit_exceeded(Duration::from_secs(5));
+        assert_eq!(whole.args, [json!(5)]);
+        let half = Failure::time_limit_exceeded(Duration::from_millis(500));
+        assert_eq!(half.args, [json!(0.5)]);
+    }
+}

@@ -1,0 +1,183 @@
+//! Reading typed headers: absent and null are alike, any integer width will do, and a wrong type
+//! is refused by the header's name.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde_json::Value;
+
+use super::{Headers, Limits, Unreadable};
+
+/// How much of somebody's text is repeated in a reason.
+const SHOWN: usize = 80;
+
+type Read<T> = Result<Option<T>, Unreadable>;
+
+/// The text of header `name`; an empty one is none.
+pub(super) fn text<'a>(headers: &'a Headers, name: &str) -> Read<&'a str> {
+    match headers.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(other) => Err(wrong(name, other, "text")),
+    }
+}
+
+pub(super) fn integer(headers: &Headers, name: &str) -> Read<i64> {
+    match headers.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_i64() {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(name, value, "a 64-bit integer")),
+        },
+    }
+}
+
+pub(super) fn boolean(headers: &Headers, name: &str) -> Read<bool> {
+    match headers.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(flag)) => Ok(Some(*flag)),
+        Some(other) => Err(wrong(name, other, "true or false")),
+    }
+}
+
+/// The number of attempts including this one, from header `retries`.
+pub(super) fn attempt(headers: &Headers) -> Result<u32, Unreadable> {
+    let retries = integer(headers, "retries")?.unwrap_or(0);
+    u32::try_from(retries)
+        .ok()
+        .and_then(|retries| retries.checked_add(1))
+        .ok_or_else(|| Unreadable::new(format!("header `retries` is out of range: {retries}")))
+}
+
+/// An ISO 8601 date with any offset, or none: then it is UTC.
+pub(super) fn date(headers: &Headers, name: &str) -> Read<Timestamp> {
+    let Some(text) = text(headers, name)? else {
+        return Ok(None);
+    };
+    let parsed = text.parse::<Timestamp>().ok().or_else(|| {
+        let local = text.parse::<DateTime>().ok()?;
+        Some(local.to_zoned(TimeZone::UTC).ok()?.timestamp())
+    });
+    let garbage = || format!("header `{name}` is not an ISO 8601 date: {:?}", shown(text));
+    parsed.map(Some).ok_or_else(|| Unreadable::new(garbage()))
+}
+
+/// Header `timelimit`: `[hard, soft]` in seconds. Zero is no limit, as in Celery.
+pub(super) fn limits(headers: &Headers) -> Result<Limits, Unreadable> {
+    match headers.get("timelimit") {
+        None | Some(Value::Null) => Ok(Limits::default()),
+        Some(Value::Array(pair)) => match pair.as_slice() {
+            [] => Ok(Limits::default()),
+            [hard, soft] => Ok(Limits { soft: seconds(soft)?, hard: seconds(hard)? }),
+            _ => Err(Unreadable::new("header `timelimit` is not a pair")),
+        },
+        Some(other) => Err(wrong("timelimit", other, "a pair of numbers")),
+    }
+}
+
+fn seconds(value: &Value) -> Read<Duration> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let Some(number) = value.as_f64() else {
+        return Err(wrong("timelimit", value, "a pair of numbers"));
+    };
+    match Duration::try_from_secs_f64(number) {
+        Ok(limit) => Ok(Some(limit).filter(|limit| !limit.is_zero())),
+        Err(_) => Err(Unreadable::new(format!("header `timelimit` is out of range: {number}"))),
+    }
+}
+
+fn wrong(name: &str, value: &Value, wanted: &str) -> Unreadable {
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "a table",
+    };
+    let kind = match value {
+        Value::Number(number) => format!("the number {number}"),
+        _ => kind.to_owned(),
+    };
+    Unreadable::new(format!("header `{name}` is {kind}, not {wanted}"))
+}
+
+/// The beginning of a text that may be long.
+pub(super) fn shown(text: &str) -> &str {
+    text.char_indices().nth(SHOWN).map_or(text, |(end, _)| &text[..end])
+}
+
+/// Written by the broker on each death of a message. Published again, RabbitMQ would take the
+/// message for one that runs in a circle, and drop it.
+pub(super) fn is_history(name: &str) -> bool {
+    name == "x-death"
+        || name == "x-delivery-count"
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn headers(value: Value) -> Headers {
+        let Value::Object(headers) = value else { unreachable!() };
+        headers
+    }
+
+    #[test]
+    fn a_date_may_have_any_offset_and_without_one_is_utc() {
+        let expected: Timestamp = "2026-11-21T10:00:00.5Z".parse().unwrap();
+        for text in [
+            "2026-11-21T10:00:00.5+00:00",
+            "2026-11-21T15:30:00.500000+05:30",
+            "2026-11-21T02:00:00.5-08:00",
+            "2026-11-21T10:00:00.5",
+            "2026-11-21 10:00:00.5",
+            "2026-11-21T10:00:00.5Z",
+        ] {
+            let found = date(&headers(json!({"eta": text})), "eta").unwrap();
+            assert_eq!(found, Some(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_garbage_date_is_refused_by_its_header() {
+        let reason = date(&headers(json!({"eta": "soon"})), "eta").unwrap_err().reason;
+        assert_eq!(reason, "header `eta` is not an ISO 8601 date: \"soon\"");
+        assert!(date(&headers(json!({"eta": 5})), "eta").is_err());
+        assert!(date(&headers(json!({"eta": "9".repeat(60_000)})), "eta").is_err());
+    }
+
+    #[test]
+    fn retries_are_counted_from_zero_and_never_below() {
+        assert_eq!(attempt(&headers(json!({}))).unwrap(), 1);
+        assert_eq!(attempt(&headers(json!({"retries": null}))).unwrap(), 1);
+        assert_eq!(attempt(&headers(json!({"retries": 3}))).unwrap(), 4);
+        for bad in [json!(-1), json!(u32::MAX), json!(1.5), json!("1"), json!(true)] {
+            assert!(attempt(&headers(json!({"retries": bad}))).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_hard_limit_comes_first() {
+        let limits = limits(&headers(json!({"timelimit": [2.5, 1]}))).unwrap();
+        assert_eq!(limits.hard, Some(Duration::from_millis(2500)));
+        assert_eq!(limits.soft, Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_limit_that_is_no_duration_is_refused() {
+        for bad in
+            [json!([-1, null]), json!([1e300, null]), json!(["1", null]), json!([1]), json!(9)]
+        {
+            assert!(limits(&headers(json!({"timelimit": bad}))).is_err(), "{bad}");
+        }
+    }
+}

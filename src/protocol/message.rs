@@ -1,0 +1,147 @@
+//! One message as the broker carries it, in no library's terms.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+use super::headers::is_history;
+use crate::task::TaskId;
+
+/// Message headers. AMQP's integer widths are folded into JSON numbers, byte strings into text.
+pub type Headers = Map<String, Value>;
+
+/// The most bytes of headers that may be published: a larger table kills the connection of
+/// everyone it is delivered to, one after the other.
+pub const HEADER_LIMIT: usize = 64 * 1024;
+
+/// One message: properties, headers and body, undecoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Whose message it is: header `id`, else `correlation_id`, else `message_id`, else a made-up
+    /// id, so that a proof of recording can always be matched with its delivery.
+    pub id: TaskId,
+    /// Application headers.
+    pub headers: Headers,
+    /// Body.
+    pub body: Bytes,
+    /// AMQP basic properties.
+    pub properties: Properties,
+}
+
+/// The AMQP basic properties that travel with a task, and are kept when it is published again.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[expect(missing_docs, reason = "named as in AMQP 0-9-1 section 4.2.6")]
+pub struct Properties {
+    pub content_type: Option<String>,
+    pub content_encoding: Option<String>,
+    pub correlation_id: Option<String>,
+    pub reply_to: Option<String>,
+    /// Milliseconds, as text.
+    pub expiration: Option<String>,
+    pub message_id: Option<String>,
+    pub app_id: Option<String>,
+    pub user_id: Option<String>,
+    pub kind: Option<String>,
+    pub priority: Option<u8>,
+    /// Seconds since the epoch.
+    pub timestamp: Option<u64>,
+}
+
+impl Message {
+    /// Its id was read from it, and not made up.
+    #[must_use]
+    pub fn names_its_task(&self) -> bool {
+        let Properties { correlation_id, message_id, .. } = &self.properties;
+        let named = self.headers.get("id").and_then(Value::as_str);
+        named.or(correlation_id.as_deref()).or(message_id.as_deref()) == Some(self.id.as_str())
+    }
+
+    /// Drops the largest headers until the rest fits into `limit` bytes; returns their names. What
+    /// tells whose message it is goes last.
+    pub fn fit_headers(&mut self, limit: usize) -> Vec<String> {
+        let mut dropped = Vec::new();
+        let mut size = self.header_bytes();
+        let mut sizes: Vec<_> = self
+            .headers
+            .iter()
+            .map(|(name, value)| {
+                (name != "id" && name != "task", 1 + name.len() + field(value), name.clone())
+            })
+            .collect();
+        sizes.sort();
+        while size > limit
+            && let Some((_, bytes, name)) = sizes.pop()
+        {
+            size -= bytes;
+            self.headers.remove(&name);
+            dropped.push(name);
+        }
+        dropped
+    }
+
+    /// Removes what brokers wrote on each death of the message: RabbitMQ 3.10 would take it for
+    /// one that runs in a circle, and drop it.
+    pub fn strip_history(&mut self) {
+        self.headers.retain(|name, _| !is_history(name));
+    }
+
+    /// How many bytes the headers take as an AMQP table, never estimated too low. Refuse to
+    /// publish more than [`HEADER_LIMIT`].
+    #[must_use]
+    pub fn header_bytes(&self) -> usize {
+        4 + table(&self.headers)
+    }
+}
+
+fn table(entries: &Headers) -> usize {
+    entries.iter().map(|(name, value)| 1 + name.len() + field(value)).sum()
+}
+
+/// A type byte, then the value; texts, arrays and tables begin with four bytes of length.
+fn field(value: &Value) -> usize {
+    match value {
+        Value::Null => 1,
+        Value::Bool(_) => 2,
+        Value::Number(_) => 9,
+        Value::String(text) => 5 + text.len(),
+        Value::Array(items) => 5 + items.iter().map(field).sum::<usize>(),
+        Value::Object(entries) => 5 + table(entries),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_largest_headers_are_dropped_and_the_id_is_kept() {
+        let Value::Object(headers) = json!({"id": "x".repeat(300), "a": "y".repeat(200), "b": "z"})
+        else {
+            unreachable!()
+        };
+        let properties = Properties::default();
+        let mut message =
+            Message { id: TaskId::from("x"), headers, body: Bytes::new(), properties };
+        assert_eq!(message.fit_headers(400), ["a"]);
+        assert!(message.header_bytes() <= 400 && message.headers.contains_key("id"));
+        assert!(message.fit_headers(400).is_empty());
+    }
+
+    #[test]
+    fn a_header_table_is_sized_as_amqp_encodes_it() {
+        let Value::Object(headers) = json!({"a": "bc", "n": 1, "z": null, "l": [true], "t": {}})
+        else {
+            unreachable!()
+        };
+        let message = Message {
+            id: TaskId::from("x"),
+            headers,
+            body: Bytes::new(),
+            properties: Properties::default(),
+        };
+        let a = 2 + 5 + 2;
+        let (n, z, l, t) = (2 + 9, 2 + 1, 2 + 5 + 2, 2 + 5);
+        assert_eq!(message.header_bytes(), 4 + a + n + z + l + t);
+    }
+}

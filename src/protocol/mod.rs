@@ -1,0 +1,20 @@
+//! Celery's protocol as types: message v2 in and out, result documents, Python's `repr`.
+//! No I/O, no clock: what needs the time is given it.
+
+mod arguments;
+mod body;
+mod compression;
+mod decode;
+mod document;
+mod encode;
+mod envelope;
+mod failures;
+mod headers;
+mod kombu;
+mod message;
+mod repr;
+
+pub use arguments::{Arguments, Kwargs};
+pub use document::{Document, State};
+pub use envelope::{Envelope, Limits, Lineage, Unreadable};
+pub use message::{HEADER_LIMIT, Headers, Message, Properties};

@@ -1,0 +1,218 @@
+//! From an envelope to its outcome: may it run, run it, and guard the run.
+
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::time::sleep;
+use tracing::{Instrument, error, info_span, warn};
+
+use super::Crew;
+use super::gate::Slot;
+use super::handler::{Answer, Registered};
+use super::suspects::{self, Standing};
+use super::watchdog::Watched;
+use crate::backend::Delivery;
+use crate::context::Context;
+use crate::error::Failure;
+use crate::lifecycle::Outcome;
+use crate::protocol::{Document, Envelope};
+use crate::trace;
+
+#[cfg(panic = "abort")]
+compile_error!(
+    "a worker turns a handler's panic into its task's failure: panic = \"abort\" voids that"
+);
+
+/// A task due within this is started at once.
+const PROMPT: Duration = Duration::from_millis(20);
+/// Two clocks may differ by this much before a task counts as expired.
+const SKEW: Duration = Duration::from_secs(1);
+
+/// Runs the handler of `envelope`, if it may run at all.
+pub(super) async fn execute(
+    crew: &Crew,
+    delivery: &Delivery,
+    envelope: &Arc<Envelope>,
+    slot: &Slot,
+) -> Outcome {
+    if let Some(document) = known(crew, delivery, envelope).await {
+        return Outcome::Known(document);
+    }
+    if envelope.expires.is_some_and(|at| Timestamp::now() > at.saturating_add(SKEW).unwrap_or(at)) {
+        return Outcome::Revoked("expired");
+    }
+    if let Some(early) = envelope.eta.and_then(|eta| ahead(eta, Timestamp::now())) {
+        return Outcome::Postponed(early);
+    }
+    let Some(handler) = crew.handlers.get(envelope.name.as_str()) else {
+        return Outcome::Unknown;
+    };
+    let admitted = match handler.limits.admit().await {
+        Ok(admitted) => admitted,
+        Err(pause) => return Outcome::Postponed(pause),
+    };
+    if is_repeated(crew, delivery, envelope, handler).await {
+        return Outcome::Repeated;
+    }
+    let _place = match suspects::place(crew, delivery).await {
+        Standing::Innocent(place) => place,
+        Standing::Convicted(times) => return Outcome::Convicted(times),
+    };
+    let context =
+        Context::new(Arc::clone(envelope), crew.ending.child_token(), Arc::clone(&crew.sections));
+    let span = info_span!(
+        "task",
+        task.name = %envelope.name,
+        task.id = %envelope.id,
+        attempt = envelope.attempt,
+        traceparent = %context.trace(),
+    );
+    let outcome = run(crew, handler, context, envelope, slot).instrument(span).await;
+    admitted.report(&envelope.name, &outcome);
+    suspects::acquit(crew, delivery).await;
+    outcome
+}
+
+/// Whether another copy of this message has taken the attempt. One that was delivered before may
+/// be the copy that took it, so it runs; and while the store cannot be asked, so does any.
+async fn is_repeated(
+    crew: &Crew,
+    delivery: &Delivery,
+    envelope: &Envelope,
+    handler: &Registered,
+) -> bool {
+    if envelope.attempt == 1 && !handler.policy.once {
+        return false;
+    }
+    match crew.backends.store.take(&envelope.id, envelope.attempt).await {
+        Ok(taken) => !taken && !delivery.redelivered,
+        Err(error) => {
+            warn!(task.id = %envelope.id, "cannot take attempt {}: {error}", envelope.attempt);
+            false
+        }
+    }
+}
+
+/// The result of a run before this one, looked up only when there may have been one. While the
+/// store is away it waits.
+async fn known(crew: &Crew, delivery: &Delivery, envelope: &Envelope) -> Option<Document> {
+    if !delivery.redelivered && envelope.attempt == 1 {
+        return None;
+    }
+    let look = async {
+        loop {
+            match crew.backends.store.read(&envelope.id).await {
+                Ok(document) => return document,
+                Err(error) if error.is_connection() => {}
+                Err(error) => {
+                    warn!(task.id = %envelope.id, "what is stored is no result: {error}");
+                    return None;
+                }
+            }
+        }
+    };
+    let found = crew.give_up.run_until_cancelled(look).await.flatten();
+    found.filter(|document| document.state.is_terminal())
+}
+
+async fn run(
+    crew: &Crew,
+    handler: &Registered,
+    context: Context,
+    envelope: &Arc<Envelope>,
+    slot: &Slot,
+) -> Outcome {
+    let (soft, hard) = limits(crew, handler, envelope);
+    let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        handler.start(context.clone(), &envelope.arguments, slot)
+    }));
+    let mut run = match started {
+        Ok(Ok(run)) => {
+            let watched = Watched::new(run, Arc::clone(envelope));
+            trace::CURRENT.scope(context.trace(), watched).boxed()
+        }
+        Ok(Err(failure)) => return Outcome::Failed(failure),
+        Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
+    };
+    let outcome = tokio::select! {
+        biased;
+        answer = AssertUnwindSafe(&mut run).catch_unwind() => match answer {
+            Ok(answer) => ended(crew, handler, envelope, answer),
+            Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
+        },
+        () = aborted(crew, &context) => Outcome::Released,
+        () = time_limit(&context, soft, hard) => {
+            warn!("stopped after its hard limit of {} s", hard.as_secs_f64());
+            Outcome::Failed(Failure::time_limit_exceeded(hard))
+        }
+    };
+    drop_guarded(run);
+    outcome
+}
+
+/// The producer's limits go before the handler's; neither may pass the broker's patience.
+fn limits(crew: &Crew, handler: &Registered, envelope: &Envelope) -> (Option<Duration>, Duration) {
+    let hard = envelope.limits.hard.unwrap_or(handler.policy.hard_limit).min(crew.longest_run);
+    let soft = envelope.limits.soft.or(handler.policy.soft_limit).filter(|soft| *soft < hard);
+    (soft, hard)
+}
+
+/// Tells the run of its soft limit, and completes at its hard one.
+async fn time_limit(context: &Context, soft: Option<Duration>, hard: Duration) {
+    if let Some(soft) = soft {
+        sleep(soft).await;
+        context.cancel();
+    }
+    sleep(hard - soft.unwrap_or_default()).await;
+    context.unprotected().await;
+}
+
+/// Completes when this run is to be cut.
+async fn aborted(crew: &Crew, context: &Context) {
+    crew.abort.cancelled().await;
+    if context.is_protected() {
+        crew.protected.fetch_add(1, Ordering::Relaxed);
+        context.unprotected().await;
+    }
+}
+
+/// How long it is until `eta`, if that is worth a detour. The ladder rounds up to its lowest level.
+fn ahead(eta: Timestamp, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(eta.duration_since(now)).ok().filter(|ahead| *ahead > PROMPT)
+}
+
+fn ended(crew: &Crew, handler: &Registered, envelope: &Envelope, answer: Answer) -> Outcome {
+    match answer {
+        Ok(json) if json.get().len() > crew.config.max_result => {
+            Outcome::Failed(Failure::result_too_large(json.get().len(), crew.config.max_result))
+        }
+        Ok(json) => Outcome::Done(json),
+        Err(error) => match handler.policy.retry.pause(envelope.attempt, &error, rand::random()) {
+            Some(pause) => Outcome::Retry(error.failure, pause),
+            None => Outcome::Failed(error.failure),
+        },
+    }
+}
+
+fn panicked(payload: &(dyn Any + Send)) -> Failure {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned());
+    error!("the handler panicked: {text}");
+    Failure::new("countersign.errors", "HandlerPanicked", text)
+}
+
+/// What a handler leaves behind may panic when it is dropped.
+fn drop_guarded(run: BoxFuture<'_, Answer>) {
+    if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| drop(run))) {
+        let _ = panicked(panic.as_ref());
+    }
+}

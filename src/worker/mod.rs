@@ -1,0 +1,340 @@
+//! A worker: it takes tasks from its queues, runs their handlers, and settles what came of them.
+
+mod drain;
+mod execute;
+mod gate;
+mod handler;
+mod limits;
+mod pulse;
+mod settle;
+mod suspects;
+mod watchdog;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::info;
+
+use crate::backend::{Backends, Deliveries, Delivery, Queue};
+use crate::client::{Client, hostname};
+use crate::config::Config;
+use crate::context::Context;
+use crate::error::{Error, Kind, TaskResult};
+use crate::protocol::Envelope;
+use crate::task::{Policy, Task, TaskId};
+use gate::{Gate, Slot};
+use handler::Registered;
+use suspects::Room;
+
+pub use drain::Drained;
+pub use pulse::Health;
+
+/// The broker takes an unsettled message back after its consumer timeout: a run ends before that.
+const CONSUMER_TIMEOUT_MARGIN: Duration = Duration::from_secs(120);
+
+/// A worker about to start: what it consumes, how much at once, and who handles what.
+#[must_use = "a worker works when it is run"]
+#[derive(Debug)]
+pub struct Worker {
+    client: Client,
+    name: String,
+    queues: Vec<(Queue, Option<usize>)>,
+    concurrency: usize,
+    prefetch: Option<u16>,
+    drain_deadline: Duration,
+    unknown_grace: Duration,
+    hurry: Hurry,
+    handlers: HashMap<&'static str, Registered>,
+    faults: Vec<String>,
+}
+
+/// Completes when a drain is to be cut short.
+struct Hurry(BoxFuture<'static, ()>);
+
+impl fmt::Debug for Hurry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hurry")
+    }
+}
+
+impl Worker {
+    /// A worker on this client's connections. It has no queue until it is given one.
+    pub fn new(client: &Client) -> Self {
+        Self {
+            client: client.clone(),
+            name: format!("worker@{}", hostname()),
+            queues: Vec::new(),
+            concurrency: 16,
+            prefetch: None,
+            drain_deadline: Duration::from_secs(30),
+            unknown_grace: Duration::ZERO,
+            hurry: Hurry(Box::pin(std::future::pending())),
+            handlers: HashMap::new(),
+            faults: Vec::new(),
+        }
+    }
+
+    /// The client it works with.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Consumes this queue too.
+    pub fn queue(mut self, name: impl Into<String>) -> Self {
+        self.queues.push((Queue::new(name), None));
+        self
+    }
+
+    /// Consumes this queue too, and runs at most so many of its tasks at once.
+    pub fn queue_limited(mut self, name: impl Into<String>, concurrency: usize) -> Self {
+        self.queues.push((Queue::new(name), Some(concurrency)));
+        self
+    }
+
+    /// How long a task that no handler here knows may wait for a worker that does, before it goes
+    /// to the dead letters. Not at all, unless said otherwise; a rolling deploy wants a minute.
+    pub fn unknown_grace(mut self, grace: Duration) -> Self {
+        self.unknown_grace = grace;
+        self
+    }
+
+    /// Cuts a drain short when `signal` completes: what still runs is given back at once.
+    pub fn hurry(mut self, signal: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.hurry = Hurry(Box::pin(signal));
+        self
+    }
+
+    /// How many tasks run at once: 16 unless said otherwise.
+    pub fn concurrency(mut self, tasks: usize) -> Self {
+        self.concurrency = tasks;
+        self
+    }
+
+    /// How many unsettled messages of each queue the broker hands out in advance: twice the
+    /// concurrency unless said otherwise.
+    pub fn prefetch(mut self, messages: u16) -> Self {
+        self.prefetch = Some(messages);
+        self
+    }
+
+    /// How long a drain waits for running tasks: 30 seconds unless said otherwise.
+    pub fn drain_deadline(mut self, deadline: Duration) -> Self {
+        self.drain_deadline = deadline;
+        self
+    }
+
+    /// What it is called in logs and in the broker's lists.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Runs `handler` for every task of its argument's type.
+    ///
+    /// ```
+    /// # use countersign::{Context, Policy, Task, TaskResult, Worker};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Add { x: i64, y: i64 }
+    ///
+    /// impl Task for Add {
+    ///     const NAME: &'static str = "demo.add";
+    ///     type Output = i64;
+    /// }
+    ///
+    /// async fn add(_ctx: Context, Add { x, y }: Add) -> TaskResult<i64> {
+    ///     Ok(x + y)
+    /// }
+    ///
+    /// fn with_add(worker: Worker) -> Worker {
+    ///     worker.handle(add, Policy::default())
+    /// }
+    /// ```
+    pub fn handle<T, F, Fut>(self, handler: F, policy: Policy) -> Self
+    where
+        T: Task,
+        F: Fn(Context, T) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = TaskResult<T::Output>> + Send + 'static,
+    {
+        self.register(T::NAME, Registered::future(handler, policy))
+    }
+
+    /// Runs a plain function, on the pool of threads for blocking work.
+    ///
+    /// Nothing can stop it: after its hard limit its failure is recorded, and its slot stays taken
+    /// until it returns.
+    pub fn handle_blocking<T, F>(self, handler: F, policy: Policy) -> Self
+    where
+        T: Task,
+        F: Fn(Context, T) -> TaskResult<T::Output> + Send + Sync + 'static,
+    {
+        self.register(T::NAME, Registered::blocking(handler, policy))
+    }
+
+    fn register(mut self, name: &'static str, registered: Registered) -> Self {
+        if self.handlers.insert(name, registered).is_some() {
+            self.faults.push(format!("two handlers are registered for {name}"));
+        }
+        self
+    }
+
+    /// Works until `shutdown` completes, then drains: takes no more, gives back what has not
+    /// started, waits for what runs (until the drain deadline), and closes the client. Returns
+    /// what the drain did.
+    ///
+    /// While a server is away it waits for it.
+    ///
+    /// # Errors
+    /// A configuration error, before anything is consumed.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Drained, Error> {
+        let (crew, hurry) = self.muster()?;
+        watchdog::start();
+        let stop = CancellationToken::new();
+        let mut intakes = JoinSet::new();
+        let mut consuming = Vec::new();
+        for (queue, gate) in &crew.queues {
+            let deliveries = crew.backends.broker.consume(queue, crew.prefetch);
+            consuming.push(deliveries.consuming());
+            let (crew, stop) = (Arc::clone(&crew), stop.clone());
+            intakes.spawn(intake(crew, queue.clone(), gate.clone(), deliveries, stop));
+        }
+        let pulse = pulse::start(&crew, consuming);
+        shutdown.await;
+        let drained = drain::drain(&crew, &stop, intakes, hurry).await;
+        crew.client.close().await;
+        pulse.stop().await;
+        Ok(drained)
+    }
+
+    fn muster(mut self) -> Result<(Arc<Crew>, Hurry), Error> {
+        let config = self.client.config().clone();
+        if self.queues.is_empty() {
+            self.faults.push("no queue: a worker consumes only the queues that it is given".into());
+        }
+        if self.concurrency == 0 {
+            self.faults.push("concurrency is 0: nothing would ever run".into());
+        }
+        let longest = config.consumer_timeout.saturating_sub(CONSUMER_TIMEOUT_MARGIN);
+        for (name, registered) in &self.handlers {
+            if registered.policy.hard_limit > longest {
+                self.faults.push(format!(
+                    "{name}: its hard limit of {} s is over {} s, two minutes below the broker's \
+                     consumer timeout (broker.consumer_timeout)",
+                    registered.policy.hard_limit.as_secs(),
+                    longest.as_secs(),
+                ));
+            }
+        }
+        if !self.faults.is_empty() {
+            return Err(Kind::Config(self.faults).into());
+        }
+        let default_prefetch = u16::try_from(self.concurrency * 2).unwrap_or(u16::MAX);
+        let queues = self.queues.into_iter().map(|(queue, slots)| (queue, slots.map(Gate::new)));
+        let crew = Crew {
+            backends: self.client.backends().clone(),
+            client: self.client,
+            config,
+            name: self.name,
+            queues: queues.collect(),
+            prefetch: self.prefetch.unwrap_or(default_prefetch).max(1),
+            gate: Gate::new(self.concurrency),
+            longest_run: longest,
+            drain_deadline: self.drain_deadline,
+            unknown_grace: self.unknown_grace,
+            room: Room::default(),
+            handlers: self.handlers,
+            tasks: TaskTracker::new(),
+            ending: CancellationToken::new(),
+            abort: CancellationToken::new(),
+            give_up: CancellationToken::new(),
+            finished: AtomicU64::new(0),
+            protected: AtomicU64::new(0),
+            sections: Arc::default(),
+            abandoned: std::sync::Mutex::default(),
+        };
+        Ok((Arc::new(crew), self.hurry))
+    }
+}
+
+/// What the tasks of a running worker share.
+struct Crew {
+    client: Client,
+    backends: Backends,
+    config: Config,
+    name: String,
+    queues: Vec<(Queue, Option<Gate>)>,
+    prefetch: u16,
+    gate: Gate,
+    longest_run: Duration,
+    drain_deadline: Duration,
+    unknown_grace: Duration,
+    room: Room,
+    handlers: HashMap<&'static str, Registered>,
+    tasks: TaskTracker,
+    /// Runs are told to end.
+    ending: CancellationToken,
+    /// Runs are dropped.
+    abort: CancellationToken,
+    /// Nothing waits for a server any more.
+    give_up: CancellationToken,
+    finished: AtomicU64,
+    /// Runs that were in a protected section at the drain's deadline.
+    protected: AtomicU64,
+    /// Protected sections that run now.
+    sections: Arc<AtomicUsize>,
+    abandoned: std::sync::Mutex<Vec<TaskId>>,
+}
+
+/// Takes messages of one queue, each with a slot to run in, until it is stopped. While the store is
+/// away it takes none: their results could not be kept. Returns how many were given back unstarted.
+async fn intake(
+    crew: Arc<Crew>,
+    queue: Queue,
+    gate: Option<Gate>,
+    mut deliveries: Deliveries,
+    stop: CancellationToken,
+) -> usize {
+    let next = async {
+        loop {
+            let own = match &gate {
+                Some(gate) => Some(gate.admit().await),
+                None => None,
+            };
+            let slot = crew.gate.admit().await.within(own);
+            if !crew.backends.store.is_connected() {
+                crew.backends.store.connected().await;
+            }
+            let Some(delivery) = deliveries.next().await else { return };
+            crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
+        }
+    };
+    stop.run_until_cancelled(next).await;
+    let left = deliveries.stop().await;
+    let returned = left.len();
+    for delivery in left {
+        settle::give_back(&crew, &queue, delivery).await;
+    }
+    info!(returned, "stopped consuming {}", queue.name);
+    returned
+}
+
+/// One delivery, from the queue to its end.
+async fn attend(crew: Arc<Crew>, queue: Queue, delivery: Delivery, slot: Slot) {
+    match Envelope::decode(&delivery.message, crew.config.max_arguments) {
+        Ok(envelope) => {
+            let envelope = Arc::new(envelope);
+            let outcome = execute::execute(&crew, &delivery, &envelope, &slot).await;
+            settle::settle(&crew, &queue, delivery, &envelope, outcome).await;
+        }
+        Err(unreadable) => settle::bury_unreadable(&crew, &queue, delivery, unreadable).await,
+    }
+    crew.finished.fetch_add(1, Ordering::Relaxed);
+}

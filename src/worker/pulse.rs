@@ -1,0 +1,135 @@
+//! A worker's sign of life: a small file that `health` reads, renewed every two seconds.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::Crew;
+
+const BEAT: Duration = Duration::from_secs(2);
+/// A worker that has missed this many seconds is not alive.
+const STALE: Duration = Duration::from_secs(10);
+
+/// How a worker of this machine is doing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Health {
+    /// Its process.
+    pub pid: u32,
+    /// Both connections to the broker are up.
+    pub broker: bool,
+    /// The broker delivers from every queue.
+    pub consuming: bool,
+    /// The store answers.
+    pub store: bool,
+    /// It takes no more tasks.
+    pub draining: bool,
+    /// Tasks that run now.
+    pub running: usize,
+    /// Tasks that came to an end since it started.
+    pub finished: u64,
+    /// When it said so.
+    pub at: Timestamp,
+}
+
+impl Health {
+    /// Where the worker of this name leaves its sign of life.
+    #[must_use]
+    pub fn file(name: &str) -> PathBuf {
+        let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.@".contains(c) { c } else { '_' };
+        let name: String = name.chars().map(safe).collect();
+        std::env::temp_dir().join(format!("countersign-{name}.health"))
+    }
+
+    /// Reads the sign of life of the worker of this name.
+    ///
+    /// # Errors
+    /// A line for people: there is none, or it is unreadable.
+    pub fn read(name: &str) -> Result<Self, String> {
+        let file = Self::file(name);
+        let text = std::fs::read_to_string(&file)
+            .map_err(|error| format!("no worker {name} here ({}: {error})", file.display()))?;
+        serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    /// Why this worker is not ready to take tasks, if it is not.
+    #[must_use]
+    pub fn fault(&self, now: Timestamp) -> Option<&'static str> {
+        let age = Duration::try_from(now.duration_since(self.at)).unwrap_or_default();
+        match self {
+            _ if age > STALE => Some("it has given no sign of life for over 10 s"),
+            Self { broker: false, .. } => Some("it is not connected to the broker"),
+            Self { draining: true, .. } => Some("it is draining"),
+            Self { consuming: false, .. } => Some("it does not consume every queue"),
+            Self { store: false, .. } => Some("it is not connected to the store"),
+            _ => None,
+        }
+    }
+}
+
+/// The running pulse of a worker.
+pub(super) struct Pulse {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Pulse {
+    /// Ends it and removes the file.
+    pub(super) async fn stop(self) {
+        self.stop.cancel();
+        let _ = self.task.await;
+    }
+}
+
+pub(super) fn start(crew: &Arc<Crew>, consuming: Vec<watch::Receiver<bool>>) -> Pulse {
+    let stop = CancellationToken::new();
+    let (crew, stopped) = (Arc::clone(crew), stop.clone());
+    let task = tokio::spawn(async move {
+        let file = Health::file(&crew.name);
+        stopped.run_until_cancelled(beat(&crew, consuming, &file)).await;
+        let _ = tokio::fs::remove_file(&file).await;
+    });
+    Pulse { stop, task }
+}
+
+async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &PathBuf) {
+    crew.client.connected().await;
+    for queue in &mut consuming {
+        let _ = queue.wait_for(|consuming| *consuming).await;
+    }
+    let queues: Vec<_> = crew.queues.iter().map(|(queue, _)| queue.name.as_str()).collect();
+    info!(name = %crew.name, ?queues, slots = crew.gate.size(), "ready");
+    let mut ticks = interval(BEAT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let health = Health {
+            pid: std::process::id(),
+            broker: crew.backends.broker.is_connected(),
+            consuming: consuming.iter().all(|queue| *queue.borrow()),
+            store: crew.backends.store.is_connected(),
+            draining: crew.tasks.is_closed(),
+            running: crew.tasks.len(),
+            finished: crew.finished.load(Ordering::Relaxed),
+            at: Timestamp::now(),
+        };
+        if let Err(error) = write(file, &health).await {
+            debug!("no sign of life in {}: {error}", file.display());
+        }
+    }
+}
+
+/// Written beside and renamed, so that a reader never sees half of it.
+async fn write(file: &PathBuf, health: &Health) -> std::io::Result<()> {
+    let beside = file.with_extension(format!("{}.new", std::process::id()));
+    tokio::fs::write(&beside, serde_json::to_vec(health)?).await?;
+    tokio::fs::rename(&beside, file).await
+}

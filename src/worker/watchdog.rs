@@ -1,0 +1,112 @@
+//! Names the task that blocks the async runtime.
+//!
+//! Each poll of a handler leaves a note at its thread's seat; a plain thread looks at the seats.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use crate::protocol::Envelope;
+
+/// A poll longer than this is named.
+const TOO_LONG: Duration = Duration::from_millis(100);
+
+static SEATS: Mutex<Vec<Weak<Seat>>> = Mutex::new(Vec::new());
+static WATCHING: OnceLock<()> = OnceLock::new();
+
+thread_local! {
+    static HERE: Arc<Seat> = Seat::new();
+}
+
+/// What one thread polls right now.
+#[derive(Default)]
+struct Seat(Mutex<Option<Note>>);
+
+struct Note {
+    since: Instant,
+    task: Arc<Envelope>,
+    told: bool,
+}
+
+impl Seat {
+    fn new() -> Arc<Self> {
+        let seat = Arc::new(Self::default());
+        let mut seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner);
+        seats.retain(|seat| seat.strong_count() > 0);
+        seats.push(Arc::downgrade(&seat));
+        seat
+    }
+
+    fn note(&self, note: Option<Note>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    }
+
+    fn look(&self) {
+        let mut seat = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(note) =
+            seat.as_mut().filter(|note| !note.told && note.since.elapsed() > TOO_LONG)
+        {
+            note.told = true;
+            warn!(
+                task.name = %note.task.name,
+                task.id = %note.task.id,
+                "blocks the async runtime for over 100 ms: make it `handle_blocking`, or await more often"
+            );
+        }
+    }
+}
+
+/// Starts the watching thread, once a process.
+pub(super) fn start() {
+    WATCHING.get_or_init(|| {
+        let watch = || loop {
+            thread::sleep(TOO_LONG);
+            let seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            seats.iter().filter_map(Weak::upgrade).for_each(|seat| seat.look());
+        };
+        let thread = thread::Builder::new().name("countersign-watchdog".into()).spawn(watch);
+        if let Err(error) = thread {
+            warn!("no watchdog: {error}");
+        }
+    });
+}
+
+/// A handler's future, watched while it is polled.
+pub(super) struct Watched<F> {
+    run: F,
+    task: Arc<Envelope>,
+}
+
+impl<F> Watched<F> {
+    pub(super) fn new(run: F, task: Arc<Envelope>) -> Self {
+        Self { run, task }
+    }
+}
+
+impl<F: Future + Unpin> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let note = Note { since: Instant::now(), task: Arc::clone(&self.task), told: false };
+        let noted = HERE.try_with(|seat| {
+            seat.note(Some(note));
+            Leave(Arc::clone(seat))
+        });
+        let polled = Pin::new(&mut self.run).poll(cx);
+        drop(noted);
+        polled
+    }
+}
+
+/// Takes the note away, also when the poll panics.
+struct Leave(Arc<Seat>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.note(None);
+    }
+}

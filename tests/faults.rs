@@ -1,0 +1,247 @@
+//! Workers, brokers and stores that die under load. Each test says what it counts, and where.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use countersign::{Arguments, Client, Config, Error, Handle};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::AsyncCommands;
+use serde_json::Value;
+use support::{DemoWorker, Proxy, Server, queue_name, servers};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Effects are counted in a Redis list, one entry a run.
+struct Effects {
+    list: String,
+    redis: redis::aio::MultiplexedConnection,
+}
+
+impl Effects {
+    async fn at(store_url: &str) -> Self {
+        let client = redis::Client::open(store_url).unwrap();
+        let redis = client.get_multiplexed_async_connection().await.unwrap();
+        Self { list: format!("effects-{}", queue_name()), redis }
+    }
+
+    async fn runs(&mut self) -> HashMap<String, usize> {
+        let entries: Vec<String> = self.redis.lrange(&self.list, 0, -1).await.unwrap();
+        let mut runs = HashMap::new();
+        for entry in entries {
+            *runs.entry(entry).or_default() += 1;
+        }
+        runs
+    }
+}
+
+async fn client(broker_url: &str, store_url: &str) -> Client {
+    Client::connect(&Config::new(broker_url, store_url).unwrap()).await.unwrap()
+}
+
+fn worker(queue: &str, broker_url: &str, store_url: &str) -> DemoWorker {
+    let arguments = ["-Q", queue, "-c", "8", "--prefetch", "16", "-n", queue];
+    DemoWorker::spawn(
+        &arguments,
+        &[("COUNTERSIGN_BROKER_URL", broker_url), ("COUNTERSIGN_STORE_URL", store_url)],
+    )
+}
+
+async fn mark(
+    client: &Client,
+    queue: &str,
+    list: &str,
+    value: &str,
+) -> Result<Handle<Value>, Error> {
+    let arguments = Arguments::of(&(list, value)).unwrap();
+    client.enqueue_named("demo.mark", arguments).queue(queue).await
+}
+
+/// Enqueues `count` tasks, many at a time; every one of them is accepted.
+async fn enqueue_marks(
+    client: &Client,
+    queue: &str,
+    list: &str,
+    count: usize,
+) -> Vec<Handle<Value>> {
+    futures_util::stream::iter(0..count)
+        .map(|n| async move { mark(client, queue, list, &n.to_string()).await.unwrap() })
+        .buffer_unordered(64)
+        .collect()
+        .await
+}
+
+/// Waits for every result, and counts those that are a success.
+async fn successes(handles: Vec<Handle<Value>>) -> usize {
+    let waits: FuturesUnordered<_> =
+        handles.into_iter().map(|handle| handle.result_within(PATIENCE)).collect();
+    let told = |result: &Result<Value, Error>| {
+        result.as_ref().inspect_err(|error| eprintln!("{error}")).is_ok()
+    };
+    waits.filter(|result| std::future::ready(told(result))).count().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_killed_under_load_loses_nothing() {
+    let servers = servers();
+    let queue = queue_name();
+    let client = client(&servers.broker_url, &servers.store_url).await;
+    let mut effects = Effects::at(&servers.store_url).await;
+    let mut doomed = worker(&queue, &servers.broker_url, &servers.store_url);
+    doomed.ready().await;
+    let mut handles = enqueue_marks(&client, &queue, &effects.list, 2000).await;
+
+    // Killed once it is in the middle of its work.
+    handles.pop().unwrap().result_within(PATIENCE).await.ok();
+    let rest = enqueue_marks(&client, &queue, &effects.list, 2000).await;
+    doomed.kill9().await;
+    let _successor = worker(&queue, &servers.broker_url, &servers.store_url);
+
+    let expected = handles.len() + rest.len();
+    assert_eq!(successes(handles).await + successes(rest).await, expected);
+    let runs = effects.runs().await;
+    assert_eq!(runs.len(), 2000, "every value was marked");
+    let repeated: usize = runs.values().map(|times| times - 2).sum();
+    assert!(repeated <= 8, "{repeated} runs were repeated, more than ran at the kill");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_drains_under_load_lose_nothing_and_run_nothing_twice() {
+    drains_under_load(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "long: fifty drains"]
+async fn fifty_drains_under_load_lose_nothing_and_run_nothing_twice() {
+    drains_under_load(50).await;
+}
+
+async fn drains_under_load(drains: usize) {
+    let servers = servers();
+    let queue = queue_name();
+    let client = client(&servers.broker_url, &servers.store_url).await;
+    let mut effects = Effects::at(&servers.store_url).await;
+    let count = 600 * drains;
+    let handles = enqueue_marks(&client, &queue, &effects.list, count).await;
+    for _ in 0..drains {
+        let mut drained = worker(&queue, &servers.broker_url, &servers.store_url);
+        drained.says("consuming").await;
+        mark(&client, &queue, &effects.list, "last").await.unwrap();
+        drained.sigterm();
+        assert_eq!(drained.wait().await, Some(0), "{}", drained.stderr());
+    }
+    let _last = worker(&queue, &servers.broker_url, &servers.store_url);
+    assert_eq!(successes(handles).await, count);
+    let mut runs = effects.runs().await;
+    runs.remove("last");
+    assert_eq!(runs.len(), count);
+    let twice: Vec<_> = runs.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "run twice: {twice:?}");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_restarted_under_load_loses_nothing() {
+    let servers = servers();
+    let mut rabbit = Server::rabbit().await;
+    let queue = queue_name();
+    let client = client(rabbit.url(), &servers.store_url).await;
+    let mut effects = Effects::at(&servers.store_url).await;
+    let worker = worker(&queue, rabbit.url(), &servers.store_url);
+    worker.ready().await;
+    let before = enqueue_marks(&client, &queue, &effects.list, 1000).await;
+    let (during, ()) = tokio::join!(enqueue_marks(&client, &queue, &effects.list, 1000), async {
+        rabbit.stop().await;
+        rabbit.start().await;
+    });
+    let after = enqueue_marks(&client, &queue, &effects.list, 100).await;
+    let results = successes(before).await + successes(during).await + successes(after).await;
+    assert_eq!(results, 2100);
+    assert_eq!(effects.runs().await.len(), 1000);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_restarted_under_load_leaves_no_waiter() {
+    let servers = servers();
+    let mut redis = Server::redis().await;
+    let queue = queue_name();
+    let client = client(&servers.broker_url, redis.url()).await;
+    let worker = worker(&queue, &servers.broker_url, redis.url());
+    worker.ready().await;
+    let add = |n: usize| {
+        let arguments = Arguments::of(&(n, 1)).unwrap();
+        client.enqueue_named("demo.add", arguments).queue(&queue)
+    };
+    let mut handles = Vec::new();
+    for n in 0..1000 {
+        handles.push(add(n).await.unwrap());
+        if n == 500 {
+            redis.stop().await;
+        }
+        if n == 700 {
+            redis.start().await;
+        }
+    }
+    assert_eq!(successes(handles).await, 1000);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_or_silent_connection_is_replaced() {
+    let servers = servers();
+    let rabbit = Proxy::start(address(&servers.broker_url)).await;
+    let redis = Proxy::start(address(&servers.store_url)).await;
+    let broker_url = by(&servers.broker_url, &rabbit);
+    let store_url = by(&servers.store_url, &redis);
+    let queue = queue_name();
+    let client = client(&broker_url, &store_url).await;
+    let worker = worker(&queue, &broker_url, &store_url);
+    worker.ready().await;
+    for _ in 0..5 {
+        let mut handles = Vec::new();
+        for n in 0..200 {
+            let arguments = Arguments::of(&(n, 1)).unwrap();
+            let sum = client.enqueue_named("demo.add", arguments).queue(&queue);
+            handles.push(sum.await.unwrap());
+        }
+        rabbit.cut();
+        redis.cut();
+        assert_eq!(successes(handles).await, 200);
+    }
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_come_late_are_waited_for_with_one_line_each() {
+    let mut rabbit = Server::rabbit().await;
+    let mut redis = Server::redis().await;
+    let queue = queue_name();
+    rabbit.stop().await;
+    redis.stop().await;
+    let worker = worker(&queue, rabbit.url(), redis.url());
+    worker.says("cannot reach RabbitMQ").await;
+    redis.start().await;
+    rabbit.start().await;
+    worker.ready().await;
+    let told = worker.stderr();
+    let lines = told.lines().filter(|line| line.contains("cannot reach RabbitMQ")).count();
+    assert!(lines <= 2, "one line for each connection, not {lines}:\n{told}");
+    assert!(!told.contains("not-to-be-printed"), "a password was printed:\n{told}");
+
+    let client = client(rabbit.url(), redis.url()).await;
+    let sum = client.enqueue_named("demo.add", Arguments::of(&(1, 2)).unwrap()).queue(&queue);
+    assert_eq!(sum.await.unwrap().result_within(PATIENCE).await.unwrap(), 3);
+    client.close().await;
+}
+
+fn address(url: &str) -> String {
+    let url = url::Url::parse(url).unwrap();
+    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap())
+}
+
+fn by(url: &str, proxy: &Proxy) -> String {
+    url.replace(&address(url), &proxy.address().to_string())
+}

@@ -1,0 +1,21 @@
+//! What the integration tests need: servers to break, workers to kill, a proxy to cut.
+//!
+//! Everything here panics when it cannot do its work, for that is how a test fails.
+
+#![expect(clippy::unwrap_used, reason = "this is how a test fails")]
+
+mod proxy;
+mod running;
+mod servers;
+mod worker;
+
+pub use proxy::Proxy;
+pub use running::Running;
+pub use servers::{Server, Servers, servers};
+pub use worker::DemoWorker;
+
+/// A queue name that no other test has.
+#[must_use]
+pub fn queue_name() -> String {
+    format!("test-{}", uuid::Uuid::new_v4().simple())
+}

@@ -1,0 +1,96 @@
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// A TCP proxy that misbehaves when told to. It and its connections end when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    state: watch::Sender<State>,
+    accepting: JoinHandle<()>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct State {
+    cuts: u64,
+    silent: bool,
+}
+
+impl Proxy {
+    /// Forwards connections from a free port of its own to `upstream`.
+    pub async fn start(upstream: impl Into<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound listener");
+        let (state, watched) = watch::channel(State::default());
+        let accepting = tokio::spawn(accept(listener, upstream.into(), watched));
+        Self { address, state, accepting }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Closes every connection. New ones are served.
+    pub fn cut(&self) {
+        self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// Passes no more bytes on, either way, and closes nothing: a cable pulled out.
+    pub fn blackhole(&self) {
+        self.state.send_modify(|state| state.silent = true);
+    }
+
+    /// Passes bytes on again, those held back first.
+    pub fn heal(&self) {
+        self.state.send_modify(|state| state.silent = false);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, upstream: String, state: watch::Receiver<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        tokio::spawn(forward(client, upstream.clone(), state.clone()));
+    }
+}
+
+/// Serves one connection until either side ends it, it is cut, or the proxy is dropped.
+async fn forward(client: TcpStream, upstream: String, state: watch::Receiver<State>) {
+    let Ok(server) = TcpStream::connect(upstream).await else {
+        return;
+    };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let mut cuts = state.clone();
+    let seen = cuts.borrow().cuts;
+    tokio::select! {
+        _ = cuts.wait_for(|state| state.cuts != seen) => {}
+        _ = pump(from_client, to_server, state.clone()) => {}
+        _ = pump(from_server, to_client, state) => {}
+    }
+}
+
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut state: watch::Receiver<State>,
+) -> io::Result<()> {
+    let mut chunk = vec![0; 64 * 1024];
+    loop {
+        let size = from.read(&mut chunk).await?;
+        if state.wait_for(|state| !state.silent).await.is_err() || size == 0 {
+            return Ok(());
+        }
+        to.write_all(&chunk[..size]).await?;
+    }
+}

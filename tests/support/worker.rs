@@ -1,0 +1,111 @@
+use std::env;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A `demo` worker in a process of its own. Killed when dropped.
+#[derive(Debug)]
+pub struct DemoWorker {
+    process: Child,
+    stdout: watch::Receiver<String>,
+    stderr: watch::Receiver<String>,
+}
+
+impl DemoWorker {
+    /// Starts the built binary with this process's environment and `variables` besides.
+    #[must_use]
+    pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(binary())
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the demo binary: build it by cargo build --workspace");
+        let stdout = collect(process.stdout.take().expect("a piped stdout"));
+        let stderr = collect(process.stderr.take().expect("a piped stderr"));
+        Self { process, stdout, stderr }
+    }
+
+    /// Waits until it has said that it is ready.
+    pub async fn ready(&self) {
+        self.says("ready").await;
+    }
+
+    /// Waits until its standard error contains `text`.
+    pub async fn says(&self, text: &str) {
+        let mut stderr = self.stderr.clone();
+        let said = timeout(PATIENCE, stderr.wait_for(|all| all.contains(text))).await;
+        if !matches!(said, Ok(Ok(_))) {
+            panic!("the worker did not say {text:?}, but:\n{}", self.stderr());
+        }
+    }
+
+    /// What it has written to its standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> String {
+        self.stderr.borrow().clone()
+    }
+
+    /// Asks it to drain.
+    pub fn sigterm(&self) {
+        send("TERM", &self.process);
+    }
+
+    /// Kills it; it is gone when this returns.
+    pub async fn kill9(&mut self) {
+        self.process.kill().await.expect("a worker that runs");
+    }
+
+    /// All that it printed on its standard output: the drain report. Waits for its end.
+    pub async fn report(&mut self) -> String {
+        self.wait().await;
+        // The writing side of the channel goes when the pipe is read to its end.
+        while self.stdout.changed().await.is_ok() {}
+        self.stdout.borrow().clone()
+    }
+
+    /// Waits for its end and returns its exit code; `None` when a signal ended it.
+    pub async fn wait(&mut self) -> Option<i32> {
+        let ended = timeout(PATIENCE, self.process.wait()).await;
+        ended.expect("the worker ends in time").expect("a child to wait for").code()
+    }
+}
+
+/// Reads a pipe to its end, as it comes.
+fn collect(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {
+    let (written, text) = watch::channel(String::new());
+    tokio::spawn(async move {
+        let mut chunk = [0; 4096];
+        while let Ok(size @ 1..) = pipe.read(&mut chunk).await {
+            let more = String::from_utf8_lossy(&chunk[..size]);
+            written.send_modify(|all| all.push_str(&more));
+        }
+    });
+    text
+}
+
+/// The binary beside this test's own executable: `target/<profile>/deps/<test>`, one folder up.
+fn binary() -> PathBuf {
+    let test = env::current_exe().expect("the path of this test");
+    test.ancestors().nth(2).expect("a target folder").join("demo")
+}
+
+/// Signals a child that has not been waited for yet, so that its id is still its own.
+pub(crate) fn send(signal: &str, process: &Child) {
+    let id = process.id().expect("a process that has not ended");
+    let status = std::process::Command::new("sh")
+        .args(["-c", &format!("kill -{signal} {id}")])
+        .status()
+        .expect("a shell");
+    assert!(status.success(), "kill -{signal} {id}: {status}");
+}
