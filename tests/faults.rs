@@ -58,6 +58,11 @@ async fn mark(
     client.enqueue_named("demo.mark", arguments).queue(queue).await
 }
 
+async fn add(client: &Client, queue: &str, n: usize) -> Handle<Value> {
+    let sum = client.enqueue_named("demo.add", Arguments::of(&(n, 1)).unwrap());
+    sum.queue(queue).await.unwrap()
+}
+
 /// Enqueues `count` tasks, many at a time; every one of them is accepted.
 async fn enqueue_marks(
     client: &Client,
@@ -155,6 +160,7 @@ async fn a_broker_restarted_under_load_loses_nothing() {
     let (during, ()) = tokio::join!(enqueue_marks(&client, &queue, &effects.list, 1000), async {
         rabbit.stop().await;
         rabbit.start().await;
+        worker.says_again("consuming", 2, Duration::from_secs(10)).await;
     });
     let after = enqueue_marks(&client, &queue, &effects.list, 100).await;
     let results = successes(before).await + successes(during).await + successes(after).await;
@@ -171,13 +177,9 @@ async fn a_store_restarted_under_load_leaves_no_waiter() {
     let client = client(&servers.broker_url, redis.url()).await;
     let worker = worker(&queue, &servers.broker_url, redis.url());
     worker.ready().await;
-    let add = |n: usize| {
-        let arguments = Arguments::of(&(n, 1)).unwrap();
-        client.enqueue_named("demo.add", arguments).queue(&queue)
-    };
     let mut handles = Vec::new();
     for n in 0..1000 {
-        handles.push(add(n).await.unwrap());
+        handles.push(add(&client, &queue, n).await);
         if n == 500 {
             redis.stop().await;
         }
@@ -203,14 +205,73 @@ async fn a_cut_or_silent_connection_is_replaced() {
     for _ in 0..5 {
         let mut handles = Vec::new();
         for n in 0..200 {
-            let arguments = Arguments::of(&(n, 1)).unwrap();
-            let sum = client.enqueue_named("demo.add", arguments).queue(&queue);
-            handles.push(sum.await.unwrap());
+            handles.push(add(&client, &queue, n).await);
         }
         rabbit.cut();
         redis.cut();
         assert_eq!(successes(handles).await, 200);
     }
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_connection_cut_every_second_loses_nothing() {
+    let servers = servers();
+    let rabbit = Proxy::start(address(&servers.broker_url)).await;
+    let redis = Proxy::start(address(&servers.store_url)).await;
+    let (broker_url, store_url) =
+        (by(&servers.broker_url, &rabbit), by(&servers.store_url, &redis));
+    let queue = queue_name();
+    let client = client(&broker_url, &store_url).await;
+    let worker = worker(&queue, &broker_url, &store_url);
+    worker.ready().await;
+    let thirty_seconds = async {
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        for _ in 0..30 {
+            second.tick().await;
+            rabbit.cut();
+            redis.cut();
+        }
+    };
+    let calls = futures_util::stream::iter(0..3000)
+        .map(|n| {
+            let (client, queue) = (&client, &queue);
+            async move { add(client, queue, n).await.result_within(2 * PATIENCE).await }
+        })
+        .buffer_unordered(16)
+        .filter(|sum| std::future::ready(sum.is_ok()))
+        .count();
+    let (answered, ()) = tokio::join!(calls, thirty_seconds);
+    assert_eq!(answered, 3000, "accepted tasks whose result came");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_open_connection_is_replaced() {
+    let servers = servers();
+    let rabbit = Proxy::start(address(&servers.broker_url)).await;
+    let redis = Proxy::start(address(&servers.store_url)).await;
+    let (broker_url, store_url) =
+        (by(&servers.broker_url, &rabbit), by(&servers.store_url, &redis));
+    let queue = queue_name();
+    let client = client(&broker_url, &store_url).await;
+    let worker = DemoWorker::spawn(
+        &["-Q", &queue, "-c", "8", "--prefetch", "16", "-n", &queue],
+        &[
+            ("COUNTERSIGN_BROKER_URL", &broker_url),
+            ("COUNTERSIGN_STORE_URL", &store_url),
+            ("COUNTERSIGN_BROKER_HEARTBEAT", "2s"),
+            ("DEMO_MARKS_URL", &servers.store_url),
+        ],
+    );
+    worker.ready().await;
+    let mut effects = Effects::at(&servers.store_url).await;
+    let before = enqueue_marks(&client, &queue, &effects.list, 500).await;
+    rabbit.freeze();
+    redis.freeze();
+    let after = enqueue_marks(&client, &queue, &effects.list, 500).await;
+    assert_eq!(successes(before).await + successes(after).await, 1000);
+    assert_eq!(effects.runs().await.len(), 500);
     client.close().await;
 }
 

@@ -17,6 +17,7 @@ pub struct Proxy {
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
     cuts: u64,
+    freezes: u64,
     silent: bool,
 }
 
@@ -39,6 +40,12 @@ impl Proxy {
     /// Closes every connection. New ones are served.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
+    }
+
+    /// Leaves every connection half open: its bytes go nowhere for ever, and nobody is told. New
+    /// ones are served.
+    pub fn freeze(&self) {
+        self.state.send_modify(|state| state.freezes += 1);
     }
 
     /// Passes no more bytes on, either way, and closes nothing: a cable pulled out.
@@ -72,23 +79,25 @@ async fn forward(client: TcpStream, upstream: String, state: watch::Receiver<Sta
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let mut cuts = state.clone();
-    let seen = cuts.borrow().cuts;
+    let seen = *cuts.borrow();
     tokio::select! {
-        _ = cuts.wait_for(|state| state.cuts != seen) => {}
-        _ = pump(from_client, to_server, state.clone()) => {}
-        _ = pump(from_server, to_client, state) => {}
+        _ = cuts.wait_for(|state| state.cuts != seen.cuts) => {}
+        _ = pump(from_client, to_server, seen.freezes, state.clone()) => {}
+        _ = pump(from_server, to_client, seen.freezes, state) => {}
     }
 }
 
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
+    freezes: u64,
     mut state: watch::Receiver<State>,
 ) -> io::Result<()> {
     let mut chunk = vec![0; 64 * 1024];
     loop {
         let size = from.read(&mut chunk).await?;
-        if state.wait_for(|state| !state.silent).await.is_err() || size == 0 {
+        let passes = |state: &State| !state.silent && state.freezes == freezes;
+        if state.wait_for(passes).await.is_err() || size == 0 {
             return Ok(());
         }
         to.write_all(&chunk[..size]).await?;

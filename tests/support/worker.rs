@@ -43,8 +43,14 @@ impl DemoWorker {
 
     /// Waits until its standard error contains `text`.
     pub async fn says(&self, text: &str) {
+        self.says_again(text, 1, PATIENCE).await;
+    }
+
+    /// Waits until its standard error contains `text` this many times.
+    pub async fn says_again(&self, text: &str, times: usize, within: Duration) {
         let mut stderr = self.stderr.clone();
-        let said = timeout(PATIENCE, stderr.wait_for(|all| all.contains(text))).await;
+        let enough = |all: &String| all.matches(text).count() >= times;
+        let said = timeout(within, stderr.wait_for(enough)).await;
         if !matches!(said, Ok(Ok(_))) {
             panic!("the worker did not say {text:?}, but:\n{}", self.stderr());
         }

@@ -21,7 +21,7 @@ use super::RabbitSettings;
 use super::address::Address;
 
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
-const BACKOFF_CEILING: Duration = Duration::from_secs(15);
+const BACKOFF_CEILING: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A connection that works right now. Its generation tells it from those before and after.
