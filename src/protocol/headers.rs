@@ -111,10 +111,14 @@ pub(super) fn shown(text: &str) -> &str {
     text.char_indices().nth(SHOWN).map_or(text, |(end, _)| &text[..end])
 }
 
-/// Written by the broker on each death of a message. Published again, RabbitMQ would take the
-/// message for one that runs in a circle, and drop it.
+/// On a copy that was published in place of a return to the queue.
+pub(super) const RETURNED: &str = "x-countersign-returned";
+
+/// Written on each death of a message by the broker, or by us on its return. Published again,
+/// RabbitMQ would take the message for one that runs in a circle, and drop it.
 pub(super) fn is_history(name: &str) -> bool {
     name == "x-death"
+        || name == RETURNED
         || name == "x-delivery-count"
         || name.starts_with("x-first-death-")
         || name.starts_with("x-last-death-")

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use super::headers::is_history;
+use super::headers::{RETURNED, is_history};
 use crate::task::TaskId;
 
 /// Message headers. AMQP's integer widths are folded into JSON numbers, byte strings into text.
@@ -82,6 +82,18 @@ impl Message {
     /// one that runs in a circle, and drop it.
     pub fn strip_history(&mut self) {
         self.headers.retain(|name, _| !is_history(name));
+    }
+
+    /// Marks a copy of a message that a worker had in its hands, and may have begun to run. The
+    /// broker does not know it for a redelivery.
+    pub fn mark_returned(&mut self) {
+        self.headers.insert(RETURNED.into(), Value::Bool(true));
+    }
+
+    /// Whether it is such a copy.
+    #[must_use]
+    pub fn is_returned(&self) -> bool {
+        self.headers.contains_key(RETURNED)
     }
 
     /// How many bytes the headers take as an AMQP table, never estimated too low. Refuse to

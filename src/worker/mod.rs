@@ -327,7 +327,8 @@ async fn intake(
 }
 
 /// One delivery, from the queue to its end.
-async fn attend(crew: Arc<Crew>, queue: Queue, delivery: Delivery, slot: Slot) {
+async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slot) {
+    delivery.redelivered |= delivery.message.is_returned();
     match Envelope::decode(&delivery.message, crew.config.max_arguments) {
         Ok(envelope) => {
             let envelope = Arc::new(envelope);

@@ -1,5 +1,6 @@
 //! From an outcome to a durable effect, and then the ack. The only place that settles.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,6 +13,7 @@ use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::error::Failure;
 use crate::lifecycle::Outcome;
 use crate::protocol::{Document, Envelope, HEADER_LIMIT, Message, Unreadable};
+use crate::task::TaskId;
 
 const REASON: &str = "x-countersign-reason";
 const SOURCE: &str = "x-countersign-queue";
@@ -68,7 +70,10 @@ pub(super) async fn settle(
             let told = (!envelope.ignore_result).then(|| finish(envelope, document));
             return bury(crew, queue, delivery, &reason, told).await;
         }
-        Outcome::Released => return release(crew, delivery),
+        Outcome::Released => {
+            abandon(crew, &envelope.id);
+            return give_back(crew, queue, delivery).await;
+        }
     };
     let recorded = if envelope.ignore_result {
         Ok(crew.backends.store.ignore(&envelope.id))
@@ -234,13 +239,16 @@ fn ack(delivery: Delivery, recorded: Recorded) {
 
 /// It was started, and will be again.
 fn release(crew: &Crew, delivery: Delivery) {
-    debug!(task.id = %delivery.id(), "given back");
-    let id = delivery.id().clone();
+    abandon(crew, delivery.id());
     let _ = delivery.release();
-    crew.abandoned.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(id);
 }
 
-/// Gives back what has not been started.
+fn abandon(crew: &Crew, id: &TaskId) {
+    debug!(task.id = %id, "given back");
+    crew.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
+}
+
+/// Returns a message to its queue, as often as it takes: no delivery limit drops it.
 pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
     let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
     if returns.is_none_or(|returns| returns < MANY_RETURNS) {
@@ -249,9 +257,10 @@ pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
     }
     let mut copy = delivery.message.clone();
     copy.strip_history();
-    let sent = publish(crew, copy, queue.clone(), None);
-    match timeout(RETRY_CEILING, sent).await {
-        Ok(recorded) => ack(delivery, recorded),
-        Err(_) => drop(delivery.release()),
+    copy.mark_returned();
+    let sent = timeout(RETRY_CEILING, publish(crew, copy, queue.clone(), None));
+    match crew.give_up.run_until_cancelled(sent).await {
+        Some(Ok(recorded)) => ack(delivery, recorded),
+        _ => drop(delivery.release()),
     }
 }
