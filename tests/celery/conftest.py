@@ -106,4 +106,5 @@ def dead_letter(broker, queue):
                 return properties, body
 
     yield next_fitting
-    broker.cancel()
+    if broker.is_open:
+        broker.cancel()

@@ -2,6 +2,7 @@
 import json
 import pickle
 import uuid
+import zlib
 
 import pika
 import pytest
@@ -34,6 +35,11 @@ BAD = {
                {"content_type": "application/x-python-serialize", "content_encoding": "binary"}),
     "a body that is not as compressed as it says":
         (GOOD_BODY, {"headers": {"compression": "application/x-gzip"}}),
+    "compressed and cut short": (
+        zlib.compress(GOOD_BODY)[:-6], {"headers": {"compression": "application/x-gzip"}}),
+    "a bomb of 64 MiB in 64 kB": (
+        zlib.compress(b'[["' + b"x" * (64 << 20) + b'"], {}, {}]'),
+        {"headers": {"compression": "application/x-gzip"}}),
     "an unknown compression": (GOOD_BODY, {"headers": {"compression": "application/x-nothing"}}),
     "a body nested ten thousand deep":
         (b'[[' + b"[" * 10_000 + b"]" * 10_000 + b', 2], {}, {}]', {}),
@@ -90,6 +96,7 @@ HOSTILE = {
     "garbage for an eta": {"eta": "soon"},
     "a table for an id": {"id": {"no": "id"}},
     "a number for a task": {"task": 7},
+    "retries beyond all numbers": {"retries": 2 ** 62},
     "a header of 60 kB": {"argsrepr": "x" * 60_000},
     "headers of 120 kB": {f"h{n}": "x" * 1000 for n in range(118)},
 }
@@ -109,3 +116,18 @@ def test_a_body_over_our_limit_is_a_dead_letter(size, app, broker, queue, dead_l
     assert "limit" in letter.headers["x-countersign-reason"]
     with pytest.raises(Exception, match="limit"):
         app.AsyncResult(task_id).get(timeout=30)
+
+
+def test_a_body_of_64_mib_hurts_nobody(app, broker, queue, dead_letter):
+    """RabbitMQ 4 refuses it (its limit is 16 MiB); 3.10 delivers it."""
+    broker.confirm_delivery()
+    try:
+        task_id = publish(broker, queue, b'[["' + b"x" * (64 << 20) + b'"], {}, {}]')
+    except pika.exceptions.ChannelClosedByBroker as refused:
+        assert "max size" in refused.reply_text
+    else:
+        letter, _ = dead_letter(lambda letter, _: letter.correlation_id == task_id)
+        assert "limit" in letter.headers["x-countersign-reason"]
+        with pytest.raises(Exception, match="limit"):
+            app.AsyncResult(task_id).get(timeout=PATIENCE)
+    assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
