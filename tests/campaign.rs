@@ -9,19 +9,17 @@ use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
 use std::time::Duration;
 
-use countersign::{Arguments, Client, Config};
+use countersign::{Client, Config};
 use futures_util::StreamExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use redis::AsyncCommands;
 use serde_json::Value;
-use support::{DemoWorker, Proxy, Server, queue_name, servers};
+use support::{DemoWorker, Effects, IN_FLIGHT, Proxy, Server, produce_marks, queue_name, servers};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 const TASKS: usize = 100_000;
 const SLOTS: usize = 8;
-const IN_FLIGHT: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The servers under fault, seen through proxies that can be cut.
@@ -103,23 +101,6 @@ impl Field {
     }
 }
 
-async fn produce(client: Client, queue: String, list: String, count: usize) -> Vec<String> {
-    futures_util::stream::iter(0..count)
-        .map(|_| async {
-            loop {
-                let id = uuid::Uuid::new_v4().to_string();
-                let arguments = Arguments::of(&(&list, &id)).unwrap();
-                let mark = client.enqueue_named("demo.mark", arguments).queue(&queue).id(&id);
-                if mark.await.is_ok() {
-                    return id;
-                }
-            }
-        })
-        .buffer_unordered(IN_FLIGHT)
-        .collect()
-        .await
-}
-
 async fn produce_with_celery(field_url: String, queue: String, list: String) -> Vec<String> {
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/celery/producer.py");
@@ -145,11 +126,12 @@ async fn a_hundred_thousand_tasks_survive_random_faults() {
     field.workers = vec![field.worker(0), field.worker(1)];
     let (broker, store) = field.urls();
     let client = Client::start(&Config::new(&broker, &store).unwrap()).unwrap();
-    let list = format!("effects-{}", field.queue);
+    let mut effects = Effects::at(&servers().store_url).await;
 
-    let (queue, effects) = (field.queue.clone(), list.clone());
-    let rust = tokio::spawn(produce(client.clone(), queue.clone(), effects.clone(), TASKS / 2));
-    let celery = tokio::spawn(produce_with_celery(broker, queue, effects));
+    let (queue, list) = (field.queue.clone(), effects.list.clone());
+    let rust = produce_marks(client.clone(), queue.clone(), list.clone(), TASKS / 2);
+    let rust = tokio::spawn(rust);
+    let celery = tokio::spawn(produce_with_celery(broker, queue, list));
     let done = CancellationToken::new();
     let stop = done.clone();
     let nemesis = tokio::spawn(async move {
@@ -173,13 +155,10 @@ async fn a_hundred_thousand_tasks_survive_random_faults() {
     done.cancel();
     let (field, faults) = nemesis.await.unwrap();
 
-    let redis = redis::Client::open(servers().store_url).unwrap();
-    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
-    let runs: Vec<String> = redis.lrange(&list, 0, -1).await.unwrap();
-    let ran: HashSet<_> = runs.iter().collect();
-    let never = accepted.iter().filter(|id| !ran.contains(id)).count();
+    let runs = effects.runs().await;
+    let never = accepted.iter().filter(|id| !runs.contains_key(*id)).count();
     assert_eq!(never, 0, "accepted, a success, and never run");
-    let repeated = runs.len() - ran.len();
+    let repeated = runs.values().map(|times| times - 1).sum::<usize>();
     eprintln!("{faults:?}: {repeated} runs repeated, {} excused", field.excused);
     assert!(repeated <= field.excused);
     client.close().await;

@@ -1,40 +1,15 @@
 //! Workers, brokers and stores that die under load. Each test says what it counts, and where.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use countersign::{Arguments, Client, Config, Error, Handle};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use redis::AsyncCommands;
 use serde_json::Value;
-use support::{DemoWorker, Proxy, Server, queue_name, servers};
+use support::{DemoWorker, Effects, Proxy, Server, queue_name, servers};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Effects are counted in a Redis list, one entry a run.
-struct Effects {
-    list: String,
-    redis: redis::aio::MultiplexedConnection,
-}
-
-impl Effects {
-    async fn at(store_url: &str) -> Self {
-        let client = redis::Client::open(store_url).unwrap();
-        let redis = client.get_multiplexed_async_connection().await.unwrap();
-        Self { list: format!("effects-{}", queue_name()), redis }
-    }
-
-    async fn runs(&mut self) -> HashMap<String, usize> {
-        let entries: Vec<String> = self.redis.lrange(&self.list, 0, -1).await.unwrap();
-        let mut runs = HashMap::new();
-        for entry in entries {
-            *runs.entry(entry).or_default() += 1;
-        }
-        runs
-    }
-}
 
 async fn client(broker_url: &str, store_url: &str) -> Client {
     Client::connect(&Config::new(broker_url, store_url).unwrap()).await.unwrap()

@@ -4,11 +4,17 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
+mod cluster;
+mod effects;
+mod producer;
 mod proxy;
 mod running;
 mod servers;
 mod worker;
 
+pub use cluster::Cluster;
+pub use effects::Effects;
+pub use producer::{IN_FLIGHT, produce_marks};
 pub use proxy::Proxy;
 pub use running::Running;
 pub use servers::{Server, Servers, servers};

@@ -1,10 +1,14 @@
 //! `demo.mark(key, value)`: appends to a Redis list and answers its length. Tests count effects
 //! with it; `DEMO_MARKS_URL` puts the lists into another Redis than the one that they restart.
 
+use std::time::Duration;
+
 use countersign::{Task, TaskResult};
 use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use serde::{Deserialize, Serialize};
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Mark {
@@ -27,7 +31,8 @@ impl Marks {
     pub(crate) fn new(url: &str) -> Self {
         let first = url.split(';').next().unwrap_or_default();
         let connection = redis::Client::open(first).and_then(|client| {
-            ConnectionManager::new_lazy_with_config(client, ConnectionManagerConfig::new())
+            let patient = ConnectionManagerConfig::new().set_response_timeout(Some(PATIENCE));
+            ConnectionManager::new_lazy_with_config(client, patient)
         });
         Self(connection.map_err(|error| error.to_string()))
     }

@@ -1,0 +1,166 @@
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::{interval, timeout};
+
+const NODES: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(180);
+const USER: &str = "countersign";
+const PASSWORD: &str = "not-to-be-printed";
+const CONF: &str = "\
+cluster_formation.peer_discovery_backend = classic_config
+cluster_formation.classic_config.nodes.1 = rabbit@rabbit0
+cluster_formation.classic_config.nodes.2 = rabbit@rabbit1
+cluster_formation.classic_config.nodes.3 = rabbit@rabbit2
+";
+
+/// Three RabbitMQ nodes in containers. Clients reach them by published ports; among themselves they
+/// speak over a network of their own, which can be cut. Removed by the run of the servers.
+#[derive(Debug)]
+pub struct Cluster {
+    name: String,
+    ports: [u16; NODES],
+}
+
+impl Cluster {
+    /// Whether a container engine answers.
+    pub async fn is_possible() -> bool {
+        Command::new("docker").arg("info").output().await.is_ok_and(|said| said.status.success())
+    }
+
+    /// A cluster of three nodes, all of them up.
+    pub async fn start() -> Self {
+        let name = format!("countersign-{}", uuid::Uuid::new_v4().simple());
+        let cluster = Self { name, ports: [(); NODES].map(|()| free_port()) };
+        let label = cluster.label();
+        docker(&["network", "create", "--label", &label, &cluster.inner()]).await;
+        for node in 0..NODES {
+            cluster.create(node, &label).await;
+        }
+        for node in 0..NODES {
+            docker(&["start", &cluster.node(node)]).await;
+        }
+        cluster.await_all().await;
+        docker(&["exec", &cluster.node(0), "rabbitmqctl", "-q", "await_online_nodes", "3"]).await;
+        cluster
+    }
+
+    /// The URLs of all nodes, as one setting.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let url = |port| format!("amqp://{USER}:{PASSWORD}@127.0.0.1:{port}/%2f");
+        self.ports.map(url).join(";")
+    }
+
+    /// Kills a node as `kill -9` does.
+    pub async fn kill(&self, node: usize) {
+        docker(&["kill", &self.node(node)]).await;
+    }
+
+    /// Starts a node that is down, and waits until it takes clients again.
+    pub async fn revive(&self, node: usize) {
+        docker(&["start", &self.node(node)]).await;
+        self.await_ready(node).await;
+    }
+
+    /// Takes a node off the network of the cluster. Its clients still reach it.
+    pub async fn cut_off(&self, node: usize) {
+        docker(&["network", "disconnect", &self.inner(), &self.node(node)]).await;
+    }
+
+    /// Puts it back.
+    pub async fn rejoin(&self, node: usize) {
+        self.connect(node).await;
+    }
+
+    /// Stops a node in order, starts it again, and waits until it takes clients.
+    pub async fn restart(&self, node: usize) {
+        docker(&["exec", &self.node(node), "rabbitmqctl", "-q", "stop_app"]).await;
+        docker(&["exec", &self.node(node), "rabbitmqctl", "-q", "start_app"]).await;
+        self.await_ready(node).await;
+    }
+
+    async fn create(&self, node: usize, label: &str) {
+        let folder = PathBuf::from(env::var("COUNTERSIGN_TEST_FOLDER").expect("ops/test sets it"));
+        let conf = folder.join("cluster.conf");
+        let login = format!("default_user = {USER}\ndefault_pass = {PASSWORD}\n");
+        fs::write(&conf, format!("{CONF}{login}")).expect("a writable test folder");
+        let mount = format!("{}:/etc/rabbitmq/conf.d/20-cluster.conf:ro", conf.display());
+        let hostname = format!("rabbit{node}");
+        docker(&[
+            "create",
+            "--name",
+            &self.node(node),
+            "--hostname",
+            &hostname,
+            "--label",
+            label,
+            "--publish",
+            &format!("127.0.0.1:{}:5672", self.ports[node]),
+            "--volume",
+            &mount,
+            "--env",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-setcookie countersign",
+            "--env",
+            "RABBITMQ_CTL_ERL_ARGS=-setcookie countersign",
+            "rabbitmq:4-management",
+        ])
+        .await;
+        self.connect(node).await;
+    }
+
+    async fn connect(&self, node: usize) {
+        let alias = format!("rabbit{node}");
+        docker(&["network", "connect", "--alias", &alias, &self.inner(), &self.node(node)]).await;
+    }
+
+    async fn await_all(&self) {
+        for node in 0..NODES {
+            self.await_ready(node).await;
+        }
+    }
+
+    async fn await_ready(&self, node: usize) {
+        let container = self.node(node);
+        let check = ["exec", &container, "rabbitmq-diagnostics", "-q", "check_port_connectivity"];
+        let ready = async {
+            let mut ticks = interval(Duration::from_secs(1));
+            loop {
+                ticks.tick().await;
+                let said = Command::new("docker").args(check).output().await;
+                if said.expect("docker").status.success() {
+                    return;
+                }
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("the node is ready in time");
+    }
+
+    fn node(&self, node: usize) -> String {
+        format!("{}-{node}", self.name)
+    }
+
+    fn inner(&self) -> String {
+        format!("{}-inner", self.name)
+    }
+
+    fn label(&self) -> String {
+        let run = env::var("COUNTERSIGN_TEST_LABEL").expect("ops/test sets it");
+        format!("countersign-ops={run}")
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound listener").port()
+}
+
+async fn docker(arguments: &[&str]) -> String {
+    let said = Command::new("docker").args(arguments).output().await.expect("docker");
+    let told = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "docker {}: {told}", arguments.join(" "));
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
