@@ -19,6 +19,13 @@ pub(crate) enum Kind {
     Connection { peer: String, cause: String },
     #[error("no queue takes {route:?}: start a worker that consumes it, or declare it first")]
     Unroutable { route: String },
+    #[error(
+        "task {id} has priority {priority}, and queue {queue} {levels}: set max_priority under \
+         [queues.\"{queue}\"] in the countersign.toml of its clients and its workers"
+    )]
+    Priority { id: TaskId, queue: String, priority: u8, levels: String },
+    #[error("queue {queue} exists otherwise than it is configured: {cause}")]
+    QueueMismatch { queue: String, cause: String },
     #[error("{what} refused for now: {cause}")]
     Backpressure { what: String, cause: String },
     #[error("{what} is {size} bytes, over the limit of {limit} ({setting})")]
@@ -58,7 +65,21 @@ impl Error {
         matches!(*self.0, Kind::Unroutable { .. })
     }
 
-    /// The broker is refusing new messages for now (an alarm, or a full queue).
+    /// The task has a priority, and its queue is not configured to have that one.
+    #[must_use]
+    pub fn is_priority(&self) -> bool {
+        matches!(*self.0, Kind::Priority { .. })
+    }
+
+    /// A queue exists with another type or other arguments than its configuration says.
+    #[must_use]
+    pub fn is_queue_mismatch(&self) -> bool {
+        matches!(*self.0, Kind::QueueMismatch { .. })
+    }
+
+    /// The broker is refusing new messages for now (an alarm, or a full queue). One that was on
+    /// its way when an alarm began may arrive after it: send it again with the same id, or with an
+    /// idempotency key.
     #[must_use]
     pub fn is_backpressure(&self) -> bool {
         matches!(*self.0, Kind::Backpressure { .. })

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use serde::de::DeserializeOwned;
 
 use crate::backend::{Origin, Store};
@@ -63,6 +64,37 @@ impl<O: DeserializeOwned> Handle<O> {
     pub async fn state(&self) -> Result<Option<State>, Error> {
         Ok(self.store.read(&self.id).await?.map(|document| document.state))
     }
+}
+
+/// The results of many tasks, in the order of their handles: one that failed hides no other. Waits
+/// for at most `concurrency` of them at a time, and without limit.
+///
+/// ```no_run
+/// # async fn example(handles: Vec<countersign::Handle<u64>>) {
+/// let results = countersign::gather(handles, 100).await;
+/// let (done, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+/// println!("{} done, {} failed", done.len(), failed.len());
+/// # }
+/// ```
+pub async fn gather<O: DeserializeOwned>(
+    handles: impl IntoIterator<Item = Handle<O>>,
+    concurrency: usize,
+) -> Vec<Result<O, Error>> {
+    let results = stream::iter(handles).map(Handle::result);
+    results.buffered(concurrency.max(1)).collect().await
+}
+
+/// The same, for at most this long in all: what has not ended by then is a timeout error.
+pub async fn gather_within<O: DeserializeOwned>(
+    handles: impl IntoIterator<Item = Handle<O>>,
+    concurrency: usize,
+    timeout: Duration,
+) -> Vec<Result<O, Error>> {
+    let begun = Instant::now();
+    let left = move || timeout.saturating_sub(begun.elapsed());
+    let results =
+        stream::iter(handles).map(|handle| async move { handle.result_within(left()).await });
+    results.buffered(concurrency.max(1)).collect().await
 }
 
 impl<O> fmt::Debug for Handle<O> {

@@ -2,7 +2,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
-//! | [`task`], [`client`], [`handle`], [`context`], [`retry`], [`breaker`], [`error`], [`config`] | the public nouns, one a file |
+//! | [`task`], [`client`], [`blocking`], [`handle`], [`context`], [`retry`], [`breaker`], [`error`], [`config`] | the public nouns, one a file |
 //! | `protocol` | Celery's messages and result documents as types; no I/O |
 //! | `lifecycle` | pure transitions: what to ack, how a drain proceeds; no I/O, no clock |
 //! | `backend` | the two seams, [`backend::Broker`] and [`backend::Store`], and what is behind them |
@@ -18,6 +18,7 @@
 )]
 
 pub mod backend;
+pub mod blocking;
 pub mod breaker;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -36,11 +37,11 @@ pub mod worker;
 pub use breaker::CircuitBreaker;
 #[cfg(feature = "cli")]
 pub use cli::{run_worker, shutdown_signal};
-pub use client::Client;
+pub use client::{Client, Enqueue};
 pub use config::Config;
 pub use context::Context;
 pub use error::{Error, Failure, TaskError, TaskResult};
-pub use handle::Handle;
+pub use handle::{Handle, gather, gather_within};
 pub use protocol::Arguments;
 pub use retry::Retry;
 pub use task::{Policy, Rate, Task, TaskId};

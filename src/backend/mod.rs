@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::Config;
+use crate::config::{Config, QueueSettings, QueueType};
 use crate::error::{Error, Kind};
 use crate::lifecycle::Settlement;
 use crate::protocol::{Document, Message};
@@ -152,18 +152,33 @@ impl Drop for Delivery {
 pub struct Queue {
     /// Its name, and the routing key that leads to it.
     pub name: String,
+    /// How it keeps its messages, if it does not exist yet.
+    pub kind: QueueType,
+    /// The highest priority that it tells apart, if it does not exist yet.
+    pub max_priority: Option<u8>,
 }
 
 impl Queue {
     /// A classic queue with an empty argument table, as Celery clients declare it.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into() }
+        Self { name: name.into(), kind: QueueType::Classic, max_priority: None }
+    }
+
+    /// The queue of this name, as `config` says that it is to be.
+    pub fn configured(name: impl Into<String>, config: &Config) -> Self {
+        let name = name.into();
+        match config.queues.get(&name) {
+            Some(QueueSettings { kind, max_priority }) => {
+                Self { name, kind: *kind, max_priority: *max_priority }
+            }
+            None => Self::new(name),
+        }
     }
 
     /// Where messages of this queue go that no worker can run.
     #[must_use]
     pub fn dead(&self) -> Self {
-        Self::new(format!("{}.dead", self.name))
+        Self { name: format!("{}.dead", self.name), kind: self.kind, max_priority: None }
     }
 }
 
@@ -238,6 +253,13 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Unroutable, backpressure, timeout (fate unknown), closed.
     fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<Recorded, Error>>;
 
+    /// Makes the queue if it does not exist, and makes sure that one that does has the type and
+    /// the arguments that `queue` says.
+    ///
+    /// # Errors
+    /// [`Error::is_queue_mismatch`] when it exists otherwise; connection.
+    fn declare(&self, queue: &Queue) -> BoxFuture<'_, Result<(), Error>>;
+
     /// Starts consuming, with at most `prefetch` unsettled messages in our hands. Declares the
     /// queue if it does not exist. Consuming goes on over reconnects until it is stopped.
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries;
@@ -272,6 +294,15 @@ pub struct Crashes {
     pub alone: u32,
 }
 
+/// The task that an idempotency key stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyedTask {
+    /// Its id.
+    pub id: TaskId,
+    /// The broker has confirmed it.
+    pub sent: bool,
+}
+
 /// Who put the task on its way, and so which channel its result comes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -302,6 +333,19 @@ pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
 
     /// Forgets the noted runs of a task: it came to an end.
     fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Makes `key` stand for task `id`, for as long as `keep` says; or, if it stands for a task
+    /// already, says for which.
+    fn claim_key(
+        &self,
+        key: &str,
+        id: &TaskId,
+        keep: Duration,
+    ) -> BoxFuture<'_, Result<KeyedTask, Error>>;
+
+    /// Notes that the task of a key was confirmed, unless the key stands for another one by now.
+    fn mark_sent(&self, key: &str, id: &TaskId, keep: Duration)
+    -> BoxFuture<'_, Result<(), Error>>;
 
     /// The result document as it is stored now.
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>>;

@@ -19,25 +19,42 @@ const EXIT_GRACE: Duration = Duration::from_millis(500);
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Consume this queue; repeat it, or join several by commas [default: the worker's own name]
-    #[arg(short = 'Q', long = "queues", value_delimiter = ',', env = "COUNTERSIGN_WORKER_QUEUES")]
+    #[arg(short = 'Q', long = "queues")]
     queues: Vec<String>,
-    /// Run this many tasks at once
-    #[arg(short, long, default_value_t = 16, env = "COUNTERSIGN_WORKER_CONCURRENCY")]
-    concurrency: usize,
+    /// Run this many tasks at once [default: 16]
+    #[arg(short, long)]
+    concurrency: Option<String>,
     /// Let the broker hand out this many messages in advance [default: twice the concurrency]
-    #[arg(long, env = "COUNTERSIGN_WORKER_PREFETCH")]
-    prefetch: Option<u16>,
+    #[arg(long)]
+    prefetch: Option<String>,
     /// This worker's name [default: NAME@HOST]
-    #[arg(short, long, env = "COUNTERSIGN_WORKER_NAME")]
+    #[arg(short, long)]
     name: Option<String>,
-    /// How long a drain waits for running tasks
-    #[arg(long, default_value = "30s", value_parser = duration, env = "COUNTERSIGN_DRAIN_DEADLINE")]
-    drain_deadline: Duration,
-    /// How long a task that this worker does not know may wait for one that does (rolling deploys)
-    #[arg(long, default_value = "0s", value_parser = duration, env = "COUNTERSIGN_UNKNOWN_GRACE")]
-    unknown_grace: Duration,
+    /// How long a drain waits for running tasks [default: 30s]
+    #[arg(long)]
+    drain_deadline: Option<String>,
+    /// How long a task that this worker does not know may wait for one that does (rolling
+    /// deploys) [default: 0s]
+    #[arg(long)]
+    unknown_grace: Option<String>,
     #[command(subcommand)]
     verb: Option<Verb>,
+}
+
+impl Arguments {
+    /// What the command line says, as names of settings and their values.
+    fn flags(self) -> Vec<(&'static str, String)> {
+        let queues = Some(self.queues.join(",")).filter(|queues| !queues.is_empty());
+        let flags = [
+            ("worker.queues", queues),
+            ("worker.concurrency", self.concurrency),
+            ("worker.prefetch", self.prefetch),
+            ("worker.name", self.name),
+            ("worker.unknown_grace", self.unknown_grace),
+            ("drain.deadline", self.drain_deadline),
+        ];
+        flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -51,16 +68,21 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// The whole `main` of a worker binary: reads the command line and the settings, starts the logs,
-/// lets `build` add the handlers, works until SIGTERM or SIGINT, drains (a second signal hurries), and prints the report as
-/// one line of JSON on standard output.
+/// lets `build` add the handlers, works until SIGTERM or SIGINT, drains (a second signal hurries),
+/// and prints the report as one line of JSON on standard output.
 ///
 /// Exit codes: 0 drained; 75 drained, with tasks given back at the deadline; 78 the configuration
 /// is wrong; 2 the command line is; `health` answers 0 or 69.
 pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> ExitCode {
     let matches = Arguments::command().name(name).after_help(after_help(name)).get_matches();
-    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let node = arguments.name.clone().unwrap_or_else(|| format!("{name}@{}", hostname()));
-    if let Some(Verb::Health) = arguments.verb {
+    let mut arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let verb = arguments.verb.take();
+    let config = match Config::load_with(&arguments.flags()) {
+        Ok(config) => config,
+        Err(error) => return fail(exit::CONFIG, &error.to_string()),
+    };
+    let node = config.worker.name.clone().unwrap_or_else(|| format!("{name}@{}", hostname()));
+    if let Some(Verb::Health) = verb {
         return health(&node);
     }
     logs::start();
@@ -68,7 +90,7 @@ pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> E
         Ok(runtime) => runtime,
         Err(error) => return fail(exit::TEMPFAIL, &format!("cannot start: {error}")),
     };
-    let ended = runtime.block_on(work(name, node, arguments, build));
+    let ended = runtime.block_on(work(name, node, config, build));
     runtime.shutdown_timeout(EXIT_GRACE);
     match ended {
         Ok(drained) => {
@@ -83,25 +105,25 @@ pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> E
 async fn work(
     name: &str,
     node: String,
-    arguments: Arguments,
+    config: Config,
     build: impl FnOnce(Worker) -> Worker,
 ) -> Result<Drained, Error> {
-    let config = Config::load()?;
     let (shutdown, hurry) = drain_signals();
     let client = Client::start(&config)?;
+    let settings = config.worker;
     let mut worker = Worker::new(&client)
         .name(node)
         .hurry(hurry)
-        .unknown_grace(arguments.unknown_grace)
-        .concurrency(arguments.concurrency)
-        .drain_deadline(arguments.drain_deadline);
-    if let Some(prefetch) = arguments.prefetch {
+        .unknown_grace(settings.unknown_grace)
+        .concurrency(settings.concurrency.into())
+        .drain_deadline(config.drain_deadline);
+    if let Some(prefetch) = settings.prefetch {
         worker = worker.prefetch(prefetch);
     }
-    if arguments.queues.is_empty() {
+    if settings.queues.is_empty() {
         worker = worker.queue(name);
     }
-    for queue in arguments.queues {
+    for queue in settings.queues {
         worker = worker.queue(queue);
     }
     build(worker).run(shutdown).await

@@ -89,13 +89,14 @@ impl Worker {
 
     /// Consumes this queue too.
     pub fn queue(mut self, name: impl Into<String>) -> Self {
-        self.queues.push((Queue::new(name), None));
+        self.queues.push((Queue::configured(name, self.client.config()), None));
         self
     }
 
     /// Consumes this queue too, and runs at most so many of its tasks at once.
     pub fn queue_limited(mut self, name: impl Into<String>, concurrency: usize) -> Self {
-        self.queues.push((Queue::new(name), Some(concurrency)));
+        let queue = Queue::configured(name, self.client.config());
+        self.queues.push((queue, Some(concurrency)));
         self
     }
 

@@ -115,6 +115,16 @@ impl Server {
         self.process = Some(process);
     }
 
+    /// Runs `rabbitmqctl` for it.
+    pub async fn control(&self, arguments: &[&str]) {
+        let mut command = Command::new(script());
+        command.arg("control").arg("--dir").arg(&self.folder).arg("--").args(arguments);
+        let output = timeout(PATIENCE, command.output()).await.expect("an answer in time");
+        let output = output.expect("ops/servers is there and Python 3 is installed");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {said}");
+    }
+
     async fn end(&mut self, signal: &str) {
         let mut process = self.process.take().expect("a server that is running");
         crate::worker::send(signal, &process);
@@ -129,9 +139,12 @@ fn port(url: &Url) -> u16 {
     url.port().expect("a URL with a port")
 }
 
+fn script() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../ops/servers")
+}
+
 async fn launch(kind: &str, folder: &PathBuf, ports: Option<[u16; 2]>) -> (Child, Url, Url) {
-    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../ops/servers");
-    let mut command = Command::new(script);
+    let mut command = Command::new(script());
     command.arg(kind).arg("--dir").arg(folder);
     if let Some([plain, tls]) = ports {
         command.args(["--port", &plain.to_string(), "--tls-port", &tls.to_string()]);

@@ -23,6 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lifecycle", &["error", "task", "protocol"]),
     ("trace", &["protocol"]),
     ("config", &["error"]),
+    ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
     ("backend", &["config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),
     ("context", &["backend", "error", "protocol", "task", "trace"]),

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use lapin::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
@@ -26,6 +27,8 @@ use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
 use link::Link;
+use publish::Job;
+use topology::Declared;
 
 const JOB_BACKLOG: usize = 4096;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
@@ -69,13 +72,14 @@ pub(crate) struct Rabbit {
     acks: TaskTracker,
     links: TaskTracker,
     runtime: Handle,
+    /// How long a question may wait for a connection.
+    patience: Duration,
 }
-
-use publish::Job;
 
 impl Rabbit {
     /// Starts connecting in the background; never fails for an absent server.
     pub(crate) fn start(settings: RabbitSettings) -> Arc<Self> {
+        let patience = settings.connect_timeout;
         let settings = Arc::new(settings);
         let links = TaskTracker::new();
         let publishing = Link::start(Arc::clone(&settings), "publish", &links);
@@ -92,6 +96,7 @@ impl Rabbit {
             acks: TaskTracker::new(),
             links,
             runtime: Handle::current(),
+            patience,
         })
     }
 
@@ -116,11 +121,54 @@ impl Rabbit {
     }
 }
 
+impl Rabbit {
+    /// Asks the broker, over the connection that consumes: the other one may be blocked. `work`
+    /// has a deadline of its own; the wait for a connection has one here. Both run on our own
+    /// runtime: the caller's may be another one.
+    async fn ask<T, Fut>(
+        &self,
+        work: impl FnOnce(Arc<Connection>) -> Fut + Send + 'static,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        Fut: Future<Output = Result<T, String>> + Send,
+    {
+        let (link, patience) = (self.consuming.clone(), self.patience);
+        let peer = || "RabbitMQ".to_owned();
+        let asking = self.runtime.spawn(async move {
+            let Ok(live) = timeout(patience, link.live()).await else {
+                let cause = format!("no connection within {} s", patience.as_secs_f64());
+                return Err(Error::new(Kind::Connection { peer: peer(), cause }));
+            };
+            let connection = live.ok_or(Kind::Closed)?.connection;
+            work(connection).await.map_err(|cause| Kind::Connection { peer: peer(), cause }.into())
+        });
+        asking.await.map_err(|_| Kind::Closed)?
+    }
+}
+
 impl sealed::Sealed for Rabbit {}
 
 impl Broker for Rabbit {
     fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<Recorded, Error>> {
         self.send(parcel).boxed()
+    }
+
+    fn declare(&self, queue: &Queue) -> BoxFuture<'_, Result<(), Error>> {
+        let queue = queue.clone();
+        async move {
+            let name = queue.name.clone();
+            let work = |connection: Arc<Connection>| async move {
+                topology::compare(&connection, &queue).await
+            };
+            match self.ask(work).await? {
+                Declared::AsWished => Ok(()),
+                Declared::Otherwise(cause) => {
+                    Err(Kind::QueueMismatch { queue: name, cause }.into())
+                }
+            }
+        }
+        .boxed()
     }
 
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {

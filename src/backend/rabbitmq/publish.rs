@@ -72,7 +72,7 @@ impl Confirmed {
 /// What became of one attempt.
 enum Fate {
     Confirmed(Confirmed),
-    /// The broker refused it for a reason that will not change.
+    /// It was not taken, and is not tried again here.
     Refused(Error),
     /// The connection or the channel broke: it may or may not have arrived.
     Unknown(String),
@@ -221,6 +221,12 @@ impl Session {
                 return Box::pin(async move { (job, Fate::Refused(refused)) });
             }
         };
+        if let Some(cause) = self.live.blocked.borrow().clone() {
+            // Not written, so that whoever is told may send it again.
+            let what = format!("task {}", job.parcel.message.id);
+            let refused = Kind::Backpressure { what, cause }.into();
+            return Box::pin(async move { (job, Fate::Refused(refused)) });
+        }
         let connection = self.live.connection.clone();
         let queue = &job.parcel.queue.name;
         let declare = !self.declared.contains(queue);

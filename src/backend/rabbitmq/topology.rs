@@ -3,19 +3,21 @@
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Connection, ErrorKind};
 use tokio::time::timeout;
 
 use super::codec::short;
 use crate::backend::Queue;
+use crate::config::QueueType;
 
 /// A classic queue whose node is dead answers only after 64 s.
 const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
 const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
 
 /// Makes sure that `queue` exists. One that exists is taken as it is, whatever its type and
-/// arguments; only a missing one is made: durable, classic, with an empty argument table.
+/// arguments; only a missing one is made, as `queue` says.
 pub(super) async fn declare(connection: &Connection, queue: &Queue) -> Result<(), String> {
     match timeout(DECLARE_DEADLINE, declare_missing(connection, queue)).await {
         Ok(declared) => declared,
@@ -24,24 +26,73 @@ pub(super) async fn declare(connection: &Connection, queue: &Queue) -> Result<()
 }
 
 async fn declare_missing(connection: &Connection, queue: &Queue) -> Result<(), String> {
-    let name = short(&queue.name)?;
     let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let make = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    for options in [look, make] {
-        // A refused declaration closes its channel, so each has one of its own.
-        let channel = connection.create_channel().await.map_err(|error| error.to_string())?;
-        match channel.queue_declare(name.clone(), options, FieldTable::default()).await {
-            Ok(_) => {
-                let _ = channel.close(200, "OK".into()).await;
-                return Ok(());
-            }
-            Err(error) if options.passive && is_not_found(&error) => {}
-            Err(error) => return Err(error.to_string()),
-        }
+    match ask(connection, queue, look).await? {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, NOT_FOUND) => make(connection, queue).await?.map_err(said),
+        Err(error) => Err(said(error)),
     }
-    Ok(())
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(reply) if reply.get_id() == NOT_FOUND)
+/// Whether a queue is as it should be.
+pub(super) enum Declared {
+    AsWished,
+    /// It exists with another type or other arguments; what the broker says.
+    Otherwise(String),
+}
+
+/// Makes `queue`, or compares it with the one that exists.
+pub(super) async fn compare(connection: &Connection, queue: &Queue) -> Result<Declared, String> {
+    match timeout(DECLARE_DEADLINE, make(connection, queue)).await {
+        Ok(Ok(Ok(()))) => Ok(Declared::AsWished),
+        Ok(Ok(Err(error))) if is(&error, PRECONDITION_FAILED) => {
+            Ok(Declared::Otherwise(said(error)))
+        }
+        Ok(Ok(Err(error))) => Err(said(error)),
+        Ok(Err(why)) => Err(why),
+        Err(_) => Err(format!("no answer to the declaration of {}", queue.name)),
+    }
+}
+
+async fn make(connection: &Connection, queue: &Queue) -> Result<Result<(), lapin::Error>, String> {
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    ask(connection, queue, durable).await
+}
+
+/// One declaration, on a channel of its own: a refused one closes its channel.
+async fn ask(
+    connection: &Connection,
+    queue: &Queue,
+    options: QueueDeclareOptions,
+) -> Result<Result<(), lapin::Error>, String> {
+    let name = short(&queue.name)?;
+    let channel = connection.create_channel().await.map_err(said)?;
+    match channel.queue_declare(name, options, arguments(queue)).await {
+        Ok(_) => {
+            let _ = channel.close(200, "OK".into()).await;
+            Ok(Ok(()))
+        }
+        Err(error) => Ok(Err(error)),
+    }
+}
+
+fn arguments(queue: &Queue) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    if queue.kind == QueueType::Quorum {
+        let quorum = AMQPValue::LongString(LongString::from("quorum"));
+        arguments.insert("x-queue-type".into(), quorum);
+    }
+    if let Some(levels) = queue.max_priority {
+        arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
+    }
+    arguments
+}
+
+fn is(error: &lapin::Error, code: u16) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(reply) if reply.get_id() == code)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "so it can be given to map_err")]
+fn said(error: lapin::Error) -> String {
+    error.to_string()
 }

@@ -17,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use super::address::{Address, Addresses};
 
+const HEADER_LINE: &str = "#!lua\n";
 const FINISH: &str = include_str!("finish.lua");
 const LIVENESS_PERIOD: Duration = Duration::from_secs(5);
 const LIVENESS_DEADLINE: Duration = Duration::from_secs(5);
@@ -143,6 +144,15 @@ impl Session {
     /// Gives the server the finish script again.
     pub(super) async fn load_finish(&self) -> Result<(), RedisError> {
         self.send(&script_load(&self.script)).await.map(drop)
+    }
+
+    /// A script as this server wants it: before Redis 7 a script had no header line.
+    pub(super) fn script(&self, text: &'static str) -> &'static str {
+        if self.script.starts_with(HEADER_LINE) {
+            text
+        } else {
+            text.trim_start_matches(HEADER_LINE)
+        }
     }
 
     fn guard<T>(
@@ -278,7 +288,7 @@ impl Session {
         let major = field("redis_version:").split('.').next().and_then(|v| v.parse::<u32>().ok());
         if major.is_some_and(|major| major < 7) {
             // Before Redis 7 a script had no header line.
-            self.script = FINISH.trim_start_matches("#!lua\n").into();
+            self.script = FINISH.trim_start_matches(HEADER_LINE).into();
         }
         let loaded = self.send(&script_load(&self.script)).await.map_err(|e| e.to_string())?;
         match loaded.into_iter().next() {

@@ -1,8 +1,10 @@
 //! Small marks about tasks: who has taken an attempt, and which ones ran when a worker died.
 
-use redis::{FromRedisValue, Pipeline, Value};
+use redis::{FromRedisValue, Pipeline, RedisError, Value};
+use tokio::time::timeout;
 
 use super::RedisStore;
+use super::link::{Session, said};
 use crate::backend::Crashes;
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
@@ -43,20 +45,45 @@ impl RedisStore {
         self.ask(delete).await.map(drop)
     }
 
-    /// Asks once. A server error is an error; waiting and asking again is the caller's choice.
-    async fn ask(&self, commands: Pipeline) -> Result<Vec<Value>, Error> {
-        let failed = |cause: String| {
-            Error::new(Kind::Connection { peer: format!("Redis at {}", self.shown), cause })
-        };
+    /// Asks once, however long the wait for a connection. A server error is an error; asking again
+    /// is the caller's choice.
+    pub(super) async fn ask(&self, commands: Pipeline) -> Result<Vec<Value>, Error> {
         let session = self.link.session().await.ok_or(Kind::Closed)?;
-        let answers = session.send(&commands).await.map_err(|error| failed(error.to_string()))?;
-        match answers.iter().find_map(|answer| match answer {
-            Value::ServerError(error) => Some(error.details().unwrap_or(error.code()).to_owned()),
-            _ => None,
-        }) {
-            Some(cause) => Err(failed(cause)),
-            None => Ok(answers),
+        answered(&self.shown, session.send(&commands).await)
+    }
+
+    /// Asks once, within the store's patience, on its own runtime: the caller's may be another.
+    pub(super) async fn ask_soon(
+        &self,
+        commands: impl FnOnce(&Session) -> Pipeline + Send + 'static,
+    ) -> Result<Vec<Value>, Error> {
+        let (link, patience) = (self.link.clone(), self.patience);
+        let asking = async move {
+            let session = link.session().await.ok_or(Kind::Closed)?;
+            Ok::<_, Error>(session.send(&commands(&session)).await)
+        };
+        let asked = self.runtime.spawn(async move { timeout(patience, asking).await });
+        let cause = format!("no answer within {} s", patience.as_secs_f64());
+        match asked.await.map_err(|_| Kind::Closed)? {
+            Ok(answers) => answered(&self.shown, answers?),
+            Err(_) => Err(Kind::Connection { peer: peer(&self.shown), cause }.into()),
         }
+    }
+}
+
+fn peer(shown: &str) -> String {
+    format!("Redis at {shown}")
+}
+
+fn answered(shown: &str, answers: Result<Vec<Value>, RedisError>) -> Result<Vec<Value>, Error> {
+    let failed = |cause: String| Error::new(Kind::Connection { peer: peer(shown), cause });
+    let answers = answers.map_err(|error| failed(error.to_string()))?;
+    match answers.iter().find_map(|answer| match answer {
+        Value::ServerError(error) => Some(said(error)),
+        _ => None,
+    }) {
+        Some(cause) => Err(failed(cause)),
+        None => Ok(answers),
     }
 }
 

@@ -5,6 +5,7 @@
 //! | `address` | the URL list, TLS, what may be shown of it |
 //! | `link` | one connection that is always being kept up |
 //! | `finish` | the writer: many results, one round trip; `finish.lua` says who wins |
+//! | `idempotency` | which task an idempotency key stands for |
 //! | `marks` | who has taken an attempt, which tasks ran when a worker died |
 //! | `recent` | the results of the last minute, for a server that lost them |
 //! | `subscription` | the task that owns all waits: subscribes, reads, waits, reads again |
@@ -12,6 +13,7 @@
 
 mod address;
 mod finish;
+mod idempotency;
 mod link;
 mod marks;
 mod recent;
@@ -37,7 +39,7 @@ use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
 use self::link::{Backoff, Deadlines, Keeper, Link};
 use self::subscription::{Subscription, Watch};
-use super::{Crashes, Finish, Origin, Recorded, Store, sealed};
+use super::{Crashes, Finish, KeyedTask, Origin, Recorded, Store, sealed};
 use crate::error::{Error, Kind};
 use crate::protocol::Document;
 use crate::task::TaskId;
@@ -243,6 +245,26 @@ impl Store for RedisStore {
     fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>> {
         let id = id.clone();
         Box::pin(async move { self.forget_crashes(&id).await })
+    }
+
+    fn claim_key(
+        &self,
+        key: &str,
+        id: &TaskId,
+        keep: Duration,
+    ) -> BoxFuture<'_, Result<KeyedTask, Error>> {
+        let (key, id) = (key.to_owned(), id.clone());
+        Box::pin(async move { self.claim(key, id, keep).await })
+    }
+
+    fn mark_sent(
+        &self,
+        key: &str,
+        id: &TaskId,
+        keep: Duration,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let (key, id) = (key.to_owned(), id.clone());
+        Box::pin(async move { self.mark_key(key, id, keep).await })
     }
 
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>> {

@@ -1,0 +1,197 @@
+//! The client for programs that are not asynchronous.
+
+use std::future::IntoFuture;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::runtime::{self, Runtime};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{Client as AsyncClient, Enqueue};
+use crate::config::Config;
+use crate::error::{Error, Kind};
+use crate::handle::{self, Handle};
+use crate::protocol::{Arguments, Document};
+use crate::task::{Task, TaskId};
+
+/// Enqueues tasks and waits for their results, from any thread: one of a runtime too, which it
+/// blocks, and where it never panics.
+///
+/// It has a thread of its own, with a runtime on it, where all its I/O is done. Dropped, it closes
+/// its connections in the background; [`Client::close`] waits until they are closed.
+///
+/// ```no_run
+/// use countersign::{Arguments, Config, blocking};
+///
+/// # fn main() -> Result<(), countersign::Error> {
+/// let client = blocking::Client::connect(&Config::load()?)?;
+/// let task = client.enqueue_named("demo.add", Arguments::of(&(2, 3))?).queue("demo");
+/// let handle = client.send(task)?;
+/// println!("{}", client.result(handle)?);
+/// client.close();
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Client {
+    client: AsyncClient,
+    runtime: runtime::Handle,
+    closing: CancellationToken,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Client {
+    /// Connects to the servers that `config` names.
+    ///
+    /// # Errors
+    /// As [`crate::Client::connect`], and when the system has no thread left.
+    pub fn connect(config: &Config) -> Result<Self, Error> {
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().map_err(no_thread)?;
+        let handle = runtime.handle().clone();
+        let closing = CancellationToken::new();
+        let (connected, connection) = mpsc::sync_channel(1);
+        let (config, closed) = (config.clone(), closing.clone());
+        let thread = thread::Builder::new()
+            .name("countersign".into())
+            .spawn(move || serve(&runtime, &config, &connected, &closed))
+            .map_err(no_thread)?;
+        let client = connection.recv().map_err(|_| Kind::Closed)??;
+        Ok(Self { client, runtime: handle, closing, thread: Some(thread) })
+    }
+
+    /// A task about to be sent: give it to [`Client::send`].
+    pub fn enqueue<T: Task>(&self, task: T) -> Enqueue<T::Output> {
+        self.client.enqueue(task)
+    }
+
+    /// The same, for a task by its name.
+    pub fn enqueue_named(&self, name: &str, arguments: Arguments) -> Enqueue<Value> {
+        self.client.enqueue_named(name, arguments)
+    }
+
+    /// Puts a task on its way; returns once the broker has taken responsibility for it.
+    ///
+    /// # Errors
+    /// As awaiting the [`Enqueue`].
+    pub fn send<O>(&self, task: Enqueue<O>) -> Result<Handle<O>, Error>
+    where
+        O: DeserializeOwned + Send + 'static,
+    {
+        self.wait(task.into_future())?
+    }
+
+    /// Puts many tasks on their way at once; see [`crate::Client::enqueue_all`].
+    ///
+    /// # Errors
+    /// Only when the client is closed; what became of each task is in the list.
+    pub fn send_all<O>(
+        &self,
+        tasks: impl IntoIterator<Item = Enqueue<O>>,
+    ) -> Result<Vec<Result<Handle<O>, Error>>, Error>
+    where
+        O: DeserializeOwned + Send + 'static,
+    {
+        let (client, tasks) = (self.client.clone(), tasks.into_iter().collect::<Vec<_>>());
+        self.wait(async move { client.enqueue_all(tasks).await })
+    }
+
+    /// What a task answered, once it has. Waits without limit.
+    ///
+    /// # Errors
+    /// As [`Handle::result`].
+    pub fn result<O>(&self, handle: Handle<O>) -> Result<O, Error>
+    where
+        O: DeserializeOwned + Send + 'static,
+    {
+        self.wait(handle.result())?
+    }
+
+    /// The same, for at most this long.
+    ///
+    /// # Errors
+    /// As [`Handle::result_within`].
+    pub fn result_within<O>(&self, handle: Handle<O>, timeout: Duration) -> Result<O, Error>
+    where
+        O: DeserializeOwned + Send + 'static,
+    {
+        self.wait(handle.result_within(timeout))?
+    }
+
+    /// The results of many tasks; see [`crate::gather`].
+    ///
+    /// # Errors
+    /// Only when the client is closed; how each task ended is in the list.
+    pub fn gather<O>(
+        &self,
+        handles: impl IntoIterator<Item = Handle<O>>,
+        concurrency: usize,
+    ) -> Result<Vec<Result<O, Error>>, Error>
+    where
+        O: DeserializeOwned + Send + 'static,
+    {
+        let handles: Vec<_> = handles.into_iter().collect();
+        self.wait(handle::gather(handles, concurrency))
+    }
+
+    /// What is stored of a task right now; see [`crate::Client::status`].
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub fn status(&self, id: &TaskId) -> Result<Option<Document>, Error> {
+        let (client, id) = (self.client.clone(), id.clone());
+        self.wait(async move { client.status(&id).await })?
+    }
+
+    /// Flushes what is being sent, and waits until the connections are closed.
+    pub fn close(mut self) {
+        self.closing.cancel();
+        if let Some(thread) = self.thread.take() {
+            // It has no panic to tell of: nothing in it is ours to fail.
+            let _ = thread.join();
+        }
+    }
+
+    /// Runs `work` on our own thread and waits for it here, on a channel that no runtime knows.
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (done, result) = mpsc::sync_channel(1);
+        self.runtime.spawn(async move { done.send(work.await) });
+        result.recv().map_err(|_| Kind::Closed.into())
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// The life of our thread: connects, says so, and runs what it is given until it is closed.
+fn serve(
+    runtime: &Runtime,
+    config: &Config,
+    connected: &mpsc::SyncSender<Result<AsyncClient, Error>>,
+    closing: &CancellationToken,
+) {
+    runtime.block_on(async {
+        match AsyncClient::connect(config).await {
+            Ok(client) => {
+                let _ = connected.send(Ok(client.clone()));
+                closing.cancelled().await;
+                client.close().await;
+            }
+            Err(error) => drop(connected.send(Err(error))),
+        }
+    });
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "so it can be given to map_err")]
+fn no_thread(error: std::io::Error) -> Error {
+    let peer = "a thread for the client".to_owned();
+    Kind::Connection { peer, cause: error.to_string() }.into()
+}

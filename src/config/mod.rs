@@ -1,0 +1,133 @@
+//! Every knob: its name, its environment variable, its default and what it does, in one table.
+//!
+//! A value is looked up in this order: the command line, the environment, `countersign.toml`, the
+//! environment names that Celery and AMQP tools use, the default. A secret may be given by file:
+//! `COUNTERSIGN_BROKER_URL_FILE` names a file that holds the URL. Whatever is not known is refused.
+//!
+//! Only `countersign.toml` says how a queue is declared that is not as Celery clients declare it:
+//!
+//! ```toml
+//! [queues.billing]
+//! max_priority = 10       # tasks may have priorities from 1 to 10
+//!
+//! [queues.audit]
+//! type = "quorum"
+//! ```
+
+mod queues;
+mod read;
+mod secret;
+mod settings;
+mod sources;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::error::{Error, Kind};
+use read::Reader;
+use sources::{Given, Sources};
+
+pub use queues::{QueueSettings, QueueType};
+pub(crate) use read::parse_duration;
+pub use secret::SecretUrl;
+pub use settings::{SETTINGS, Setting};
+
+/// The settings of one process, all checked.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "SETTINGS says what each one does")]
+pub struct Config {
+    pub broker_url: SecretUrl,
+    pub heartbeat: Duration,
+    pub consumer_timeout: Duration,
+    pub publish_timeout: Duration,
+    pub store_url: SecretUrl,
+    pub result_expires: Duration,
+    pub key_prefix: String,
+    pub command_timeout: Duration,
+    pub connect_timeout: Duration,
+    pub tls_ca_pem: Option<String>,
+    pub queue: String,
+    pub max_arguments: usize,
+    pub max_result: usize,
+    pub idempotency_expires: Duration,
+    pub worker: WorkerSettings,
+    pub drain_deadline: Duration,
+    /// By name; a queue that is not here is classic, with an empty argument table.
+    pub queues: BTreeMap<String, QueueSettings>,
+}
+
+/// What a worker binary does unless its code says otherwise.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "SETTINGS says what each one does")]
+pub struct WorkerSettings {
+    pub queues: Vec<String>,
+    pub concurrency: u16,
+    pub prefetch: Option<u16>,
+    pub name: Option<String>,
+    pub unknown_grace: Duration,
+}
+
+impl Config {
+    /// The defaults, with these two servers. Nothing is read from the environment.
+    ///
+    /// # Errors
+    /// A configuration error when a URL is of no known kind.
+    pub fn new(broker_url: &str, store_url: &str) -> Result<Self, Error> {
+        let given = [("broker.url", broker_url), ("store.url", store_url)];
+        let settings = given.map(|(name, url)| (name, Given::new(url, "argument"))).into();
+        Self::check(Sources { settings, ..Sources::default() })
+    }
+
+    /// The settings of this process: environment, `countersign.toml` in the working directory (or
+    /// the file that `COUNTERSIGN_CONFIG` names), defaults.
+    ///
+    /// # Errors
+    /// A configuration error that lists every fault, a line each.
+    pub fn load() -> Result<Self, Error> {
+        Self::load_with(&[])
+    }
+
+    /// The settings of this process, where `flags` (names of settings and their values) come
+    /// before everything else.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_with(flags: &[(&'static str, String)]) -> Result<Self, Error> {
+        Self::check(Sources::of_process(flags))
+    }
+
+    fn check(sources: Sources) -> Result<Self, Error> {
+        let mut read = Reader { sources };
+        let mut config = Self {
+            broker_url: read.url("broker.url", &["amqp", "amqps", "pyamqp"]),
+            heartbeat: read.duration("broker.heartbeat"),
+            consumer_timeout: read.duration("broker.consumer_timeout"),
+            publish_timeout: read.duration("broker.publish_timeout"),
+            store_url: read.url("store.url", &["redis", "rediss"]),
+            result_expires: read.duration("store.result_expires"),
+            key_prefix: read.text("store.key_prefix").0,
+            command_timeout: read.duration("store.command_timeout"),
+            connect_timeout: read.duration("connect_timeout"),
+            tls_ca_pem: read.pem("tls.ca_file"),
+            queue: read.text("client.queue").0,
+            max_arguments: read.size("limits.arguments"),
+            max_result: read.size("limits.result"),
+            idempotency_expires: read.duration("client.idempotency_expires"),
+            worker: WorkerSettings {
+                queues: read.list("worker.queues"),
+                concurrency: read.count("worker.concurrency"),
+                prefetch: read.optional_count("worker.prefetch"),
+                name: read.optional("worker.name"),
+                unknown_grace: read.duration("worker.unknown_grace"),
+            },
+            drain_deadline: read.duration("drain.deadline"),
+            queues: BTreeMap::new(),
+        };
+        let Sources { queues, mut faults, .. } = read.sources;
+        config.queues = queues::read(&queues, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(Kind::Config(faults).into()) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Queues that are not as Celery clients declare them: `[queues.NAME]` of `countersign.toml`.
+
+use std::collections::BTreeMap;
+
+use super::settings::nearest;
+use super::sources::Given;
+
+const KEYS: [&str; 2] = ["type", "max_priority"];
+
+/// How a queue keeps its messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum QueueType {
+    /// On one node.
+    #[default]
+    Classic,
+    /// On a majority of the nodes of a cluster.
+    Quorum,
+}
+
+/// How a queue is declared that does not exist yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// `type`: `"classic"` or `"quorum"`.
+    pub kind: QueueType,
+    /// `max_priority`: from 1 to 255; each level costs the broker memory, and 10 are plenty.
+    pub max_priority: Option<u8>,
+}
+
+/// Reads the tables of all queues; says what is wrong with any.
+pub(super) fn read(
+    given: &BTreeMap<String, BTreeMap<String, Given>>,
+    faults: &mut Vec<String>,
+) -> BTreeMap<String, QueueSettings> {
+    let mut read = |(name, keys): (&String, _)| (name.clone(), queue(name, keys, faults));
+    given.iter().map(&mut read).collect()
+}
+
+fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -> QueueSettings {
+    let mut settings = QueueSettings::default();
+    for (key, Given { value, origin }) in keys {
+        match (key.as_str(), value.as_str()) {
+            ("type", "classic") => settings.kind = QueueType::Classic,
+            ("type", "quorum") => settings.kind = QueueType::Quorum,
+            ("type", other) => {
+                faults.push(format!(
+                    "{origin}: queues.{name}.type is {other:?}: it is \"classic\" or \"quorum\""
+                ));
+            }
+            ("max_priority", number) => match number.parse() {
+                Ok(levels @ 1..) => settings.max_priority = Some(levels),
+                _ => faults.push(format!(
+                    "{origin}: queues.{name}.max_priority is {number}: it is from 1 to 255"
+                )),
+            },
+            (other, _) => {
+                let near = nearest(other, KEYS);
+                faults.push(format!("{origin}: no setting of a queue is called {other}{near}"));
+            }
+        }
+    }
+    if settings.kind == QueueType::Quorum && settings.max_priority.is_some() {
+        faults.push(format!(
+            "queues.{name}: a quorum queue takes no max_priority: leave it out, or set type = \"classic\""
+        ));
+    }
+    settings
+}

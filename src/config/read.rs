@@ -1,0 +1,137 @@
+//! Values from texts.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::secret::SecretUrl;
+use super::settings::named;
+use super::sources::Sources;
+
+/// Reads values one by one and collects what is wrong with them.
+pub(super) struct Reader {
+    pub(super) sources: Sources,
+}
+
+impl Reader {
+    /// A setting's value and its origin.
+    pub(super) fn text(&mut self, name: &'static str) -> (String, String) {
+        match self.sources.settings.remove(name) {
+            Some(given) => (given.value, given.origin),
+            None => (named(name).map_or("", |it| it.default).to_owned(), "default".to_owned()),
+        }
+    }
+
+    /// A text that may be absent.
+    pub(super) fn optional(&mut self, name: &'static str) -> Option<String> {
+        Some(self.text(name).0).filter(|text| !text.is_empty())
+    }
+
+    /// Texts joined by commas.
+    pub(super) fn list(&mut self, name: &'static str) -> Vec<String> {
+        let text = self.text(name).0;
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(str::to_owned).collect()
+    }
+
+    fn fault(&mut self, origin: &str, name: &str, why: impl fmt::Display) {
+        self.sources.faults.push(format!("{name} (from {origin}): {why}"));
+    }
+
+    pub(super) fn url(&mut self, name: &'static str, schemes: &[&str]) -> SecretUrl {
+        let (value, origin) = self.text(name);
+        for one in value.split(';') {
+            let scheme = one.trim().split_once("://").map_or("", |(scheme, _)| scheme);
+            if !schemes.contains(&scheme) {
+                let known = schemes.join(":// or ");
+                self.fault(&origin, name, format!("a URL begins with {known}://"));
+            }
+        }
+        SecretUrl(value)
+    }
+
+    pub(super) fn duration(&mut self, name: &'static str) -> Duration {
+        let (value, origin) = self.text(name);
+        parse_duration(&value).unwrap_or_else(|| {
+            let why = format!("{value:?} is no duration such as 500ms, 30s or 24h");
+            self.fault(&origin, name, why);
+            Duration::ZERO
+        })
+    }
+
+    pub(super) fn size(&mut self, name: &'static str) -> usize {
+        let (value, origin) = self.text(name);
+        parse_size(&value).unwrap_or_else(|| {
+            self.fault(&origin, name, format!("{value:?} is no size such as 512KiB or 8MiB"));
+            0
+        })
+    }
+
+    /// A whole number from 1 on.
+    pub(super) fn count(&mut self, name: &'static str) -> u16 {
+        let (value, origin) = self.text(name);
+        self.counted(name, &value, &origin).unwrap_or(1)
+    }
+
+    /// A whole number from 1 on, or none.
+    pub(super) fn optional_count(&mut self, name: &'static str) -> Option<u16> {
+        let (value, origin) = self.text(name);
+        if value.is_empty() { None } else { self.counted(name, &value, &origin) }
+    }
+
+    fn counted(&mut self, name: &'static str, value: &str, origin: &str) -> Option<u16> {
+        let number = value.trim().parse().ok().filter(|number| *number > 0);
+        if number.is_none() {
+            self.fault(origin, name, format!("{value:?} is no whole number from 1 to 65535"));
+        }
+        number
+    }
+
+    pub(super) fn pem(&mut self, name: &'static str) -> Option<String> {
+        let (value, origin) = self.text(name);
+        if value.is_empty() {
+            return None;
+        }
+        match std::fs::read_to_string(PathBuf::from(&value)) {
+            Ok(pem) if pem.contains("BEGIN CERTIFICATE") => Some(pem),
+            Ok(_) => {
+                self.fault(&origin, name, format!("{value} holds no PEM certificate"));
+                None
+            }
+            Err(error) => {
+                self.fault(&origin, name, format!("cannot read {value}: {error}"));
+                None
+            }
+        }
+    }
+}
+
+/// Reads `500ms`, `30s`, `5m`, `24h`, or plain seconds.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().ok()?;
+    let seconds = match text[digits..].trim() {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        "d" => number * 86400.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+fn parse_size(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: usize = text[..digits].parse().ok()?;
+    let unit: usize = match text[digits..].trim() {
+        "" | "B" => 1,
+        "KiB" | "k" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(unit).filter(|&size| size > 0)
+}

@@ -1,0 +1,49 @@
+//! URLs with passwords.
+
+use std::fmt;
+
+/// A URL whose password is never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(pub(super) String);
+
+impl SecretUrl {
+    /// The URL with its password: for connecting, never for showing.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, one) in self.0.split(';').enumerate() {
+            let separator = if n == 0 { "" } else { ";" };
+            match one.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
+                Some((scheme, Some((login, host)))) => {
+                    let user = login.split(':').next().unwrap_or_default();
+                    write!(f, "{separator}{scheme}://{user}:***@{host}")?;
+                }
+                _ => write!(f, "{separator}{one}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let url = SecretUrl("amqp://ana:s3cret@one/v;amqp://bob:p@ss@two".into());
+        assert_eq!(format!("{url} {url:?}"), format!("{url} {url}"));
+        assert_eq!(url.to_string(), "amqp://ana:***@one/v;amqp://bob:***@two");
+    }
+}

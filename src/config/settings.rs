@@ -1,0 +1,186 @@
+//! The table of settings.
+
+/// One line of the table of settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// Its name in `countersign.toml`; a dot separates table and key.
+    pub name: &'static str,
+    /// Its environment variable.
+    pub env: &'static str,
+    /// Environment variables of other tools that are read when nothing else says anything.
+    pub fallback_env: &'static [&'static str],
+    /// What holds when nobody says anything, as it would be written.
+    pub default: &'static str,
+    /// What it does.
+    pub help: &'static str,
+}
+
+const fn setting(
+    name: &'static str,
+    env: &'static str,
+    fallback_env: &'static [&'static str],
+    default: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { name, env, fallback_env, default, help }
+}
+
+/// All settings there are.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "broker.url",
+        "COUNTERSIGN_BROKER_URL",
+        &["CELERY_BROKER_URL", "AMQP_URL"],
+        "amqp://guest:guest@localhost:5672//",
+        "RabbitMQ; several nodes are joined by `;`",
+    ),
+    setting(
+        "broker.heartbeat",
+        "COUNTERSIGN_BROKER_HEARTBEAT",
+        &[],
+        "10s",
+        "a silent connection is given up after twice this",
+    ),
+    setting(
+        "broker.consumer_timeout",
+        "COUNTERSIGN_BROKER_CONSUMER_TIMEOUT",
+        &[],
+        "30m",
+        "RabbitMQ's consumer_timeout: no task may run longer than this less two minutes",
+    ),
+    setting(
+        "broker.publish_timeout",
+        "COUNTERSIGN_BROKER_PUBLISH_TIMEOUT",
+        &[],
+        "30s",
+        "how long an enqueue goes on trying",
+    ),
+    setting(
+        "store.url",
+        "COUNTERSIGN_STORE_URL",
+        &["CELERY_RESULT_BACKEND", "REDIS_URL"],
+        "redis://localhost:6379/0",
+        "Redis; several hosts are joined by `;`",
+    ),
+    setting(
+        "store.result_expires",
+        "COUNTERSIGN_STORE_RESULT_EXPIRES",
+        &[],
+        "24h",
+        "how long results are kept; 0s keeps them for ever",
+    ),
+    setting(
+        "store.key_prefix",
+        "COUNTERSIGN_STORE_KEY_PREFIX",
+        &[],
+        "",
+        "Celery's global_keyprefix",
+    ),
+    setting(
+        "store.command_timeout",
+        "COUNTERSIGN_STORE_COMMAND_TIMEOUT",
+        &[],
+        "2s",
+        "how long one Redis command may take",
+    ),
+    setting(
+        "connect_timeout",
+        "COUNTERSIGN_CONNECT_TIMEOUT",
+        &[],
+        "10s",
+        "how long one attempt to connect may take",
+    ),
+    setting(
+        "tls.ca_file",
+        "COUNTERSIGN_TLS_CA_FILE",
+        &[],
+        "",
+        "PEM file of a private certificate authority for amqps:// and rediss://",
+    ),
+    setting(
+        "client.idempotency_expires",
+        "COUNTERSIGN_CLIENT_IDEMPOTENCY_EXPIRES",
+        &[],
+        "24h",
+        "how long an idempotency key is remembered",
+    ),
+    setting(
+        "client.queue",
+        "COUNTERSIGN_CLIENT_QUEUE",
+        &[],
+        "celery",
+        "where tasks go that name no queue",
+    ),
+    setting(
+        "limits.arguments",
+        "COUNTERSIGN_LIMITS_ARGUMENTS",
+        &[],
+        "8MiB",
+        "the largest body of a task message, after decompression",
+    ),
+    setting(
+        "limits.result",
+        "COUNTERSIGN_LIMITS_RESULT",
+        &[],
+        "8MiB",
+        "the largest result; a larger one fails its task",
+    ),
+    setting(
+        "worker.queues",
+        "COUNTERSIGN_WORKER_QUEUES",
+        &[],
+        "",
+        "what a worker consumes, joined by commas; without any, the queue of its binary's name",
+    ),
+    setting(
+        "worker.concurrency",
+        "COUNTERSIGN_WORKER_CONCURRENCY",
+        &[],
+        "16",
+        "how many tasks a worker runs at once",
+    ),
+    setting(
+        "worker.prefetch",
+        "COUNTERSIGN_WORKER_PREFETCH",
+        &[],
+        "",
+        "how many messages of each queue the broker hands out in advance; without it, twice the \
+         concurrency",
+    ),
+    setting(
+        "worker.name",
+        "COUNTERSIGN_WORKER_NAME",
+        &[],
+        "",
+        "what a worker is called; without it, its binary's name @ its host",
+    ),
+    setting(
+        "worker.unknown_grace",
+        "COUNTERSIGN_UNKNOWN_GRACE",
+        &[],
+        "0s",
+        "how long a task that a worker does not know may wait for one that does (rolling deploys)",
+    ),
+    setting(
+        "drain.deadline",
+        "COUNTERSIGN_DRAIN_DEADLINE",
+        &[],
+        "30s",
+        "how long a drain waits for running tasks",
+    ),
+];
+
+/// The setting of this name, as `countersign.toml` writes it.
+pub(super) fn named(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+/// `; did you mean X?` for the one of `known` that is most like `name`, if any is.
+pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(known, name), known))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map_or_else(String::new, |(_, near)| format!("; did you mean {near}?"))
+}
