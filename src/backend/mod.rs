@@ -8,6 +8,8 @@ mod rabbitmq;
 #[cfg(feature = "rabbitmq")]
 mod redis;
 
+mod presence;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +20,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::{Config, QueueSettings, QueueType};
 use crate::error::{Error, Kind};
 use crate::lifecycle::Settlement;
-use crate::protocol::{Document, Message};
+use crate::protocol::{Document, Message, State};
 use crate::task::TaskId;
+
+pub use presence::{Presence, StoreServer};
 
 /// A broker and a store that belong together.
 #[derive(Clone, Debug)]
@@ -182,6 +186,15 @@ impl Queue {
     }
 }
 
+/// How a queue is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueState {
+    /// Messages that wait for a consumer.
+    pub ready: u64,
+    /// Consumers on it.
+    pub consumers: u64,
+}
+
 /// A message and where it is to go.
 #[derive(Clone, Debug)]
 pub struct Parcel {
@@ -260,9 +273,27 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// [`Error::is_queue_mismatch`] when it exists otherwise; connection.
     fn declare(&self, queue: &Queue) -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Takes messages off the head of a queue, oldest first, without consuming it: at most `count`,
+    /// and no more once they are 64 MiB. Each goes back when it is dropped unsettled: a classic
+    /// queue puts it where it was; a quorum queue counts that as one of its deliveries. None from
+    /// a queue that does not exist.
+    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Vec<Delivery>, Error>>;
+
+    /// How a queue is doing; `None` when it does not exist.
+    fn inspect(&self, queue: &str) -> BoxFuture<'_, Result<Option<QueueState>, Error>>;
+
+    /// Deletes every message of a queue that no consumer has in its hands; returns how many.
+    fn purge(&self, queue: &str) -> BoxFuture<'_, Result<u64, Error>>;
+
     /// Starts consuming, with at most `prefetch` unsettled messages in our hands. Declares the
     /// queue if it does not exist. Consuming goes on over reconnects until it is stopped.
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries;
+
+    /// The version of the server, for example `3.10.8`.
+    ///
+    /// # Errors
+    /// It does not answer, or is asked over TLS, where it is not asked.
+    fn version(&self) -> BoxFuture<'_, Result<String, Error>>;
 
     /// Completes when both connections are up.
     fn connected(&self) -> BoxFuture<'_, ()>;
@@ -301,6 +332,19 @@ pub struct KeyedTask {
     pub id: TaskId,
     /// The broker has confirmed it.
     pub sent: bool,
+}
+
+/// What a person did to a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deed {
+    /// `replay` or `purge`.
+    pub what: &'static str,
+    /// The task; or, for all of a queue, `*`.
+    pub id: TaskId,
+    /// The queue of its dead letter.
+    pub queue: String,
+    /// Who did it: process and host.
+    pub by: String,
 }
 
 /// Who put the task on its way, and so which channel its result comes by.
@@ -347,6 +391,14 @@ pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
     fn mark_sent(&self, key: &str, id: &TaskId, keep: Duration)
     -> BoxFuture<'_, Result<(), Error>>;
 
+    /// Takes back a task's failure, in one step with noting who did, and forgets that its first
+    /// `attempts` attempts ran. Returns the state that was found: a success and a revocation stay,
+    /// and nothing is noted then.
+    fn reopen(&self, deed: Deed, attempts: u64) -> BoxFuture<'_, Result<Option<State>, Error>>;
+
+    /// Notes what somebody did. It is the proof by which a dead letter may be thrown away.
+    fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>>;
+
     /// The result document as it is stored now.
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>>;
 
@@ -362,6 +414,18 @@ pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
 
     /// The channel by which results of this process's own tasks come.
     fn reply_channel(&self) -> &str;
+
+    /// Says that a worker is there, for as long as `keep` says.
+    fn announce(&self, presence: Presence, keep: Duration) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Says that a worker is there no more.
+    fn retract(&self, presence: Presence) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Every worker that is there.
+    fn present(&self) -> BoxFuture<'_, Result<Vec<Presence>, Error>>;
+
+    /// What the server says about itself.
+    fn server(&self) -> BoxFuture<'_, Result<StoreServer, Error>>;
 
     /// Completes when the store answers.
     fn connected(&self) -> BoxFuture<'_, ()>;

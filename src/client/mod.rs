@@ -1,5 +1,6 @@
 //! The producer's side: put tasks on their way, and find out what became of them.
 
+mod dead_letters;
 mod enqueue;
 
 use std::collections::HashSet;
@@ -17,6 +18,7 @@ use crate::handle::Handle;
 use crate::protocol::{Arguments, Document};
 use crate::task::{Task, TaskId};
 
+pub use dead_letters::{DeadLetter, DeadLetters, Replay};
 pub use enqueue::Enqueue;
 
 /// Tasks of a batch that are on their way to the broker at once.
@@ -139,6 +141,12 @@ impl Client {
     /// When the store does not answer.
     pub async fn status(&self, id: &TaskId) -> Result<Option<Document>, Error> {
         self.shared.backends.store.read(id).await
+    }
+
+    /// The messages of a queue that no worker could run.
+    #[must_use]
+    pub fn dead_letters(&self, queue: &str) -> DeadLetters {
+        DeadLetters::new(self, queue)
     }
 
     /// A handle to a task that anybody put on its way.

@@ -210,8 +210,8 @@ impl Worker {
         let pulse = pulse::start(&crew, consuming);
         shutdown.await;
         let drained = drain::drain(&crew, &stop, intakes, hurry).await;
-        crew.client.close().await;
         pulse.stop().await;
+        crew.client.close().await;
         Ok(drained)
     }
 

@@ -1,4 +1,5 @@
-//! A worker's sign of life: a small file that `health` reads, renewed every two seconds.
+//! A worker's signs of life: a small file that `health` reads, renewed every two seconds, and an
+//! entry in the store for who is not on this machine.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,12 +10,17 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use super::Crew;
+use crate::backend::Presence;
+use crate::client::hostname;
 
+/// How often the store is told that the worker is there; it is overdue after four of these.
+const ANNOUNCE: Duration = Duration::from_secs(5);
+const RETRACT_DEADLINE: Duration = Duration::from_secs(1);
 const BEAT: Duration = Duration::from_secs(2);
 /// A worker that has missed this many seconds is not alive.
 const STALE: Duration = Duration::from_secs(10);
@@ -82,7 +88,7 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Ends it and removes the file.
+    /// Ends it and removes its traces.
     pub(super) async fn stop(self) {
         self.stop.cancel();
         let _ = self.task.await;
@@ -91,13 +97,46 @@ impl Pulse {
 
 pub(super) fn start(crew: &Arc<Crew>, consuming: Vec<watch::Receiver<bool>>) -> Pulse {
     let stop = CancellationToken::new();
-    let (crew, stopped) = (Arc::clone(crew), stop.clone());
+    let (crew, stopped, started) = (Arc::clone(crew), stop.clone(), Timestamp::now());
     let task = tokio::spawn(async move {
         let file = Health::file(&crew.name);
-        stopped.run_until_cancelled(beat(&crew, consuming, &file)).await;
+        let there = announce(&crew, started);
+        let beats = async { tokio::join!(beat(&crew, consuming, &file), there) };
+        stopped.run_until_cancelled(beats).await;
         let _ = tokio::fs::remove_file(&file).await;
+        let gone = crew.backends.store.retract(presence(&crew, started));
+        let _ = timeout(RETRACT_DEADLINE, gone).await;
     });
     Pulse { stop, task }
+}
+
+/// Tells all who ask the store that this worker is there. A failure is made up for by the next.
+async fn announce(crew: &Crew, started: Timestamp) {
+    crew.client.connected().await;
+    let mut ticks = interval(ANNOUNCE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let announced = crew.backends.store.announce(presence(crew, started), ANNOUNCE * 4);
+        if let Err(error) = announced.await {
+            debug!("cannot tell that this worker is there: {error}");
+        }
+    }
+}
+
+fn presence(crew: &Crew, started: Timestamp) -> Presence {
+    Presence {
+        name: crew.name.clone(),
+        host: hostname(),
+        pid: std::process::id(),
+        queues: crew.queues.iter().map(|(queue, _)| queue.name.clone()).collect(),
+        concurrency: crew.gate.size(),
+        running: crew.tasks.len(),
+        finished: crew.finished.load(Ordering::Relaxed),
+        draining: crew.tasks.is_closed(),
+        started,
+        at: Timestamp::now(),
+    }
 }
 
 async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &PathBuf) {

@@ -12,13 +12,11 @@ use super::{Crew, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::error::Failure;
 use crate::lifecycle::Outcome;
-use crate::protocol::{Document, Envelope, HEADER_LIMIT, Message, Unreadable};
+use crate::protocol::{
+    DIED_AT, Document, Envelope, HEADER_LIMIT, Message, REASON, SOURCE, UNKNOWN_SINCE, Unreadable,
+};
 use crate::task::TaskId;
 
-const REASON: &str = "x-countersign-reason";
-const SOURCE: &str = "x-countersign-queue";
-const DIED_AT: &str = "x-countersign-at";
-const UNKNOWN_SINCE: &str = "x-countersign-unknown-since";
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 /// A quorum queue of RabbitMQ 4 drops or buries a message after 20 returns: from half of that on
 /// it is sent again instead, which counts afresh.

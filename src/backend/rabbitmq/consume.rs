@@ -192,7 +192,7 @@ fn answer(stopped: Result<oneshot::Sender<()>, oneshot::error::RecvError>) {
     }
 }
 
-fn receive(
+pub(super) fn receive(
     delivery: lapin::message::Delivery,
     settlements: &mpsc::UnboundedSender<Settlement>,
 ) -> Delivery {
@@ -203,7 +203,7 @@ fn receive(
 
 /// Writes acks until every delivery of the channel is settled, or the channel is lost; then closes
 /// it. An ack that never leaves here costs a redelivery, nothing else.
-async fn write_acks(
+pub(super) async fn write_acks(
     channel: Channel,
     mut settled: mpsc::UnboundedReceiver<Settlement>,
     lost: CancellationToken,

@@ -6,6 +6,8 @@
 mod address;
 mod codec;
 mod consume;
+mod fetch;
+mod greeting;
 mod ladder;
 mod link;
 mod publish;
@@ -17,12 +19,13 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use lapin::Connection;
+use lapin::uri::AMQPScheme;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, Deliveries, Parcel, Queue, Recorded, sealed};
+use super::{Broker, Deliveries, Delivery, Parcel, Queue, QueueState, Recorded, sealed};
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
@@ -72,18 +75,16 @@ pub(crate) struct Rabbit {
     acks: TaskTracker,
     links: TaskTracker,
     runtime: Handle,
-    /// How long a question may wait for a connection.
-    patience: Duration,
+    settings: Arc<RabbitSettings>,
 }
 
 impl Rabbit {
     /// Starts connecting in the background; never fails for an absent server.
     pub(crate) fn start(settings: RabbitSettings) -> Arc<Self> {
-        let patience = settings.connect_timeout;
         let settings = Arc::new(settings);
         let links = TaskTracker::new();
         let publishing = Link::start(Arc::clone(&settings), "publish", &links);
-        let consuming = Link::start(settings, "consume", &links);
+        let consuming = Link::start(Arc::clone(&settings), "consume", &links);
         let (jobs, queue) = mpsc::channel(JOB_BACKLOG);
         let publisher = TaskTracker::new();
         publisher.spawn(publish::run(publishing.clone(), queue));
@@ -96,7 +97,7 @@ impl Rabbit {
             acks: TaskTracker::new(),
             links,
             runtime: Handle::current(),
-            patience,
+            settings,
         })
     }
 
@@ -133,7 +134,7 @@ impl Rabbit {
         T: Send + 'static,
         Fut: Future<Output = Result<T, String>> + Send,
     {
-        let (link, patience) = (self.consuming.clone(), self.patience);
+        let (link, patience) = (self.consuming.clone(), self.settings.connect_timeout);
         let peer = || "RabbitMQ".to_owned();
         let asking = self.runtime.spawn(async move {
             let Ok(live) = timeout(patience, link.live()).await else {
@@ -171,6 +172,30 @@ impl Broker for Rabbit {
         .boxed()
     }
 
+    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Vec<Delivery>, Error>> {
+        let (queue, acks) = (queue.to_owned(), self.acks.clone());
+        let work = move |connection: Arc<Connection>| async move {
+            fetch::fetch(&connection, &queue, count, &acks).await
+        };
+        self.ask(work).boxed()
+    }
+
+    fn inspect(&self, queue: &str) -> BoxFuture<'_, Result<Option<QueueState>, Error>> {
+        let queue = queue.to_owned();
+        let work = move |connection: Arc<Connection>| async move {
+            fetch::inspect(&connection, &queue).await
+        };
+        self.ask(work).boxed()
+    }
+
+    fn purge(&self, queue: &str) -> BoxFuture<'_, Result<u64, Error>> {
+        let queue = queue.to_owned();
+        let work = move |connection: Arc<Connection>| async move {
+            fetch::purge(&connection, &queue).await
+        };
+        self.ask(work).boxed()
+    }
+
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {
         let (deliver, incoming) = mpsc::channel(usize::from(prefetch).max(1));
         let (stop, stopped) = oneshot::channel();
@@ -185,6 +210,27 @@ impl Broker for Rabbit {
         };
         self.intakes.spawn_on(intake.run(stopped), &self.runtime);
         Deliveries { incoming, consuming, stop: Some(stop) }
+    }
+
+    fn version(&self) -> BoxFuture<'_, Result<String, Error>> {
+        let addresses = Arc::clone(&self.settings);
+        async move {
+            let asking = self.runtime.spawn(async move {
+                let mut told = Err("it is not asked over TLS".to_owned());
+                for address in &addresses.addresses {
+                    if address.uri.scheme == AMQPScheme::AMQP {
+                        told = greeting::version(address).await;
+                    }
+                    if told.is_ok() {
+                        break;
+                    }
+                }
+                told
+            });
+            let told = asking.await.map_err(|_| Kind::Closed)?;
+            told.map_err(|cause| Kind::Connection { peer: "RabbitMQ".into(), cause }.into())
+        }
+        .boxed()
     }
 
     fn connected(&self) -> BoxFuture<'_, ()> {

@@ -12,7 +12,7 @@ use crate::backend::Queue;
 use crate::config::QueueType;
 
 /// A classic queue whose node is dead answers only after 64 s.
-const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 

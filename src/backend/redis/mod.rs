@@ -4,18 +4,22 @@
 //! |---|---|
 //! | `address` | the URL list, TLS, what may be shown of it |
 //! | `link` | one connection that is always being kept up |
+//! | `audit` | what people did, and taking a failure back |
 //! | `finish` | the writer: many results, one round trip; `finish.lua` says who wins |
 //! | `idempotency` | which task an idempotency key stands for |
 //! | `marks` | who has taken an attempt, which tasks ran when a worker died |
+//! | `presence` | workers that are there; what the server says about itself |
 //! | `recent` | the results of the last minute, for a server that lost them |
 //! | `subscription` | the task that owns all waits: subscribes, reads, waits, reads again |
 //! | `waiters` | its book of who waits for what |
 
 mod address;
+mod audit;
 mod finish;
 mod idempotency;
 mod link;
 mod marks;
+mod presence;
 mod recent;
 mod subscription;
 mod waiters;
@@ -39,9 +43,11 @@ use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
 use self::link::{Backoff, Deadlines, Keeper, Link};
 use self::subscription::{Subscription, Watch};
-use super::{Crashes, Finish, KeyedTask, Origin, Recorded, Store, sealed};
+use super::{
+    Crashes, Deed, Finish, KeyedTask, Origin, Presence, Recorded, Store, StoreServer, sealed,
+};
 use crate::error::{Error, Kind};
-use crate::protocol::Document;
+use crate::protocol::{Document, State};
 use crate::task::TaskId;
 
 /// What a channel must begin with to be published to on a message's word.
@@ -267,6 +273,14 @@ impl Store for RedisStore {
         Box::pin(async move { self.mark_key(key, id, keep).await })
     }
 
+    fn reopen(&self, deed: Deed, attempts: u64) -> BoxFuture<'_, Result<Option<State>, Error>> {
+        Box::pin(self.take_back_failure(deed, attempts))
+    }
+
+    fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>> {
+        Box::pin(self.note(deed))
+    }
+
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>> {
         let (id, link, keys) = (id.clone(), self.link.clone(), [self.keys.of(id)]);
         let patience = self.patience;
@@ -305,6 +319,22 @@ impl Store for RedisStore {
 
     fn reply_channel(&self) -> &str {
         &self.reply_channel
+    }
+
+    fn announce(&self, presence: Presence, keep: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.keep_present(presence, keep))
+    }
+
+    fn retract(&self, presence: Presence) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.forget_present(presence))
+    }
+
+    fn present(&self) -> BoxFuture<'_, Result<Vec<Presence>, Error>> {
+        Box::pin(self.all_present())
+    }
+
+    fn server(&self) -> BoxFuture<'_, Result<StoreServer, Error>> {
+        Box::pin(self.ask_server())
     }
 
     fn connected(&self) -> BoxFuture<'_, ()> {

@@ -1,0 +1,112 @@
+//! Workers that are there: `cs:worker:<key>` until it expires, and the set `cs:workers` of all keys.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use redis::{FromRedisValue, Pipeline, Value};
+
+use super::{RedisStore, whole_seconds};
+use crate::backend::{Presence, StoreServer};
+use crate::error::Error;
+
+const ALL: &str = "cs:workers";
+
+impl RedisStore {
+    pub(super) async fn keep_present(
+        &self,
+        presence: Presence,
+        keep: Duration,
+    ) -> Result<(), Error> {
+        let json = serde_json::to_string(&presence).unwrap_or_default();
+        let seconds = whole_seconds(keep).max(1);
+        self.ask_soon(move |_| {
+            let mut set = Pipeline::with_capacity(2);
+            set.cmd("SET").arg(key(&presence.key())).arg(json).arg("EX").arg(seconds);
+            set.cmd("SADD").arg(ALL).arg(presence.key());
+            set
+        })
+        .await
+        .map(drop)
+    }
+
+    pub(super) async fn forget_present(&self, presence: Presence) -> Result<(), Error> {
+        self.forget(vec![presence.key()]).await
+    }
+
+    /// Those that are not overdue; the others are forgotten.
+    pub(super) async fn all_present(&self) -> Result<Vec<Presence>, Error> {
+        let asked = self.ask_soon(|_| {
+            let mut members = Pipeline::with_capacity(1);
+            members.cmd("SMEMBERS").arg(ALL);
+            members
+        });
+        let members = asked.await?.pop().map(Vec::<String>::from_redis_value);
+        let members = members.and_then(Result::ok).unwrap_or_default();
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<_> = members.iter().map(|member| key(member)).collect();
+        let asked = self.ask_soon(move |_| {
+            let mut get = Pipeline::with_capacity(1);
+            get.cmd("MGET").arg(keys);
+            get
+        });
+        let texts = asked.await?.pop().map(Vec::<Option<String>>::from_redis_value);
+        let texts = texts.and_then(Result::ok).unwrap_or_default();
+        let (mut present, mut overdue) = (Vec::new(), Vec::new());
+        for (member, text) in members.into_iter().zip(texts) {
+            match text.and_then(|text| serde_json::from_str(&text).ok()) {
+                Some(presence) => present.push(presence),
+                None => overdue.push(member),
+            }
+        }
+        self.forget(overdue).await?;
+        present.sort_by_key(Presence::key);
+        Ok(present)
+    }
+
+    async fn forget(&self, members: Vec<String>) -> Result<(), Error> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        self.ask_soon(move |_| {
+            let mut forget = Pipeline::with_capacity(2);
+            forget.cmd("DEL").arg(members.iter().map(|member| key(member)).collect::<Vec<_>>());
+            forget.cmd("SREM").arg(ALL).arg(members);
+            forget
+        })
+        .await
+        .map(drop)
+    }
+
+    /// What INFO and TIME say. A server that forbids them says nothing.
+    pub(super) async fn ask_server(&self) -> Result<StoreServer, Error> {
+        let before = Timestamp::now();
+        let asked = self.ask_soon(|_| {
+            let mut ask = Pipeline::with_capacity(3);
+            ask.cmd("TIME").cmd("INFO").arg("server").cmd("INFO").arg("memory");
+            ask
+        });
+        let mut answers = asked.await?.into_iter();
+        let half = before.duration_since(Timestamp::now()).as_millis().abs() / 2;
+        let middle = i128::from(before.as_millisecond()) + half;
+        let theirs = answers.next().map_or(middle, |time| milliseconds(time).unwrap_or(middle));
+        let info: String = answers.filter_map(|text| String::from_redis_value(text).ok()).collect();
+        let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
+        Ok(StoreServer {
+            version: field("redis_version:").unwrap_or_default().to_owned(),
+            eviction: field("maxmemory_policy:").unwrap_or_default().to_owned(),
+            clock_ahead: i64::try_from(theirs - middle).unwrap_or(i64::MAX),
+        })
+    }
+}
+
+fn milliseconds(time: Value) -> Option<i128> {
+    let parts = Vec::<String>::from_redis_value(time).ok()?;
+    let number = |n: usize| parts.get(n)?.parse::<i128>().ok();
+    Some(number(0)? * 1000 + number(1)? / 1000)
+}
+
+fn key(member: &str) -> String {
+    format!("cs:worker:{member}")
+}

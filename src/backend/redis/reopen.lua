@@ -1,0 +1,30 @@
+#!lua
+-- Takes back the failure of a task that is to be run again, and notes who did. A task that
+-- succeeded, or was revoked, is left as it is.
+-- KEYS[1] the task's key
+-- KEYS[2] the audit stream
+-- ARGV    how many entries the stream keeps about, then fields and values of the entry
+-- Returns the status that was found; '' when there was none.
+local stored = redis.call('GET', KEYS[1])
+local status = ''
+if stored then
+  status = string.match(stored, '^{%s*"status"%s*:%s*"([^"\\]*)"')
+  if not status then
+    local decoded, document = pcall(cjson.decode, stored)
+    status = decoded and type(document) == 'table' and tostring(document['status']) or '?'
+  end
+end
+if status == 'SUCCESS' or status == 'REVOKED' then
+  return status
+end
+local entry = { 'XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*' }
+for n = 2, #ARGV do
+  entry[#entry + 1] = ARGV[n]
+end
+entry[#entry + 1] = 'was'
+entry[#entry + 1] = string.sub(stored or '', 1, 1024)
+redis.call(unpack(entry))
+if status == 'FAILURE' then
+  redis.call('DEL', KEYS[1])
+end
+return status

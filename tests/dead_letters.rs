@@ -1,0 +1,144 @@
+//! Dead letters: seen, sent again, thrown away.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
+use std::time::Duration;
+
+use countersign::client::Replay;
+use countersign::protocol::State;
+use countersign::{Arguments, Client, Config, Context, Policy, Task, TaskId, TaskResult};
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+use support::{Running, queue_name, servers};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Serialize, Deserialize)]
+struct Late {
+    n: u32,
+}
+
+impl Task for Late {
+    const NAME: &'static str = "test.late";
+    type Output = u32;
+}
+
+async fn late(_: Context, late: Late) -> TaskResult<u32> {
+    Ok(late.n)
+}
+
+async fn client() -> Client {
+    let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
+    Client::connect(&config).await.unwrap()
+}
+
+/// Tasks that died because no worker knew them, in the order of their deaths.
+async fn died(client: &Client, queue: &str, count: u32) -> Vec<TaskId> {
+    let ignorant = Running::start(|worker| worker.queue(queue)).await;
+    let mut ids = Vec::new();
+    for n in 0..count {
+        let handle = client.enqueue(Late { n }).queue(queue).await.unwrap();
+        ids.push(handle.id().clone());
+        let error = handle.result_within(PATIENCE).await.unwrap_err();
+        assert_eq!(error.failure().unwrap().exc_type, "NotRegistered");
+    }
+    ignorant.drain().await;
+    ids
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_changes_nothing() {
+    let (client, queue) = (client().await, queue_name());
+    let ids = died(&client, &queue, 5).await;
+    let letters = client.dead_letters(&queue);
+    for _ in 0..3 {
+        let seen = letters.browse(100).await.unwrap();
+        assert_eq!(seen.iter().map(|letter| letter.id.clone()).collect::<Vec<_>>(), ids);
+        assert_eq!(seen[0].reason.as_deref(), Some("no handler for test.late"));
+        assert_eq!(seen[0].queue.as_deref(), Some(queue.as_str()));
+        assert_eq!(seen[0].task.as_deref(), Some("test.late"));
+        assert_eq!(letters.browse(2).await.unwrap().len(), 2);
+    }
+    assert_eq!(letters.find(&ids[3]).await.unwrap().unwrap().id, ids[3]);
+    assert!(letters.find(&"no-such-task".into()).await.unwrap().is_none());
+    assert!(client.dead_letters("no-such-queue").browse(1).await.unwrap().is_empty());
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_task_runs_under_its_id_and_its_failure_is_gone() {
+    let (client, queue) = (client().await, queue_name());
+    let ids = died(&client, &queue, 3).await;
+    let letters = client.dead_letters(&queue);
+    assert_eq!(letters.replay(&ids[1]).await.unwrap(), Some(Replay::Sent));
+    assert!(client.status(&ids[1]).await.unwrap().is_none(), "its failure is taken back");
+    assert!(client.status(&ids[0]).await.unwrap().is_some());
+    assert_eq!(letters.replay(&ids[1]).await.unwrap(), None, "it is there no more");
+
+    // Even where each attempt is run once only.
+    let once = Policy { once: true, ..Policy::default() };
+    let heir = Running::start(|worker| worker.queue(&queue).handle(late, once)).await;
+    let answer = client.handle::<u32>(ids[1].as_str()).result_within(PATIENCE).await.unwrap();
+    assert_eq!(answer, 1);
+    let mut told = Vec::new();
+    letters.replay_all(|id, replay| told.push((id.clone(), replay.clone()))).await.unwrap();
+    assert_eq!(told, [(ids[0].clone(), Replay::Sent), (ids[2].clone(), Replay::Sent)]);
+    for (id, n) in [(&ids[0], 0), (&ids[2], 2)] {
+        let handle = client.handle::<u32>(id.as_str());
+        assert_eq!(handle.result_within(PATIENCE).await.unwrap(), n);
+    }
+    heir.drain().await;
+    assert_eq!(audited(&queue).await, ["replay", "replay", "replay"]);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_success_is_never_reopened() {
+    let (client, queue) = (client().await, queue_name());
+    let ids = died(&client, &queue, 1).await;
+    let mut store = store().await;
+    let key = format!("celery-task-meta-{}", ids[0]);
+    let success =
+        format!("{{\"status\": \"SUCCESS\", \"result\": 7, \"task_id\": \"{}\"}}", ids[0]);
+    let () = store.set(&key, &success).await.unwrap();
+    let letters = client.dead_letters(&queue);
+    let refused = letters.replay(&ids[0]).await.unwrap();
+    assert_eq!(refused, Some(Replay::Refused(State::Success)));
+    assert_eq!(store.get::<_, String>(&key).await.unwrap(), success);
+    assert_eq!(letters.count().await.unwrap(), 1);
+    assert!(audited(&queue).await.is_empty());
+    assert!(letters.purge(&ids[0]).await.unwrap());
+    assert!(!letters.purge(&ids[0]).await.unwrap());
+    assert_eq!(letters.count().await.unwrap(), 0);
+    assert_eq!(audited(&queue).await, ["purge"]);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_no_task_may_be_sent_again_too() {
+    let (client, queue) = (client().await, queue_name());
+    let ignorant = Running::start(|worker| worker.queue(&queue)).await;
+    let wrong = client.enqueue_named("test.late", Arguments::default()).queue(&queue);
+    let headers = serde_json::from_str(r#"{"retries": "many"}"#).unwrap();
+    let handle = wrong.headers(headers).await.unwrap();
+    let id = handle.id().clone();
+    handle.result_within(PATIENCE).await.unwrap_err();
+    ignorant.drain().await;
+    let letters = client.dead_letters(&queue);
+    assert_eq!(letters.replay(&id).await.unwrap(), Some(Replay::Sent));
+    assert_eq!(letters.purge_all().await.unwrap(), 0);
+    client.close().await;
+}
+
+async fn store() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(servers().store_url).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// What the audit stream has of a queue.
+async fn audited(queue: &str) -> Vec<String> {
+    let range = redis::cmd("XRANGE").arg("cs:audit:{cs}").arg("-").arg("+").to_owned();
+    let entries: Vec<(String, Vec<String>)> = range.query_async(&mut store().await).await.unwrap();
+    let dead = format!("{queue}.dead");
+    let ours = entries.into_iter().filter(|(_, fields)| fields.contains(&dead));
+    ours.map(|(_, fields)| fields[1].clone()).collect()
+}
