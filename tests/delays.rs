@@ -1,5 +1,4 @@
 //! Tasks that wait: where they come out, and how often.
-#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

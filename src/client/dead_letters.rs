@@ -67,7 +67,7 @@ pub enum Replay {
 
 /// What becomes of a letter that was looked at.
 enum Fate {
-    Stays(Delivery),
+    Stays(Box<Delivery>),
     Gone,
 }
 
@@ -115,7 +115,7 @@ impl DeadLetters {
             if delivery.id() == id {
                 found = Some(DeadLetter::of(&delivery.message));
             }
-            Ok(Fate::Stays(delivery))
+            Ok(Fate::Stays(delivery.into()))
         })
         .await?;
         Ok(found)
@@ -133,7 +133,7 @@ impl DeadLetters {
         let mut replayed = None;
         self.sift(async |delivery| {
             if delivery.id() != id || replayed.is_some() {
-                return Ok(Fate::Stays(delivery));
+                return Ok(Fate::Stays(delivery.into()));
             }
             let (fate, replay) = self.resend(delivery).await?;
             replayed = Some(replay);
@@ -166,11 +166,11 @@ impl DeadLetters {
         let mut purged = false;
         self.sift(async |delivery| {
             if delivery.id() != id {
-                return Ok(Fate::Stays(delivery));
+                return Ok(Fate::Stays(delivery.into()));
             }
             let recorded = self.client.backends().store.audit(self.deed("purge", id)).await?;
             purged = true;
-            Ok(delivery.ack(recorded).map_or_else(|it| Fate::Stays(*it), |_| Fate::Gone))
+            Ok(delivery.ack(recorded).map_or_else(Fate::Stays, |_| Fate::Gone))
         })
         .await?;
         Ok(purged)
@@ -211,7 +211,7 @@ impl DeadLetters {
             }
         }
         for delivery in staying {
-            self.give_back(delivery).await?;
+            self.give_back(*delivery).await?;
         }
         Ok(())
     }
@@ -231,7 +231,7 @@ impl DeadLetters {
         let deed = self.deed("replay", delivery.id());
         let found = self.client.backends().store.reopen(deed, attempt.unwrap_or(1)).await?;
         if let Some(state @ (State::Success | State::Revoked)) = found {
-            return Ok((Fate::Stays(delivery), Replay::Refused(state)));
+            return Ok((Fate::Stays(delivery.into()), Replay::Refused(state)));
         }
         let queue = queue.map_or_else(
             || self.queue.clone(),

@@ -1,6 +1,4 @@
 use std::env;
-use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -84,11 +82,9 @@ impl Cluster {
     }
 
     async fn create(&self, node: usize, label: &str) {
-        let folder = PathBuf::from(env::var("COUNTERSIGN_TEST_FOLDER").expect("ops/test sets it"));
-        let conf = folder.join("cluster.conf");
-        let login = format!("default_user = {USER}\ndefault_pass = {PASSWORD}\n");
-        fs::write(&conf, format!("{CONF}{login}")).expect("a writable test folder");
-        let mount = format!("{}:/etc/rabbitmq/conf.d/20-cluster.conf:ro", conf.display());
+        let conf = format!("{CONF}default_user = {USER}\ndefault_pass = {PASSWORD}\n");
+        let conf = crate::file("cluster.conf", &conf);
+        let mount = format!("{conf}:/etc/rabbitmq/conf.d/20-cluster.conf:ro");
         let hostname = format!("rabbit{node}");
         docker(&[
             "create",

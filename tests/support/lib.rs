@@ -25,3 +25,12 @@ pub use worker::DemoWorker;
 pub fn queue_name() -> String {
     format!("test-{}", uuid::Uuid::new_v4().simple())
 }
+
+/// The path of a new file with this text. It goes with the servers.
+#[must_use]
+pub fn file(name: &str, text: &str) -> String {
+    let folder = std::env::var("COUNTERSIGN_TEST_FOLDER").expect("ops/test sets it");
+    let path = format!("{folder}/{}-{name}", uuid::Uuid::new_v4().simple());
+    std::fs::write(&path, text).expect("a writable test folder");
+    path
+}
