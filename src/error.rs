@@ -91,6 +91,11 @@ impl Error {
         matches!(*self.0, Kind::TooLarge { .. })
     }
 
+    /// The same message would be refused for the same reason again.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(*self.0, Kind::TooLarge { .. } | Kind::Codec { .. })
+    }
+
     /// The configuration is wrong; the message has a line for each fault.
     #[must_use]
     pub fn is_config(&self) -> bool {

@@ -44,7 +44,7 @@ pub use error::{Error, Failure, TaskError, TaskResult};
 pub use handle::{Handle, gather, gather_within};
 pub use protocol::Arguments;
 pub use retry::Retry;
-pub use task::{Policy, Rate, Task, TaskId};
+pub use task::{Policy, Rate, Revoke, Task, TaskId};
 pub use worker::{Drained, Worker};
 
 #[cfg(doctest)]

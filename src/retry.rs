@@ -22,6 +22,7 @@ pub struct Retry {
     base: Duration,
     factor: f64,
     ceiling: Duration,
+    within: Option<Duration>,
     never_for: Vec<String>,
 }
 
@@ -41,6 +42,7 @@ impl Retry {
             base,
             factor: 2.0,
             ceiling: Duration::from_secs(3600),
+            within: None,
             never_for: Vec::new(),
         }
     }
@@ -65,6 +67,14 @@ impl Retry {
         self
     }
 
+    /// No attempt begins later than this after the first one began, whoever ran that: the task
+    /// fails instead. The clocks of two workers may differ; this is as exact as they are.
+    #[must_use]
+    pub fn within(mut self, limit: Duration) -> Self {
+        self.within = Some(limit);
+        self
+    }
+
     /// An error whose exception type is `exc_type` is not tried again.
     #[must_use]
     pub fn never_for(mut self, exc_type: impl Into<String>) -> Self {
@@ -72,8 +82,21 @@ impl Retry {
         self
     }
 
-    /// The pause before the next attempt, if there is one. `draw` is evenly drawn from 0 to 1.
-    pub(crate) fn pause(&self, attempt: u32, error: &TaskError, draw: f64) -> Option<Duration> {
+    /// The pause before the next attempt, if there is one. The first attempt began `since_first`
+    /// ago. `draw` is evenly drawn from 0 to 1.
+    pub(crate) fn pause(
+        &self,
+        attempt: u32,
+        since_first: Duration,
+        error: &TaskError,
+        draw: f64,
+    ) -> Option<Duration> {
+        let pause = self.pause_by_attempt(attempt, error, draw)?;
+        let begins = since_first.saturating_add(pause);
+        self.within.is_none_or(|limit| begins <= limit).then_some(pause)
+    }
+
+    fn pause_by_attempt(&self, attempt: u32, error: &TaskError, draw: f64) -> Option<Duration> {
         if attempt >= self.attempts || self.never_for.contains(&error.failure().exc_type) {
             return None;
         }
@@ -105,25 +128,45 @@ mod tests {
     #[test]
     fn pauses_double_up_to_the_ceiling() {
         let retry = Retry::exponential(secs(1)).attempts(6).at_most(secs(5));
-        let pauses: Vec<_> = (1..=6).map(|n| retry.pause(n, &error(), 1.0)).collect();
+        let pauses: Vec<_> =
+            (1..=6).map(|n| retry.pause(n, Duration::ZERO, &error(), 1.0)).collect();
         let expected = [Some(1), Some(2), Some(4), Some(5), Some(5), None];
         assert_eq!(pauses, expected.map(|pause| pause.map(secs)));
-        assert_eq!(retry.pause(2, &error(), 0.5), Some(secs(1)));
+        assert_eq!(retry.pause(2, Duration::ZERO, &error(), 0.5), Some(secs(1)));
     }
 
     #[test]
     fn the_error_has_the_last_word() {
         let retry = Retry::exponential(secs(1)).never_for("KeyError");
-        assert_eq!(retry.pause(1, &TaskError::fatal("no"), 1.0), None);
-        assert_eq!(retry.pause(1, &TaskError::retry_after(secs(9), "later"), 0.1), Some(secs(9)));
-        assert_eq!(retry.pause(3, &TaskError::retry_after(secs(9), "later"), 0.1), None);
-        assert_eq!(retry.pause(1, &TaskError::raise("builtins", "KeyError", "k"), 1.0), None);
+        assert_eq!(retry.pause(1, Duration::ZERO, &TaskError::fatal("no"), 1.0), None);
+        assert_eq!(
+            retry.pause(1, Duration::ZERO, &TaskError::retry_after(secs(9), "later"), 0.1),
+            Some(secs(9))
+        );
+        assert_eq!(
+            retry.pause(3, Duration::ZERO, &TaskError::retry_after(secs(9), "later"), 0.1),
+            None
+        );
+        assert_eq!(
+            retry.pause(1, Duration::ZERO, &TaskError::raise("builtins", "KeyError", "k"), 1.0),
+            None
+        );
+    }
+
+    #[test]
+    fn no_attempt_begins_after_the_deadline() {
+        let retry = Retry::fixed(secs(2)).attempts(9).within(secs(10));
+        assert_eq!(retry.pause(1, secs(8), &error(), 1.0), Some(secs(2)));
+        assert_eq!(retry.pause(1, secs(9), &error(), 1.0), None);
+        assert_eq!(retry.pause(1, Duration::MAX, &error(), 1.0), None);
+        let later = TaskError::retry_after(secs(11), "later");
+        assert_eq!(retry.pause(1, secs(0), &later, 0.0), None);
     }
 
     #[test]
     fn hundreds_of_attempts_do_not_overflow() {
         let retry = Retry::exponential(secs(3600)).attempts(u32::MAX);
-        assert_eq!(retry.pause(u32::MAX - 1, &error(), 1.0), Some(secs(3600)));
-        assert_eq!(Retry::never().pause(1, &error(), 1.0), None);
+        assert_eq!(retry.pause(u32::MAX - 1, Duration::ZERO, &error(), 1.0), Some(secs(3600)));
+        assert_eq!(Retry::never().pause(1, Duration::ZERO, &error(), 1.0), None);
     }
 }

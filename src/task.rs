@@ -36,6 +36,14 @@ impl TaskId {
         Self(uuid::Uuid::new_v4().hyphenated().to_string().into())
     }
 
+    /// The id that belongs to `place` below `parent`: always the same one.
+    #[must_use]
+    pub fn derived(parent: &Self, place: &str) -> Self {
+        let name = format!("{parent}/{place}");
+        let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, name.as_bytes());
+        Self(id.hyphenated().to_string().into())
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -65,6 +73,15 @@ impl fmt::Debug for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// How far a revocation reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Revoke {
+    /// The task does not start any more; one that runs goes on.
+    IfQueued,
+    /// One that runs is told to end, and dropped if it does not.
+    EvenRunning,
 }
 
 /// So many tasks in so much time; that many may start at once.

@@ -20,8 +20,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::{Config, QueueSettings, QueueType};
 use crate::error::{Error, Kind};
 use crate::lifecycle::Settlement;
+use crate::protocol::control::Answer;
 use crate::protocol::{Document, Message, State};
-use crate::task::TaskId;
+use crate::task::{Revoke, TaskId};
 
 pub use presence::{Presence, StoreServer};
 
@@ -255,6 +256,30 @@ impl Deliveries {
     }
 }
 
+/// What is broadcast to Celery's workers, and the way to answer it.
+#[derive(Debug)]
+pub struct Control {
+    pub(in crate::backend) incoming: mpsc::Receiver<Message>,
+    pub(in crate::backend) answers: mpsc::Sender<Answer>,
+}
+
+impl Control {
+    /// The next control message, whatever is in it. Waits through reconnects, in which those that
+    /// are broadcast meanwhile are lost, as in Celery; `None` only when the broker was closed.
+    ///
+    /// Cancel safe.
+    pub async fn next(&mut self) -> Option<Message> {
+        self.incoming.recv().await
+    }
+
+    /// Sends an answer, if there is one, and if it can be sent now: a late one is of no use.
+    pub fn answers(&self, answer: Option<Answer>) {
+        if let Some(answer) = answer {
+            let _ = self.answers.try_send(answer);
+        }
+    }
+}
+
 /// Moves messages. Sealed: proofs of recording are made below this folder only.
 pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Publishes, and waits until the broker has taken responsibility (a publisher confirm).
@@ -294,6 +319,9 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// # Errors
     /// It does not answer, or is asked over TLS, where it is not asked.
     fn version(&self) -> BoxFuture<'_, Result<String, Error>>;
+
+    /// Listens to what is broadcast to Celery's workers, beside any others that do.
+    fn control(&self, node: &str) -> Control;
 
     /// Completes when both connections are up.
     fn connected(&self) -> BoxFuture<'_, ()>;
@@ -347,6 +375,15 @@ pub struct Deed {
     pub by: String,
 }
 
+/// A mark on a task that is not to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    /// Which task.
+    pub id: TaskId,
+    /// What if it runs.
+    pub revoke: Revoke,
+}
+
 /// Who put the task on its way, and so which channel its result comes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -398,6 +435,14 @@ pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
 
     /// Notes what somebody did. It is the proof by which a dead letter may be thrown away.
     fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>>;
+
+    /// Marks tasks as revoked, and tells all workers. The mark is durable, for a week; of more than
+    /// 50,000 the oldest are dropped. Gives up like [`Store::read`] when the store does not answer.
+    fn revoke(&self, ids: &[TaskId], revoke: Revoke) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// First every mark there is, in one batch even if there is none; then new ones as they come.
+    /// After a reconnect every one comes again. Ends when the store is closed.
+    fn revocations(&self) -> mpsc::Receiver<Vec<Revocation>>;
 
     /// The result document as it is stored now.
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>>;

@@ -25,6 +25,7 @@ const EXAMPLES: &str = "Examples:
   countersign run demo.add 2 3 -Q demo --wait
   countersign run billing.refund -k order='\"o-1\"' -k cents=500 -Q billing
   countersign tasks get 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -o json
+  countersign tasks revoke 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f --terminate
   countersign config check
 
 Exit codes: 0 done; 1 the awaited task failed; 2 wrong command line; 69 a server did not answer;

@@ -11,7 +11,7 @@ use super::run::verdict;
 use super::worker::duration;
 use crate::client::Client;
 use crate::error::Error;
-use crate::task::TaskId;
+use crate::task::{Revoke, TaskId};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Tasks {
@@ -27,6 +27,15 @@ pub(super) enum Tasks {
         /// Wait at most this long
         #[arg(long, default_value = "60s", value_parser = duration)]
         timeout: Duration,
+    },
+    /// Take tasks back: those that have not started never will
+    Revoke {
+        /// The tasks' ids
+        #[arg(required = true)]
+        ids: Vec<String>,
+        /// End those that run, too: told at first, dropped two seconds later
+        #[arg(long)]
+        terminate: bool,
     },
 }
 
@@ -44,6 +53,15 @@ impl Tasks {
                 let handle = client.handle::<Value>(id);
                 let id = handle.id().clone();
                 print_end(&id, handle.result_within(timeout).await, format)
+            }
+            Self::Revoke { ids, terminate } => {
+                let revoke = if terminate { Revoke::EvenRunning } else { Revoke::IfQueued };
+                let ids: Vec<_> = ids.into_iter().map(TaskId::from).collect();
+                client.revoke(&ids, revoke).await?;
+                let told = if terminate { "terminate" } else { "revoke" };
+                let records = ids.iter().map(|id| json!({ "id": id, "asked": told }));
+                format.print(&records.collect::<Vec<_>>());
+                Ok(ExitCode::SUCCESS)
             }
         }
     }

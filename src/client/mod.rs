@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod enqueue;
+mod revoke;
 
 use std::collections::HashSet;
 use std::fmt;

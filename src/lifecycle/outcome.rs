@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use crate::error::Failure;
@@ -15,8 +16,15 @@ pub enum Outcome {
     Done(Box<RawValue>),
     /// The handler gave up, timed out or panicked.
     Failed(Failure),
-    /// The handler gave up, and is tried again after this long.
-    Retry(Failure, Duration),
+    /// The handler gave up, and is tried again.
+    Retry {
+        /// How it gave up.
+        failure: Failure,
+        /// After this long.
+        pause: Duration,
+        /// When its first attempt began.
+        first_began: Timestamp,
+    },
     /// It may not start before this long has passed.
     Postponed(Duration),
     /// It must not run: it expired, or somebody took it back.
@@ -25,6 +33,8 @@ pub enum Outcome {
     Known(Document),
     /// Another copy of its message runs it, or has.
     Repeated,
+    /// It asks for something that cannot be done here, and was not started.
+    Refused(Failure),
     /// It ended its worker this many times.
     Convicted(u32),
     /// No handler of this worker has its name.

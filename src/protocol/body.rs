@@ -15,7 +15,9 @@ const MAX_DEPTH: usize = 127;
 /// More arguments than this are no call, but an attempt to make a small body large in memory.
 const MAX_ARGUMENTS: usize = 65_536;
 
-const NO_EMBED: &str = r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
+/// What Celery writes when nothing is to follow a task.
+pub(super) const NO_EMBED: &str =
+    r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
 /// An `embed` that asks for nothing.
 pub(super) fn no_embed() -> Box<RawValue> {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::encode::date;
-use super::{Envelope, Lineage, kombu};
+use super::{Child, Envelope, Lineage, kombu};
 use crate::error::{Error, Failure, Kind};
 use crate::task::TaskId;
 
@@ -79,7 +79,7 @@ struct Written<'a, R> {
     status: &'a str,
     result: R,
     traceback: Option<&'a str>,
-    children: Vec<((&'a str, ()), ())>,
+    children: &'a [Child],
     date_done: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group_id: Option<&'a str>,
@@ -100,7 +100,7 @@ struct Content<'a, R> {
     state: State,
     result: R,
     traceback: Option<&'a str>,
-    children: &'a [TaskId],
+    children: &'a [Child],
 }
 
 impl<'a> Content<'a, Exception<'a>> {
@@ -117,7 +117,7 @@ impl<R: Serialize> Content<'_, R> {
             status: self.state.as_str(),
             result: self.result,
             traceback: self.traceback,
-            children: self.children.iter().map(|child| ((child.as_str(), ()), ())).collect(),
+            children: self.children,
             date_done: self.state.is_terminal().then(|| date(now)),
             group_id: lineage.group_id.as_deref(),
             parent_id: lineage.parent_id.as_ref().map(TaskId::as_str),
@@ -133,12 +133,7 @@ impl<R: Serialize> Content<'_, R> {
 impl Document {
     /// The task answered `result`, and put `children` on their way.
     #[must_use]
-    pub fn success(
-        task: &Envelope,
-        result: &RawValue,
-        children: &[TaskId],
-        now: Timestamp,
-    ) -> Self {
+    pub fn success(task: &Envelope, result: &RawValue, children: &[Child], now: Timestamp) -> Self {
         Content { state: State::Success, result, traceback: None, children }.written(
             &task.id,
             &task.lineage,

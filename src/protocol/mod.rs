@@ -3,7 +3,9 @@
 
 mod arguments;
 mod body;
+mod canvas;
 mod compression;
+pub mod control;
 mod decode;
 mod document;
 mod encode;
@@ -14,8 +16,10 @@ mod headers;
 mod kombu;
 mod message;
 mod repr;
+mod signature;
 
 pub use arguments::{Arguments, Kwargs};
+pub use canvas::{Canvas, Child, FollowUp, FollowUps};
 pub use document::{Document, State};
 pub use envelope::{Envelope, Limits, Lineage, Unreadable};
 pub use epitaph::{DIED_AT, Epitaph, REASON, SOURCE, UNKNOWN_SINCE};

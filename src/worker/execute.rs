@@ -9,14 +9,15 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
+use serde_json::Value;
 use tokio::time::sleep;
-use tracing::{Instrument, error, info_span, warn};
+use tracing::{Instrument, debug, error, info_span, warn};
 
-use super::Crew;
 use super::gate::Slot;
 use super::handler::{Answer, Registered};
 use super::suspects::{self, Standing};
 use super::watchdog::Watched;
+use super::{Crew, canvas, settle};
 use crate::backend::Delivery;
 use crate::context::Context;
 use crate::error::Failure;
@@ -29,8 +30,12 @@ compile_error!(
     "a worker turns a handler's panic into its task's failure: panic = \"abort\" voids that"
 );
 
-/// A task due within this is started at once.
-const PROMPT: Duration = Duration::from_millis(20);
+/// Why a task is revoked that was running.
+const TERMINATED: &str = "terminated";
+/// A run that is told to end because its task was revoked has this long.
+const TERMINATION_GRACE: Duration = Duration::from_secs(2);
+/// When the first attempt of a task began: travels with its retries.
+pub(super) const FIRST_BEGAN: &str = "x-countersign-first-began";
 /// Two clocks may differ by this much before a task counts as expired.
 const SKEW: Duration = Duration::from_secs(1);
 
@@ -44,15 +49,21 @@ pub(super) async fn execute(
     if let Some(document) = known(crew, delivery, envelope).await {
         return Outcome::Known(document);
     }
+    if crew.revoked.contains(&envelope.id) {
+        return Outcome::Revoked("revoked");
+    }
     if envelope.expires.is_some_and(|at| Timestamp::now() > at.saturating_add(SKEW).unwrap_or(at)) {
         return Outcome::Revoked("expired");
     }
-    if let Some(early) = envelope.eta.and_then(|eta| ahead(eta, Timestamp::now())) {
+    if let Some(early) = envelope.eta.and_then(|eta| settle::ahead(eta, Timestamp::now())) {
         return Outcome::Postponed(early);
     }
     let Some(handler) = crew.handlers.get(envelope.name.as_str()) else {
         return Outcome::Unknown;
     };
+    if let Some(failure) = canvas::refusal(envelope) {
+        return Outcome::Refused(failure);
+    }
     let admitted = match handler.limits.admit().await {
         Ok(admitted) => admitted,
         Err(pause) => return Outcome::Postponed(pause),
@@ -132,6 +143,8 @@ async fn run(
     let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
         handler.start(context.clone(), &envelope.arguments, slot)
     }));
+    let began = Timestamp::now();
+    debug!("started {} {}", envelope.name, envelope.id);
     let mut run = match started {
         Ok(Ok(run)) => {
             let watched = Watched::new(run, Arc::clone(envelope));
@@ -143,10 +156,12 @@ async fn run(
     let outcome = tokio::select! {
         biased;
         answer = AssertUnwindSafe(&mut run).catch_unwind() => match answer {
-            Ok(answer) => ended(crew, handler, envelope, answer),
+            Ok(_) if was_terminated(crew, &context) => Outcome::Revoked(TERMINATED),
+            Ok(answer) => ended(crew, handler, envelope, answer, began),
             Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
         },
         () = aborted(crew, &context) => Outcome::Released,
+        () = terminated(crew, &context) => Outcome::Revoked(TERMINATED),
         () = time_limit(&context, soft, hard) => {
             warn!("stopped after its hard limit of {} s", hard.as_secs_f64());
             Outcome::Failed(Failure::time_limit_exceeded(hard))
@@ -182,22 +197,47 @@ async fn aborted(crew: &Crew, context: &Context) {
     }
 }
 
-/// How long it is until `eta`, if that is worth a detour. The ladder rounds up to its lowest level.
-fn ahead(eta: Timestamp, now: Timestamp) -> Option<Duration> {
-    Duration::try_from(eta.duration_since(now)).ok().filter(|ahead| *ahead > PROMPT)
+/// Tells a run to end when its task is revoked, and completes when it has not ended by itself.
+async fn terminated(crew: &Crew, context: &Context) {
+    crew.revoked.terminated(context.id()).await;
+    context.cancel();
+    sleep(TERMINATION_GRACE).await;
+    context.unprotected().await;
 }
 
-fn ended(crew: &Crew, handler: &Registered, envelope: &Envelope, answer: Answer) -> Outcome {
+/// Whether the run has ended because it was told to, and its answer is wanted no more.
+fn was_terminated(crew: &Crew, context: &Context) -> bool {
+    context.is_cancelled() && crew.revoked.is_terminated(context.id())
+}
+
+fn ended(
+    crew: &Crew,
+    handler: &Registered,
+    envelope: &Envelope,
+    answer: Answer,
+    began: Timestamp,
+) -> Outcome {
     match answer {
         Ok(json) if json.get().len() > crew.config.max_result => {
             Outcome::Failed(Failure::result_too_large(json.get().len(), crew.config.max_result))
         }
         Ok(json) => Outcome::Done(json),
-        Err(error) => match handler.policy.retry.pause(envelope.attempt, &error, rand::random()) {
-            Some(pause) => Outcome::Retry(error.failure, pause),
-            None => Outcome::Failed(error.failure),
-        },
+        Err(error) => {
+            let first_began = first_began(envelope).unwrap_or(began);
+            let since = Duration::try_from(Timestamp::now().duration_since(first_began));
+            let since = since.unwrap_or_default();
+            let retry = &handler.policy.retry;
+            match retry.pause(envelope.attempt, since, &error, rand::random()) {
+                Some(pause) => Outcome::Retry { failure: error.failure, pause, first_began },
+                None => Outcome::Failed(error.failure),
+            }
+        }
     }
+}
+
+/// What the header says that an earlier attempt left.
+fn first_began(envelope: &Envelope) -> Option<Timestamp> {
+    envelope.headers.get(FIRST_BEGAN).and_then(Value::as_str)?.parse().ok()
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Failure {

@@ -87,7 +87,7 @@ impl Admitted {
     pub(super) fn report(mut self, name: &str, outcome: &Outcome) {
         let verdict = match outcome {
             Outcome::Done(_) => Verdict::Succeeded,
-            Outcome::Failed(_) | Outcome::Retry(..) => Verdict::Failed,
+            Outcome::Failed(_) | Outcome::Retry { .. } => Verdict::Failed,
             _ => return,
         };
         if let Some(breaker) = self.breaker.take()

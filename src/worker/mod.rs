@@ -1,11 +1,14 @@
 //! A worker: it takes tasks from its queues, runs their handlers, and settles what came of them.
 
+mod canvas;
 mod drain;
 mod execute;
 mod gate;
 mod handler;
 mod limits;
 mod pulse;
+mod remote;
+mod revoked;
 mod settle;
 mod suspects;
 mod watchdog;
@@ -31,6 +34,7 @@ use crate::protocol::Envelope;
 use crate::task::{Policy, Task, TaskId};
 use gate::{Gate, Slot};
 use handler::Registered;
+use revoked::Revoked;
 use suspects::Room;
 
 pub use drain::Drained;
@@ -198,6 +202,8 @@ impl Worker {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<Drained, Error> {
         let (crew, hurry) = self.muster()?;
         watchdog::start();
+        revoked::follow(&crew);
+        remote::listen(&crew);
         let stop = CancellationToken::new();
         let mut intakes = JoinSet::new();
         let mut consuming = Vec::new();
@@ -251,6 +257,7 @@ impl Worker {
             drain_deadline: self.drain_deadline,
             unknown_grace: self.unknown_grace,
             room: Room::default(),
+            revoked: Revoked::default(),
             handlers: self.handlers,
             tasks: TaskTracker::new(),
             ending: CancellationToken::new(),
@@ -278,6 +285,7 @@ struct Crew {
     drain_deadline: Duration,
     unknown_grace: Duration,
     room: Room,
+    revoked: Revoked,
     handlers: HashMap<&'static str, Registered>,
     tasks: TaskTracker,
     /// Runs are told to end.
@@ -304,6 +312,7 @@ async fn intake(
     stop: CancellationToken,
 ) -> usize {
     let next = async {
+        crew.revoked.loaded().await;
         loop {
             let own = match &gate {
                 Some(gate) => Some(gate.admit().await),

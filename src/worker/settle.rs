@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
-use super::{Crew, suspects};
+use super::execute::FIRST_BEGAN;
+use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
-use crate::error::Failure;
+use crate::error::{Error, Failure};
 use crate::lifecycle::Outcome;
 use crate::protocol::{
-    DIED_AT, Document, Envelope, HEADER_LIMIT, Message, REASON, SOURCE, UNKNOWN_SINCE, Unreadable,
+    Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, Message, REASON, SOURCE, State,
+    UNKNOWN_SINCE, Unreadable,
 };
 use crate::task::TaskId;
 
@@ -22,6 +25,9 @@ const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 /// it is sent again instead, which counts afresh.
 const MANY_RETURNS: u64 = 10;
 const RETRY_CEILING: Duration = Duration::from_secs(5);
+
+/// A task due within this is started at once.
+const PROMPT: Duration = Duration::from_millis(20);
 
 /// Makes `outcome` durable, then acks; or gives the delivery back.
 pub(super) async fn settle(
@@ -32,30 +38,39 @@ pub(super) async fn settle(
     outcome: Outcome,
 ) {
     let now = Timestamp::now();
-    let document = match outcome {
-        Outcome::Done(json) => Document::success(envelope, &json, &[], now),
-        Outcome::Failed(failure) => {
-            info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
-            Document::failed(envelope, &failure, now)
-        }
-        Outcome::Retry(failure, pause) => {
-            return retry(crew, queue, delivery, envelope, &failure, pause).await;
+    match outcome {
+        Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json).await,
+        Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure).await,
+        Outcome::Retry { failure, pause, first_began } => {
+            let next = next_attempt(envelope, pause, first_began, now);
+            info!(task.name = %envelope.name, task.id = %envelope.id, "retry in {pause:?}: {failure}");
+            let told = (!envelope.ignore_result)
+                .then(|| finish(envelope, Document::retry(envelope, &failure, now)));
+            send_on(crew, queue, delivery, next.encode(), pause, told).await;
         }
         Outcome::Postponed(pause) => {
-            return send_on(crew, queue, delivery, envelope.encode(), pause, None).await;
+            send_on(crew, queue, delivery, envelope.encode(), pause, None).await;
         }
-        Outcome::Revoked(reason) => Document::revoked(envelope, reason, now),
-        Outcome::Known(document) => document,
+        Outcome::Revoked(reason) => {
+            let document = Document::revoked(envelope, reason, now);
+            record(crew, queue, delivery, envelope, document, None).await;
+        }
+        Outcome::Known(document) => {
+            // The run before may have ended between its failure and what follows that.
+            let failure = (document.state == State::Failure).then(|| document.failure());
+            record(crew, queue, delivery, envelope, document, failure.as_ref()).await;
+        }
         Outcome::Repeated => {
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
-            return ack(delivery, crew.backends.store.ignore(&envelope.id));
+            ack(delivery, crew.backends.store.ignore(&envelope.id));
+        }
+        Outcome::Refused(failure) => {
+            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure).await;
         }
         Outcome::Convicted(times) => {
             let failure = Failure::worker_lost(times);
-            let document = Document::failed(envelope, &failure, now);
-            let told = (!envelope.ignore_result).then(|| finish(envelope, document));
             suspects::acquit(crew, &delivery).await;
-            return bury(crew, queue, delivery, &failure.message(), told).await;
+            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure).await;
         }
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
@@ -64,31 +79,81 @@ pub(super) async fn settle(
             }
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
-            let document = Document::failed(envelope, &failure, now);
-            let told = (!envelope.ignore_result).then(|| finish(envelope, document));
-            return bury(crew, queue, delivery, &reason, told).await;
+            bury_task(crew, queue, delivery, envelope, &reason, &failure).await;
         }
         Outcome::Released => {
             abandon(crew, &envelope.id);
-            return give_back(crew, queue, delivery).await;
+            give_back(crew, queue, delivery).await;
         }
-    };
-    let recorded = if envelope.ignore_result {
-        Ok(crew.backends.store.ignore(&envelope.id))
-    } else {
-        let finished = crew.backends.store.finish(finish(envelope, document));
-        match crew.give_up.run_until_cancelled(finished).await {
-            Some(finished) => finished,
+    }
+}
+
+/// How long it is until `eta`, if that is worth a detour. The ladder rounds up to its lowest level.
+pub(super) fn ahead(eta: Timestamp, now: Timestamp) -> Option<Duration> {
+    Duration::try_from(eta.duration_since(now)).ok().filter(|ahead| *ahead > PROMPT)
+}
+
+/// Sends what is to follow, then stores the answer, then acks.
+async fn succeed(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    answer: &RawValue,
+) {
+    let mut children = Vec::new();
+    if let Ok(Some(canvas)) = Canvas::read(&envelope.embed) {
+        let sent = Box::pin(canvas::after_success(crew, queue, envelope, &canvas, answer));
+        match crew.give_up.run_until_cancelled(sent).await {
+            Some(Ok(sent)) => children = sent,
+            Some(Err(failure)) => return fail(crew, queue, delivery, envelope, &failure).await,
             None => return release(crew, delivery),
         }
+    }
+    let document = Document::success(envelope, answer, &children, Timestamp::now());
+    record(crew, queue, delivery, envelope, document, None).await;
+}
+
+async fn fail(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    failure: &Failure,
+) {
+    info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
+    let document = Document::failed(envelope, failure, Timestamp::now());
+    record(crew, queue, delivery, envelope, document, Some(failure)).await;
+}
+
+/// Stores how a task ended, does what follows if it has failed, then acks.
+async fn record(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    document: Document,
+    failure: Option<&Failure>,
+) {
+    let effects = async {
+        let recorded = if envelope.ignore_result {
+            Ok(crew.backends.store.ignore(&envelope.id))
+        } else {
+            crew.backends.store.finish(finish(envelope, document)).await
+        };
+        if let Some(failure) = failure {
+            Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
+        }
+        recorded
     };
-    match recorded {
-        Ok(recorded) => ack(delivery, recorded),
-        Err(error) => {
+    match crew.give_up.run_until_cancelled(effects).await {
+        Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Err(error)) => {
             error!(task.id = %envelope.id, "the result cannot be stored: {error}");
             let reason = format!("result cannot be stored: {error}");
-            bury(crew, queue, delivery, &reason, None).await;
+            bury(crew, queue, delivery, &reason, async {}).await;
         }
+        None => release(crew, delivery),
     }
 }
 
@@ -105,27 +170,23 @@ fn grace(crew: &Crew, envelope: &Envelope, now: Timestamp) -> Option<Envelope> {
     Some(later)
 }
 
-/// The next attempt is confirmed before this one is acked, and the waiters are told in between.
-async fn retry(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
+/// The same task again, `pause` from now.
+fn next_attempt(
     envelope: &Envelope,
-    failure: &Failure,
     pause: Duration,
-) {
-    let now = Timestamp::now();
-    info!(task.name = %envelope.name, task.id = %envelope.id, "retry in {pause:?}: {failure}");
+    first_began: Timestamp,
+    now: Timestamp,
+) -> Envelope {
     let mut next = envelope.clone();
     next.attempt = envelope.attempt.saturating_add(1);
     next.eta = now.saturating_add(pause).ok();
     next.lineage.parent_id = Some(envelope.id.clone());
-    let told = (!envelope.ignore_result)
-        .then(|| finish(envelope, Document::retry(envelope, failure, now)));
-    send_on(crew, queue, delivery, next.encode(), pause, told).await;
+    next.headers.insert(FIRST_BEGAN.into(), Value::String(first_began.to_string()));
+    next
 }
 
-/// Sends a copy on its way through the delay ladder, tells the waiters, then acks.
+/// Sends a copy on its way through the delay ladder, tells the waiters, then acks: the next attempt
+/// is confirmed before this one is gone.
 async fn send_on(
     crew: &Crew,
     queue: &Queue,
@@ -136,16 +197,27 @@ async fn send_on(
 ) {
     let effects = async {
         let recorded = publish(crew, message, queue.clone(), Some(pause)).await;
-        if let Some(finish) = told
-            && let Err(error) = crew.backends.store.finish(finish).await
-        {
-            error!("a retry cannot be told: {error}");
+        if recorded.is_ok() {
+            tell(crew, told).await;
         }
         recorded
     };
     match crew.give_up.run_until_cancelled(effects).await {
-        Some(recorded) => ack(delivery, recorded),
+        Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Err(error)) => {
+            let reason = format!("it cannot be sent again: {error}");
+            bury(crew, queue, delivery, &reason, async {}).await;
+        }
         None => release(crew, delivery),
+    }
+}
+
+/// Stores what is beside the ack: if it cannot be stored, that is logged.
+async fn tell(crew: &Crew, told: Option<Finish>) {
+    if let Some(finish) = told
+        && let Err(error) = crew.backends.store.finish(finish).await
+    {
+        error!("what became of a task cannot be stored: {error}");
     }
 }
 
@@ -164,24 +236,48 @@ pub(super) async fn bury_unreadable(
             reply_to: message.properties.reply_to.clone(),
         }
     });
-    bury(crew, queue, delivery, &unreadable.reason, told).await;
+    bury(crew, queue, delivery, &unreadable.reason, tell(crew, told)).await;
 }
 
-/// Copies a message to the dead-letter queue, stores its failure if there is one, then acks.
-async fn bury(crew: &Crew, queue: &Queue, delivery: Delivery, reason: &str, told: Option<Finish>) {
+/// A task that cannot be run here: into the dead letters, and it has failed.
+async fn bury_task(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    reason: &str,
+    failure: &Failure,
+) {
+    let document = Document::failed(envelope, failure, Timestamp::now());
+    let told = (!envelope.ignore_result).then(|| finish(envelope, document));
+    let effects = async {
+        tell(crew, told).await;
+        canvas::after_failure(crew, queue, envelope, failure).await;
+    };
+    bury(crew, queue, delivery, reason, Box::pin(effects)).await;
+}
+
+/// Copies a message to the dead-letter queue, does what is to be done beside, then acks.
+async fn bury(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    reason: &str,
+    beside: impl Future<Output = ()>,
+) {
     warn!(task.id = %delivery.id(), "to {}: {reason}", queue.dead().name);
     let copy = epitaph(&delivery.message, queue, reason);
     let effects = async {
         let recorded = publish(crew, copy, queue.dead(), None).await;
-        if let Some(finish) = told
-            && let Err(error) = crew.backends.store.finish(finish).await
-        {
-            error!("a failure cannot be stored: {error}");
-        }
+        beside.await;
         recorded
     };
     match crew.give_up.run_until_cancelled(effects).await {
-        Some(recorded) => ack(delivery, recorded),
+        Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Err(error)) => {
+            error!(task.id = %delivery.id(), "not even a dead letter can be made of it: {error}");
+            release(crew, delivery);
+        }
         None => release(crew, delivery),
     }
 }
@@ -203,7 +299,15 @@ fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
 }
 
 /// Publishes until the broker has confirmed.
-async fn publish(crew: &Crew, message: Message, queue: Queue, delay: Option<Duration>) -> Recorded {
+///
+/// # Errors
+/// The message is refused for what it is.
+pub(super) async fn publish(
+    crew: &Crew,
+    message: Message,
+    queue: Queue,
+    delay: Option<Duration>,
+) -> Result<Recorded, Error> {
     let mut backoff = Duration::from_millis(100);
     loop {
         let parcel = Parcel {
@@ -213,7 +317,8 @@ async fn publish(crew: &Crew, message: Message, queue: Queue, delay: Option<Dura
             timeout: crew.config.publish_timeout,
         };
         match crew.backends.broker.publish(parcel).await {
-            Ok(recorded) => return recorded,
+            Ok(recorded) => return Ok(recorded),
+            Err(error) if error.is_refusal() => return Err(error),
             Err(error) => warn!(task.id = %message.id, "{error}; trying again"),
         }
         sleep(backoff.mul_f64(rand::random())).await;
@@ -258,7 +363,7 @@ pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
     copy.mark_returned();
     let sent = timeout(RETRY_CEILING, publish(crew, copy, queue.clone(), None));
     match crew.give_up.run_until_cancelled(sent).await {
-        Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Ok(Ok(recorded))) => ack(delivery, recorded),
         _ => drop(delivery.release()),
     }
 }

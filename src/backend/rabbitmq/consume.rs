@@ -100,7 +100,7 @@ impl Intake {
     }
 
     async fn open(&self, connection: &Connection) -> Result<(Channel, Consumer), String> {
-        topology::declare(connection, &self.queue).await?;
+        topology::declare(connection, &self.queue).await.map_err(|why| why.to_string())?;
         let open = async {
             let channel = connection.create_channel().await?;
             channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;

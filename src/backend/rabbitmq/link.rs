@@ -92,6 +92,11 @@ impl Link {
         let _ = self.broken.send(generation);
     }
 
+    /// Completes when the link is closed.
+    pub(super) async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Starts an orderly close.
     pub(super) fn close(&self) {
         self.closing.cancel();

@@ -6,6 +6,7 @@
 mod address;
 mod codec;
 mod consume;
+mod control;
 mod fetch;
 mod greeting;
 mod ladder;
@@ -25,7 +26,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::{Broker, Deliveries, Delivery, Parcel, Queue, QueueState, Recorded, sealed};
+use super::{Broker, Control, Deliveries, Delivery, Parcel, Queue, QueueState, Recorded, sealed};
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
@@ -34,6 +35,7 @@ use publish::Job;
 use topology::Declared;
 
 const JOB_BACKLOG: usize = 4096;
+const CONTROL_BACKLOG: usize = 64;
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What is needed to reach RabbitMQ.
@@ -231,6 +233,20 @@ impl Broker for Rabbit {
             told.map_err(|cause| Kind::Connection { peer: "RabbitMQ".into(), cause }.into())
         }
         .boxed()
+    }
+
+    fn control(&self, node: &str) -> Control {
+        let (deliver, incoming) = mpsc::channel(CONTROL_BACKLOG);
+        let (answers, to_send) = mpsc::channel(CONTROL_BACKLOG);
+        let mailbox = control::Mailbox {
+            node: node.to_owned(),
+            consuming: self.consuming.clone(),
+            publishing: self.publishing.clone(),
+            deliver,
+            answers: to_send,
+        };
+        self.links.spawn_on(mailbox.run(), &self.runtime);
+        Control { incoming, answers }
     }
 
     fn connected(&self) -> BoxFuture<'_, ()> {

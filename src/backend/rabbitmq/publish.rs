@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -18,6 +19,7 @@ use tracing::debug;
 
 use super::ladder::{self, Route};
 use super::link::{Link, Live};
+use super::topology::Undeclared;
 use super::{codec, topology};
 use crate::backend::{Parcel, Recorded};
 use crate::error::{Error, Kind};
@@ -234,14 +236,23 @@ impl Session {
         let channel = self.channel.clone();
         Box::pin(async move {
             let attempt = async {
-                if declare && let Err(why) = topology::declare(&connection, &job.parcel.queue).await
-                {
-                    return Fate::Unknown(why);
+                let (exchange, key) = match route(&job.parcel) {
+                    Ok(route) => route,
+                    Err(refused) => return Fate::Refused(refused),
+                };
+                if declare {
+                    match topology::declare(&connection, &job.parcel.queue).await {
+                        Ok(()) => {}
+                        Err(Undeclared::Refused(why)) => {
+                            return Fate::Refused(refused(&job.parcel, why));
+                        }
+                        Err(Undeclared::Unknown(why)) => return Fate::Unknown(why),
+                    }
                 }
                 if climb && let Err(why) = ladder::declare(&connection, &job.parcel.queue).await {
                     return Fate::Unknown(why);
                 }
-                publish(&channel, &job.parcel, properties).await
+                publish(&channel, &job.parcel, exchange, key, properties).await
             };
             let fate = timeout_at(job.deadline, attempt).await.unwrap_or(Fate::Expired);
             (job, fate)
@@ -322,27 +333,31 @@ fn message_id(parcel: &Parcel) -> &str {
     parcel.message.properties.message_id.as_deref().unwrap_or(parcel.message.id.as_str())
 }
 
-async fn publish(channel: &Channel, parcel: &Parcel, properties: BasicProperties) -> Fate {
+/// Where it goes: an exchange and a routing key. A name too long for a key is refused.
+fn route(parcel: &Parcel) -> Result<(ShortString, ShortString), Error> {
     let route = match parcel.delay {
         Some(delay) => ladder::route(&parcel.queue, delay),
         None => Route { exchange: String::new(), routing_key: parcel.queue.name.clone() },
     };
-    let routing_key = match codec::short(&route.routing_key) {
-        Ok(key) => key,
-        Err(cause) => {
-            return Fate::Refused(Kind::Codec { what: "queue name".into(), cause }.into());
-        }
-    };
+    let key = codec::short(&route.routing_key).map_err(|why| refused(parcel, why))?;
+    Ok((route.exchange.into(), key))
+}
+
+fn refused(parcel: &Parcel, cause: String) -> Error {
+    let what = format!("queue {:.255}", parcel.queue.name);
+    Kind::Codec { what, cause }.into()
+}
+
+async fn publish(
+    channel: &Channel,
+    parcel: &Parcel,
+    exchange: ShortString,
+    key: ShortString,
+    properties: BasicProperties,
+) -> Fate {
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let sent = channel
-        .basic_publish(
-            route.exchange.into(),
-            routing_key,
-            options,
-            &parcel.message.body,
-            properties,
-        )
-        .await;
+    let sent =
+        channel.basic_publish(exchange, key, options, &parcel.message.body, properties).await;
     match sent {
         Ok(confirm) => match confirm.await {
             Ok(confirmation) => Fate::Confirmed(Confirmed::new(confirmation)),

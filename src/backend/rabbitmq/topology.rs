@@ -13,24 +13,45 @@ use crate::config::QueueType;
 
 /// A classic queue whose node is dead answers only after 64 s.
 pub(super) const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
+const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
+/// Why a queue is not there.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Undeclared {
+    /// It may not be: asking again is of no use.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody knows.
+    #[error("{0}")]
+    Unknown(String),
+}
+
 /// Makes sure that `queue` exists. One that exists is taken as it is, whatever its type and
 /// arguments; only a missing one is made, as `queue` says.
-pub(super) async fn declare(connection: &Connection, queue: &Queue) -> Result<(), String> {
+pub(super) async fn declare(connection: &Connection, queue: &Queue) -> Result<(), Undeclared> {
     match timeout(DECLARE_DEADLINE, declare_missing(connection, queue)).await {
         Ok(declared) => declared,
-        Err(_) => Err(format!("no answer to the declaration of {}", queue.name)),
+        Err(_) => {
+            let told = format!("no answer to the declaration of {}", queue.name);
+            Err(Undeclared::Unknown(told))
+        }
     }
 }
 
-async fn declare_missing(connection: &Connection, queue: &Queue) -> Result<(), String> {
+async fn declare_missing(connection: &Connection, queue: &Queue) -> Result<(), Undeclared> {
     let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    match ask(connection, queue, look).await? {
+    let declared = match ask(connection, queue, look).await.map_err(Undeclared::Unknown)? {
+        Err(error) if is(&error, NOT_FOUND) => {
+            make(connection, queue).await.map_err(Undeclared::Unknown)?
+        }
+        looked => looked,
+    };
+    match declared {
         Ok(()) => Ok(()),
-        Err(error) if is(&error, NOT_FOUND) => make(connection, queue).await?.map_err(said),
-        Err(error) => Err(said(error)),
+        Err(error) if is(&error, ACCESS_REFUSED) => Err(Undeclared::Refused(said(error))),
+        Err(error) => Err(Undeclared::Unknown(said(error))),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `marks` | who has taken an attempt, which tasks ran when a worker died |
 //! | `presence` | workers that are there; what the server says about itself |
 //! | `recent` | the results of the last minute, for a server that lost them |
+//! | `revoked` | marks on revoked tasks |
 //! | `subscription` | the task that owns all waits: subscribes, reads, waits, reads again |
 //! | `waiters` | its book of who waits for what |
 
@@ -21,6 +22,7 @@ mod link;
 mod marks;
 mod presence;
 mod recent;
+mod revoked;
 mod subscription;
 mod waiters;
 
@@ -34,7 +36,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,18 +44,22 @@ use tokio_util::task::TaskTracker;
 use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
 use self::link::{Backoff, Deadlines, Keeper, Link};
+use self::revoked::Rung;
 use self::subscription::{Subscription, Watch};
 use super::{
-    Crashes, Deed, Finish, KeyedTask, Origin, Presence, Recorded, Store, StoreServer, sealed,
+    Crashes, Deed, Finish, KeyedTask, Origin, Presence, Recorded, Revocation, Store, StoreServer,
+    sealed,
 };
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State};
-use crate::task::TaskId;
+use crate::task::{Revoke, TaskId};
 
 /// What a channel must begin with to be published to on a message's word.
 const REPLY_PREFIX: &str = "cs:reply:";
 /// Callers that may hand over a result before the next one waits for room.
 const HANDED_OVER: usize = 256;
+/// Marks that a worker may be slow to hear before it reads all of them again.
+const RINGS: usize = 256;
 
 /// How to reach Redis, and how results are kept there.
 #[derive(Clone)]
@@ -133,6 +139,7 @@ pub(crate) struct RedisStore {
     link: Link,
     jobs: mpsc::Sender<Job>,
     watches: mpsc::UnboundedSender<Watch>,
+    rings: broadcast::Sender<Rung>,
     tasks: TaskTracker,
     /// Ends the writer and the waits, then the connections.
     closing: CancellationToken,
@@ -177,6 +184,7 @@ impl RedisStore {
         tasks.spawn(writer.run());
 
         let (watches, requests) = mpsc::unbounded_channel();
+        let rings = broadcast::Sender::new(RINGS);
         let subscription = Subscription {
             keys: keys.clone(),
             reply_channel: reply_channel.clone(),
@@ -185,6 +193,7 @@ impl RedisStore {
             subscribed,
             pushes,
             requests,
+            rings: rings.clone(),
             closing: closing.clone(),
         };
         tasks.spawn(subscription.run());
@@ -201,6 +210,7 @@ impl RedisStore {
             link,
             jobs,
             watches,
+            rings,
             tasks,
             closing,
             disconnect,
@@ -279,6 +289,15 @@ impl Store for RedisStore {
 
     fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>> {
         Box::pin(self.note(deed))
+    }
+
+    fn revoke(&self, ids: &[TaskId], revoke: Revoke) -> BoxFuture<'_, Result<(), Error>> {
+        let ids = ids.to_vec();
+        Box::pin(async move { self.mark_revoked(&ids, revoke).await })
+    }
+
+    fn revocations(&self) -> mpsc::Receiver<Vec<Revocation>> {
+        self.follow_revocations()
     }
 
     fn read(&self, id: &TaskId) -> BoxFuture<'_, Result<Option<Document>, Error>> {

@@ -17,13 +17,14 @@ use futures_util::stream::FuturesUnordered;
 use rand::Rng;
 use redis::{PushInfo, PushKind, Value};
 use serde::Deserialize;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Keys;
 use super::link::{Link, PushHandler, Session};
+use super::revoked::{self, Rung};
 use super::waiters::{Answer, Waiters};
 use crate::backend::Origin;
 use crate::error::Kind;
@@ -77,6 +78,8 @@ pub(super) struct Subscription {
     pub(super) subscribed: Link,
     pub(super) pushes: Pushes,
     pub(super) requests: mpsc::UnboundedReceiver<Watch>,
+    /// Where workers hear of marks on revoked tasks.
+    pub(super) rings: broadcast::Sender<Rung>,
     pub(super) closing: CancellationToken,
 }
 
@@ -85,6 +88,7 @@ struct Waits {
     keys: Keys,
     reply_channel: String,
     reader: Link,
+    rings: broadcast::Sender<Rung>,
     waiters: Waiters,
     session: Option<Session>,
     to_read: Vec<TaskId>,
@@ -116,6 +120,7 @@ impl Subscription {
             keys: self.keys,
             reply_channel: self.reply_channel,
             reader: self.reader,
+            rings: self.rings,
             waiters: Waiters::default(),
             session: None,
             to_read: Vec::new(),
@@ -149,7 +154,7 @@ impl Subscription {
                     waits.have_changed(change);
                 }
                 Some(session) = subscribed.changed() => waits.listen(session),
-                () = pushes.missed.notified() => waits.read_all(),
+                () = pushes.missed.notified() => waits.read_all_and_marks(),
                 () = timer.as_mut(), if waits.waiters.next_deadline().is_some() => {
                     let left = waits.waiters.expire(Instant::now());
                     waits.to_unsubscribe.extend(left);
@@ -191,10 +196,10 @@ impl Waits {
         self.to_unsubscribe.clear();
         self.to_subscribe = self.waiters.foreign_ids().cloned().collect();
         self.session = Some(session.clone());
-        let channel = [self.reply_channel.clone()];
+        let channels = [self.reply_channel.clone(), revoked::CHANNEL.to_owned()];
         self.changes.push(Box::pin(async move {
-            if let Err(cause) = session.subscribe(&channel).await {
-                warn!(%cause, channel = channel[0], "cannot subscribe; trying again");
+            if let Err(cause) = session.subscribe(&channels).await {
+                warn!(%cause, channel = channels[0], "cannot subscribe; trying again");
                 tokio::time::sleep(PAUSE).await;
                 session.discard();
                 // Another connection will come, and take this one's place.
@@ -206,7 +211,7 @@ impl Waits {
 
     fn have_changed(&mut self, change: Change) {
         match change {
-            Change::Listening => self.read_all(),
+            Change::Listening => self.read_all_and_marks(),
             Change::Subscribed(ids) => self.to_read.extend(ids),
             Change::Unsubscribed => {}
         }
@@ -231,6 +236,11 @@ impl Waits {
         else {
             return;
         };
+        if channel == revoked::CHANNEL.as_bytes() {
+            // Without a worker in this process nobody listens.
+            let _ = revoked::heard(&payload).map(|rung| self.rings.send(rung));
+            return;
+        }
         // Anything else that is published there is none of our business.
         let Ok(Head { task_id }) = serde_json::from_slice(&payload) else {
             return;
@@ -260,6 +270,12 @@ impl Waits {
 
     fn read_all(&mut self) {
         self.to_read = self.waiters.ids().cloned().collect();
+    }
+
+    /// Whatever was published may have been missed.
+    fn read_all_and_marks(&mut self) {
+        self.read_all();
+        let _ = self.rings.send(Rung::ReadAll);
     }
 
     /// The floor under everything: whatever was missed is found now.

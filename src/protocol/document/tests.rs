@@ -20,7 +20,12 @@ fn text(document: &Document) -> &str {
 fn documents_have_the_fields_of_celery_in_its_order() {
     let mut task = task();
     let answer: Box<RawValue> = serde_json::from_str("[1, 2]").unwrap();
-    let success = Document::success(&task, &answer, &[TaskId::from("c1")], now());
+    let success = Document::success(
+        &task,
+        &answer,
+        &[Child { id: TaskId::from("c1"), parent: None, members: None }],
+        now(),
+    );
     assert_eq!(
         text(&success),
         r#"{"status":"SUCCESS","result":[1, 2],"traceback":null,"children":[[["c1",null],null]],"date_done":"2026-11-21T11:37:03.361864+00:00","task_id":"t1"}"#

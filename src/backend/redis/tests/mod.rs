@@ -2,6 +2,7 @@
 
 mod faults;
 mod results;
+mod revoked;
 mod server;
 mod tls;
 mod waits;

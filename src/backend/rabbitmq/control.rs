@@ -1,0 +1,155 @@
+//! Celery's remote control: a mailbox of our own on its fanout exchange, and answers to callers.
+//!
+//! The mailbox has a channel to itself, and each answer too: what goes wrong here touches no task.
+//! Its name is unique, so that two workers with one node name do not lock each other out, and a
+//! worker not itself, while the broker still holds the mailbox of its lost connection.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Consumer, ExchangeKind};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::codec;
+use super::link::{Link, Live};
+use crate::protocol::control::{Answer, REPLY_EXCHANGE};
+use crate::protocol::{Message, Properties};
+use crate::task::TaskId;
+
+const EXCHANGE: &str = "celery.pidbox";
+/// As Celery declares it: gone 10 s after its worker, and requests wait for 5 minutes at most.
+const EXPIRES_MS: i32 = 10_000;
+const MESSAGE_TTL_MS: i32 = 300_000;
+const DEADLINE: Duration = Duration::from_secs(5);
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// The mailbox of one worker.
+pub(super) struct Mailbox {
+    pub(super) node: String,
+    pub(super) consuming: Link,
+    pub(super) publishing: Link,
+    pub(super) deliver: mpsc::Sender<Message>,
+    pub(super) answers: mpsc::Receiver<Answer>,
+}
+
+impl Mailbox {
+    /// Serves until the link is closed, or nobody listens any more.
+    pub(super) async fn run(self) {
+        let link = self.consuming.clone();
+        tokio::select! {
+            () = link.closed() => {}
+            () = self.keep_open() => {}
+        }
+    }
+
+    async fn keep_open(mut self) {
+        while let Some(live) = self.consuming.live().await {
+            let opened = timeout(DEADLINE, open(&live, &self.node)).await;
+            match opened {
+                Ok(Ok((_channel, consumer))) => {
+                    info!("listening to Celery's remote control as {}", self.node);
+                    if self.serve(consumer).await.is_none() {
+                        return;
+                    }
+                    sleep(REOPEN_PAUSE).await;
+                }
+                Ok(Err(why)) => {
+                    warn!("no remote control for Celery clients, trying again: {why}");
+                    sleep(REFUSED_PAUSE).await;
+                }
+                Err(_) => sleep(REOPEN_PAUSE).await,
+            }
+        }
+    }
+
+    /// Passes requests on and sends answers, until the channel is lost; `None` when nobody listens.
+    async fn serve(&mut self, mut consumer: Consumer) -> Option<()> {
+        loop {
+            tokio::select! {
+                next = consumer.next() => match next {
+                    Some(Ok(delivery)) => {
+                        let message = codec::decode(&delivery.properties, delivery.data);
+                        // When there is no room, this request goes unanswered.
+                        if let Err(mpsc::error::TrySendError::Closed(_)) =
+                            self.deliver.try_send(message)
+                        {
+                            return None;
+                        }
+                    }
+                    Some(Err(_)) | None => return Some(()),
+                },
+                answer = self.answers.recv() => self.answer(answer?).await,
+            }
+        }
+    }
+
+    /// An answer that cannot be sent at once is of no use to its caller.
+    async fn answer(&self, answer: Answer) {
+        let Some(live) = self.publishing.current() else { return };
+        if live.blocked.borrow().is_some() {
+            return;
+        }
+        match timeout(DEADLINE, send(&live, answer)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => debug!("an answer was not sent: {why}"),
+            Err(_) => debug!("an answer was not sent in time"),
+        }
+    }
+}
+
+async fn open(live: &Live, node: &str) -> Result<(Channel, Consumer), String> {
+    let unique = uuid::Uuid::new_v4().simple().to_string();
+    let queue = codec::short(&format!("{node}.{}.{EXCHANGE}", &unique[..8]))?;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES_MS));
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(MESSAGE_TTL_MS));
+    let mailbox = QueueDeclareOptions {
+        exclusive: true,
+        auto_delete: true,
+        ..QueueDeclareOptions::default()
+    };
+    let unacked = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let none = FieldTable::default;
+    let open = async {
+        let channel = live.connection.create_channel().await?;
+        let fanout = ExchangeDeclareOptions::default();
+        channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Fanout, fanout, none()).await?;
+        channel.queue_declare(queue.clone(), mailbox, arguments).await?;
+        let bind = QueueBindOptions::default();
+        channel.queue_bind(queue.clone(), EXCHANGE.into(), "".into(), bind, none()).await?;
+        let consumer = channel.basic_consume(queue, "".into(), unacked, none()).await?;
+        Ok::<_, lapin::Error>((channel, consumer))
+    };
+    open.await.map_err(|error| error.to_string())
+}
+
+async fn send(live: &Live, answer: Answer) -> Result<(), String> {
+    let message = Message {
+        id: TaskId::random(),
+        headers: answer.headers,
+        body: answer.body,
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            content_encoding: Some("utf-8".into()),
+            ..Properties::default()
+        },
+    };
+    let properties = codec::encode(&message)?;
+    let key = codec::short(&answer.routing_key)?;
+    let send = async {
+        let channel = live.connection.create_channel().await?;
+        let options = BasicPublishOptions::default();
+        let body = &message.body;
+        channel.basic_publish(REPLY_EXCHANGE.into(), key, options, body, properties).await?.await?;
+        channel.close(200, "OK".into()).await
+    };
+    send.await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,198 @@
+//! What is to follow a task, as its `embed` says: callbacks, errbacks, and the rest of its chain.
+//!
+//! Each becomes an [`Envelope`] to be sent. The ids are those in the signatures; where a signature
+//! has none, its id is derived from the task's own. So a task that runs again sends what follows
+//! it under the same ids again.
+
+mod plan;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
+
+use self::plan::{Plan, unsupported};
+use super::signature::{Kind, Signature, garbled, list};
+use super::{Envelope, body};
+use crate::error::Failure;
+use crate::task::TaskId;
+
+/// What is to follow a task.
+#[derive(Clone, Debug)]
+pub struct Canvas {
+    callbacks: Vec<Box<RawValue>>,
+    errbacks: Vec<Box<RawValue>>,
+    /// The next one is the last.
+    chain: Vec<Box<RawValue>>,
+    chord: Option<Box<RawValue>>,
+}
+
+/// A task to be sent because another one has ended.
+#[derive(Clone, Debug)]
+pub struct FollowUp {
+    /// What is sent.
+    pub envelope: Envelope,
+    /// Where to; what its signature says nothing about is the sender's choice.
+    pub queue: Option<String>,
+}
+
+/// Tasks to be sent, and how they stand in the result of the one that they follow.
+#[derive(Clone, Debug, Default)]
+pub struct FollowUps {
+    /// What is sent.
+    pub tasks: Vec<FollowUp>,
+    /// What a Celery client reads as `AsyncResult.children`.
+    pub children: Vec<Child>,
+}
+
+/// A result in the form of Celery's `ResultBase.as_tuple`: of a task, or of a group of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// Of the task, or of the group.
+    pub id: TaskId,
+    /// What came before it in its chain.
+    pub parent: Option<Box<Child>>,
+    /// Only a group has members.
+    pub members: Option<Vec<Child>>,
+}
+
+#[derive(Deserialize)]
+struct Embed<'a> {
+    #[serde(borrow, default)]
+    callbacks: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    errbacks: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    chain: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    chord: Option<&'a RawValue>,
+}
+
+impl Canvas {
+    /// Reads an `embed`; `None` when nothing is to follow. That is the common case, and costs no
+    /// allocation.
+    ///
+    /// # Errors
+    /// It is no `embed` of Celery's.
+    pub fn read(embed: &RawValue) -> Result<Option<Self>, Failure> {
+        if embed.get() == body::NO_EMBED || embed.get() == "null" {
+            return Ok(None);
+        }
+        let found: Embed<'_> =
+            serde_json::from_str(embed.get()).map_err(|error| garbled("the whole", &error))?;
+        let signatures = |json: Option<&RawValue>| json.map_or_else(|| Ok(Vec::new()), list);
+        let canvas = Self {
+            callbacks: signatures(found.callbacks)?,
+            errbacks: signatures(found.errbacks)?,
+            chain: signatures(found.chain)?,
+            chord: found.chord.map(ToOwned::to_owned),
+        };
+        let is_empty = canvas.callbacks.is_empty()
+            && canvas.errbacks.is_empty()
+            && canvas.chain.is_empty()
+            && canvas.chord.is_none();
+        Ok((!is_empty).then_some(canvas))
+    }
+
+    /// Whether everything that may follow `task` can be sent. Ask before it runs: a chord cannot,
+    /// and would be lost.
+    ///
+    /// # Errors
+    /// How the task fails instead of being run.
+    pub fn check(&self, task: &Envelope, now: Timestamp) -> Result<(), Failure> {
+        if self.chord.is_some() {
+            return Err(unsupported("the task is part of a chord's header"));
+        }
+        self.after_success(task, RawValue::NULL, now)?;
+        self.after_failure(task, now).map(drop)
+    }
+
+    /// What to send when `task` has answered `result`, before that is stored.
+    ///
+    /// # Errors
+    /// Something that is to follow cannot be sent.
+    pub fn after_success(
+        &self,
+        task: &Envelope,
+        result: &RawValue,
+        now: Timestamp,
+    ) -> Result<FollowUps, Failure> {
+        let mut plan = Plan::new(task, now);
+        let argument = [result.to_owned()];
+        match self.callbacks.as_slice() {
+            [] => {}
+            [only] => plan.add(Signature::read(only)?, "link", &argument, &[])?,
+            several => {
+                let several = several.iter().map(|json| Signature::read(json));
+                let several = several.collect::<Result<Vec<_>, _>>()?;
+                let (groups, plain): (Vec<_>, Vec<_>) =
+                    several.into_iter().partition(|signature| signature.kind() == Kind::Group);
+                for (place, group) in groups.into_iter().enumerate() {
+                    plan.add(group, &format!("link/group/{place}"), &argument, &[])?;
+                }
+                plan.add_together(plain, "link", &argument)?;
+            }
+        }
+        if let Some((next, rest)) = self.chain.split_last() {
+            plan.add(Signature::read(next)?, "chain", &argument, rest)?;
+        }
+        Ok(plan.follow_ups)
+    }
+
+    /// The errbacks to send when `task` has failed, after that is stored: each is called with the
+    /// task's id. (What Celery calls in the worker itself, an errback that takes the exception,
+    /// can only be sent from here.)
+    ///
+    /// # Errors
+    /// One of them cannot be sent.
+    pub fn after_failure(&self, task: &Envelope, now: Timestamp) -> Result<FollowUps, Failure> {
+        let mut plan = Plan::new(task, now);
+        let errbacks = self.errbacks.iter().map(|json| Signature::read(json));
+        let id = to_raw_value(&task.id).map_err(|error| garbled("the id", &error))?;
+        plan.add_together(errbacks.collect::<Result<_, _>>()?, "link_error", &[id])?;
+        Ok(plan.follow_ups)
+    }
+
+    /// The tasks that never run when this one fails: those behind it in its chain, and the body of
+    /// its chord. Their waiters are to be told. What cannot be read is left out.
+    #[must_use]
+    pub fn unreached(&self) -> Vec<TaskId> {
+        let mut ids = Vec::new();
+        for json in self.chain.iter().chain(&self.chord) {
+            let _ = Signature::read(json).and_then(|signature| signature.task_ids(&mut ids));
+        }
+        ids
+    }
+}
+
+impl Child {
+    /// The result of a signature whose id is known.
+    fn of(id: TaskId, signature: &Signature) -> Result<Self, Failure> {
+        if signature.kind() != Kind::Group {
+            return Ok(Self { id, parent: None, members: None });
+        }
+        let mut members = Vec::new();
+        for part in signature.parts()? {
+            if let Some(id) = part.id()? {
+                members.push(Self::of(id, &part)?);
+            }
+        }
+        Ok(Self { id, parent: None, members: Some(members) })
+    }
+
+    /// Where its chain begins.
+    fn first(mut self) -> Self {
+        while let Some(parent) = self.parent {
+            self = *parent;
+        }
+        self
+    }
+}
+
+impl Serialize for Child {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ((&self.id, &self.parent), &self.members).serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Celery's signatures: tasks, chains and groups that have not been sent yet, each part kept as
+//! the producer wrote it.
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use serde_json::{Map, Value};
+
+use super::{Kwargs, headers, kombu};
+use crate::error::Failure;
+use crate::task::TaskId;
+
+/// How a signature is to be sent, by the names of Celery's `apply_async`.
+pub(super) type Options = IndexMap<String, Box<RawValue>>;
+
+/// Something to be sent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Signature {
+    pub(super) task: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(super) args: Vec<Box<RawValue>>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(super) kwargs: Kwargs,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(super) options: Options,
+    #[serde(default)]
+    pub(super) subtask_type: Option<String>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub(super) immutable: bool,
+}
+
+/// What a signature stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Task,
+    Chain,
+    Group,
+    Chord,
+}
+
+impl Signature {
+    pub(super) fn read(json: &RawValue) -> Result<Self, Failure> {
+        serde_json::from_str(json.get()).map_err(|error| garbled("a signature", &error))
+    }
+
+    pub(super) fn write(&self) -> Result<Box<RawValue>, Failure> {
+        to_raw_value(self).map_err(|error| garbled("a signature", &error))
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match self.task.as_str() {
+            "celery.chain" => Kind::Chain,
+            "celery.group" => Kind::Group,
+            "celery.chord" => Kind::Chord,
+            _ => Kind::Task,
+        }
+    }
+
+    /// The signatures that a chain or a group is made of.
+    pub(super) fn parts(&self) -> Result<Vec<Self>, Failure> {
+        match self.kwargs.get("tasks") {
+            Some(tasks) => list(tasks)?.iter().map(|task| Self::read(task)).collect(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// An option, unless it is absent or null.
+    pub(super) fn option<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
+        let Some(json) = self.options.get(name) else { return Ok(None) };
+        let json = serde_json::from_str(json.get());
+        json.map_err(|error| garbled(&format!("option `{name}`"), &error))
+    }
+
+    /// An option that is a list of signatures; a single one stands for a list of it.
+    pub(super) fn signatures(&self, name: &str) -> Result<Vec<Box<RawValue>>, Failure> {
+        self.options.get(name).map_or_else(|| Ok(Vec::new()), |json| list(json))
+    }
+
+    pub(super) fn id(&self) -> Result<Option<TaskId>, Failure> {
+        Ok(self.option::<String>("task_id")?.map(TaskId::from))
+    }
+
+    /// A time: ISO 8601, perhaps tagged, or seconds from `now` on.
+    pub(super) fn time(&self, name: &str, now: Timestamp) -> Result<Option<Timestamp>, Failure> {
+        let Some(json) = self.options.get(name).filter(|json| json.get() != "null") else {
+            return Ok(None);
+        };
+        if let Ok(seconds) = serde_json::from_str::<f64>(json.get()) {
+            return after(now, seconds).map(Some);
+        }
+        let text = kombu::read(json, std::marker::PhantomData::<String>);
+        let text = text.map_err(|error| garbled(&format!("option `{name}`"), &error))?;
+        let table = Map::from_iter([(name.to_owned(), Value::String(text))]);
+        headers::date(&table, name).map_err(|unreadable| garbled("a signature", &unreadable))
+    }
+
+    pub(super) fn set<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), Failure> {
+        let json = to_raw_value(value).map_err(|error| garbled("a signature", &error))?;
+        self.options.insert(name.to_owned(), json);
+        Ok(())
+    }
+
+    /// Sets an option that is absent or null.
+    pub(super) fn set_missing<T: Serialize>(&mut self, name: &str, to: &T) -> Result<(), Failure> {
+        if self.option::<IgnoredAny>(name)?.is_none() { self.set(name, to) } else { Ok(()) }
+    }
+
+    /// Adds to an option that is a list of signatures.
+    pub(super) fn extend(&mut self, name: &str, more: &[Box<RawValue>]) -> Result<(), Failure> {
+        if more.is_empty() {
+            return Ok(());
+        }
+        let mut all = self.signatures(name)?;
+        all.extend_from_slice(more);
+        self.set(name, &all)
+    }
+
+    /// Every task in it that has an id: its own, or of its parts. Those of a chord too.
+    pub(super) fn task_ids(&self, found: &mut Vec<TaskId>) -> Result<(), Failure> {
+        match self.kind() {
+            Kind::Task => found.extend(self.id()?),
+            Kind::Chain | Kind::Group => {
+                for part in self.parts()? {
+                    part.task_ids(found)?;
+                }
+            }
+            Kind::Chord => {
+                for name in ["header", "body"] {
+                    let parts = self.kwargs.get(name).map(|json| list(json)).transpose()?;
+                    for part in parts.iter().flatten() {
+                        Self::read(part)?.task_ids(found)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A point in time so many seconds from `now`.
+fn after(now: Timestamp, seconds: f64) -> Result<Timestamp, Failure> {
+    let span = jiff::SignedDuration::try_from_secs_f64(seconds);
+    let time = span.ok().and_then(|span| now.checked_add(span).ok());
+    time.ok_or_else(|| garbled("a signature", &format!("a time {seconds} s from now")))
+}
+
+/// A list of values; a single object stands for a list of it, and null for none.
+pub(super) fn list(json: &RawValue) -> Result<Vec<Box<RawValue>>, Failure> {
+    match json.get().as_bytes() {
+        [b'{', ..] => Ok(vec![json.to_owned()]),
+        [b'n', ..] => Ok(Vec::new()),
+        _ => serde_json::from_str(json.get())
+            .map_err(|error| garbled("a list of signatures", &error)),
+    }
+}
+
+pub(super) fn garbled(what: &str, cause: &dyn std::fmt::Display) -> Failure {
+    let told = format!("{what} in the task's `embed` cannot be read: {cause}");
+    Failure::new("countersign.errors", "Unreadable", told)
+}
+
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}

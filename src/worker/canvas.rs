@@ -1,0 +1,108 @@
+//! What follows a task: callbacks and the next of its chain after a success, errbacks and the
+//! failure of the rest of its chain after a failure.
+//!
+//! A success is stored only after what follows it is confirmed, as in Celery: `children` are in
+//! the result then, and a crash in between sends them again, under the same ids. A failure is
+//! stored first, because errbacks look it up; a crash in between finds the failure stored, and
+//! sends them then. Either way what follows is sent at least once, and nothing is lost.
+
+use futures_util::future::join_all;
+use jiff::Timestamp;
+use tracing::error;
+
+use super::{Crew, settle};
+use crate::backend::{Finish, Queue};
+use crate::error::Failure;
+use crate::protocol::{Canvas, Child, Document, Envelope, FollowUp, FollowUps};
+use crate::trace::TraceParent;
+
+/// How a task fails that may not run, because what is to follow it cannot be done here.
+pub(super) fn refusal(envelope: &Envelope) -> Option<Failure> {
+    match Canvas::read(&envelope.embed) {
+        Ok(None) => None,
+        Ok(Some(canvas)) => canvas.check(envelope, Timestamp::now()).err(),
+        Err(failure) => Some(failure),
+    }
+}
+
+/// Sends what follows a success, and returns what the result says of it.
+///
+/// # Errors
+/// Something could not be sent, and never will be: the task has failed by that.
+pub(super) async fn after_success(
+    crew: &Crew,
+    queue: &Queue,
+    envelope: &Envelope,
+    canvas: &Canvas,
+    result: &serde_json::value::RawValue,
+) -> Result<Vec<Child>, Failure> {
+    let follow_ups = canvas.after_success(envelope, result, Timestamp::now())?;
+    send(crew, queue, envelope, follow_ups).await
+}
+
+/// Tells the waiters of the tasks that will not run now, and sends the errbacks. What cannot be
+/// sent is only logged: the task has failed already.
+pub(super) async fn after_failure(
+    crew: &Crew,
+    queue: &Queue,
+    envelope: &Envelope,
+    failure: &Failure,
+) {
+    let Ok(Some(canvas)) = Canvas::read(&envelope.embed) else { return };
+    let now = Timestamp::now();
+    let told = canvas.unreached().into_iter().map(|id| {
+        let document = Document::failure_of(&id, failure, now);
+        crew.backends.store.finish(Finish { document, reply_to: None })
+    });
+    for error in join_all(told).await.into_iter().filter_map(Result::err) {
+        error!(task.id = %envelope.id, "the failure of its chain cannot be stored: {error}");
+    }
+    let sent = match canvas.after_failure(envelope, now) {
+        Ok(errbacks) => send(crew, queue, envelope, errbacks).await,
+        Err(failure) => Err(failure),
+    };
+    if let Err(failure) = sent {
+        error!(task.id = %envelope.id, "an errback cannot be sent: {failure}");
+    }
+}
+
+async fn send(
+    crew: &Crew,
+    queue: &Queue,
+    parent: &Envelope,
+    follow_ups: FollowUps,
+) -> Result<Vec<Child>, Failure> {
+    let FollowUps { tasks, children } = follow_ups;
+    let sent = tasks.into_iter().map(|task| send_one(crew, queue, parent, task));
+    join_all(sent).await.into_iter().collect::<Result<Vec<()>, _>>()?;
+    Ok(children)
+}
+
+async fn send_one(
+    crew: &Crew,
+    queue: &Queue,
+    parent: &Envelope,
+    task: FollowUp,
+) -> Result<(), Failure> {
+    let FollowUp { mut envelope, queue: named } = task;
+    let to = named.map_or_else(|| route(crew, queue, &envelope.name), Queue::new);
+    envelope.origin = Some(crew.name.clone());
+    if let Some(trace) = TraceParent::read(&parent.headers) {
+        trace.child().write(&mut envelope.headers);
+    }
+    let delay = envelope.eta.and_then(|eta| settle::ahead(eta, Timestamp::now()));
+    let sent = settle::publish(crew, envelope.encode(), to, delay).await;
+    sent.map(drop).map_err(|error| {
+        let told = format!("task {} cannot be sent to follow this one: {error}", envelope.name);
+        Failure::new("countersign.errors", "CannotFollow", told)
+    })
+}
+
+/// A task that names no queue stays on the one it came by, if this worker knows it; else it goes
+/// where tasks go that name none.
+fn route(crew: &Crew, queue: &Queue, name: &str) -> Queue {
+    if crew.handlers.contains_key(name) {
+        return queue.clone();
+    }
+    Queue::new(crew.config.queue.as_str())
+}
