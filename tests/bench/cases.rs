@@ -1,0 +1,215 @@
+//! What is measured: one function a case, the same for every side.
+
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use crate::process::Process;
+use crate::role::{Numbers, Result, Role, Side};
+use crate::servers::Servers;
+
+const LOOK: Duration = Duration::from_millis(2);
+const STUCK: Duration = Duration::from_secs(120);
+const DRAIN_CONCURRENCY: usize = 256;
+const SLEEP_CONCURRENCY: usize = 500;
+const SLEEP: Duration = Duration::from_millis(10);
+/// An idle worker is looked at once it has been idle for so long.
+const SETTLED: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Case {
+    /// Tasks that do nothing, from a full queue: stored, published, acked
+    Drain,
+    /// Tasks that sleep for 10 ms, 500 at a time
+    Sleep,
+    /// Sending tasks: confirmed one by one, and with 64 on their way
+    Enqueue,
+    /// From a call to its result: one caller, and 200
+    Roundtrip,
+    /// A worker with nothing to do, and how soon it does its first task
+    Idle,
+    /// A client that waits for 100,000 results
+    Waiters,
+}
+
+/// How much is done for each number.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Sizes {
+    drain: usize,
+    one_by_one: usize,
+    window: usize,
+    calls: usize,
+    many_calls: usize,
+    idle_s: u64,
+    waiters: usize,
+}
+
+impl Sizes {
+    pub(crate) const FULL: Self = Self {
+        drain: 20_000,
+        one_by_one: 2_000,
+        window: 20_000,
+        calls: 2_000,
+        many_calls: 20_000,
+        idle_s: 10,
+        waiters: 100_000,
+    };
+    pub(crate) const QUICK: Self = Self {
+        drain: 5_000,
+        one_by_one: 300,
+        window: 5_000,
+        calls: 500,
+        many_calls: 5_000,
+        idle_s: 3,
+        waiters: 10_000,
+    };
+}
+
+impl Case {
+    /// Celery and Dramatiq have no counterpart to the others.
+    pub(crate) fn has(self, side: Side) -> bool {
+        match side {
+            Side::Bare | Side::Ours => true,
+            Side::Celery | Side::Dramatiq => {
+                matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
+            }
+        }
+    }
+
+    pub(crate) async fn measure(self, bench: &Bench, side: Side) -> Result<Numbers> {
+        let queue = bench.servers.fresh_queue().await?;
+        let sizes = bench.sizes;
+        let numbers = match self {
+            Self::Drain => bench.drain(side, &queue, DRAIN_CONCURRENCY, Duration::ZERO).await?,
+            Self::Sleep => bench.drain(side, &queue, SLEEP_CONCURRENCY, SLEEP).await?,
+            Self::Enqueue => {
+                let one = bench.enqueue(side, &queue, sizes.one_by_one, 1).await?;
+                let many = bench.enqueue(side, &queue, sizes.window, 64).await?;
+                named("one_by_one", one).chain(named("window", many)).collect()
+            }
+            Self::Roundtrip => {
+                let worker = bench.worker(side, &queue, 256)?;
+                let one = bench.call(side, &queue, sizes.calls, 1).await?;
+                let many = bench.call(side, &queue, sizes.many_calls, 200).await?;
+                worker.end().await?;
+                named("one", one).chain(named("many", many)).collect()
+            }
+            Self::Idle => bench.idle(side, &queue).await?,
+            Self::Waiters => bench.wait(side, &queue).await?,
+        };
+        bench.servers.delete(&queue).await?;
+        Ok(numbers)
+    }
+}
+
+fn named(part: &str, numbers: Numbers) -> impl Iterator<Item = (String, f64)> {
+    numbers.into_iter().map(move |(name, number)| (format!("{part}_{name}"), number))
+}
+
+/// The servers, and how much is done on them.
+pub(crate) struct Bench {
+    pub(crate) servers: Servers,
+    pub(crate) sizes: Sizes,
+    pub(crate) payload: String,
+}
+
+impl Bench {
+    fn worker(&self, side: Side, queue: &str, concurrency: usize) -> Result<Process> {
+        Process::start(side, &Role::Worker { queue: queue.to_owned(), concurrency })
+    }
+
+    /// Counted from the first result to the last, so that a start costs nothing.
+    async fn drain(
+        &self,
+        side: Side,
+        queue: &str,
+        concurrency: usize,
+        pause: Duration,
+    ) -> Result<Numbers> {
+        let count = self.sizes.drain;
+        self.servers.fill(queue, count, &self.payload, pause).await?;
+        let worker = self.worker(side, queue, concurrency)?;
+        let (first, begun) = (self.stored(1).await?, Instant::now());
+        self.stored(count).await?;
+        let rate = (count - first) as f64 / begun.elapsed().as_secs_f64();
+        let used = worker.usage();
+        worker.end().await?;
+        match self.servers.left(queue).await? {
+            0 => {}
+            left => return Err(format!("{left} tasks were not acked").into()),
+        }
+        Ok(Numbers::from([
+            ("rate".to_owned(), rate),
+            ("cpu_s_per_1000".to_owned(), used.cpu_s * 1000.0 / count as f64),
+            ("peak_mib".to_owned(), used.peak_mib),
+        ]))
+    }
+
+    /// Waits until so many results are stored; answers with how many there are then.
+    async fn stored(&self, count: usize) -> Result<usize> {
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            let results = self.servers.results().await?;
+            if results >= count {
+                return Ok(results);
+            }
+            if results > seen {
+                (seen, since) = (results, Instant::now());
+            }
+            if since.elapsed() > STUCK {
+                return Err(format!("no result came after {results} of {count}").into());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    async fn enqueue(
+        &self,
+        side: Side,
+        queue: &str,
+        count: usize,
+        in_flight: usize,
+    ) -> Result<Numbers> {
+        let role = Role::Enqueue { queue: queue.to_owned(), count, in_flight };
+        Process::start(side, &role)?.numbers().await
+    }
+
+    async fn call(&self, side: Side, queue: &str, count: usize, callers: usize) -> Result<Numbers> {
+        let role = Role::Calls { queue: queue.to_owned(), count, callers };
+        Process::start(side, &role)?.numbers().await
+    }
+
+    async fn idle(&self, side: Side, queue: &str) -> Result<Numbers> {
+        self.servers.fill(queue, 1, &self.payload, Duration::ZERO).await?;
+        let begun = Instant::now();
+        let worker = self.worker(side, queue, 16)?;
+        self.stored(1).await?;
+        let first_task_s = begun.elapsed().as_secs_f64();
+        sleep(SETTLED).await;
+        let (before, begun) = (worker.usage(), Instant::now());
+        sleep(Duration::from_secs(self.sizes.idle_s)).await;
+        let (after, passed) = (worker.usage(), begun.elapsed().as_secs_f64());
+        worker.end().await?;
+        Ok(Numbers::from([
+            ("rss_mib".to_owned(), after.rss_mib),
+            ("core_percent".to_owned(), (after.cpu_s - before.cpu_s) / passed * 100.0),
+            ("first_task_s".to_owned(), first_task_s),
+        ]))
+    }
+
+    async fn wait(&self, side: Side, queue: &str) -> Result<Numbers> {
+        let role = Role::Waiters { queue: queue.to_owned(), count: self.sizes.waiters };
+        let mut client = Process::start(side, &role)?;
+        client.numbers().await?;
+        sleep(SETTLED).await;
+        let used = client.usage();
+        client.end().await?;
+        Ok(Numbers::from([
+            ("rss_mib".to_owned(), used.rss_mib),
+            ("peak_mib".to_owned(), used.peak_mib),
+        ]))
+    }
+}

@@ -1,0 +1,131 @@
+//! A measured child process: its start, its one line of numbers, what it used, its end.
+
+use std::env;
+use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+use crate::role::{Numbers, Result, Role, Side};
+
+/// How long any child may take to say its numbers, or to end.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub(crate) struct Process {
+    child: Child,
+    pid: u32,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+/// What a process and all below it have used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    pub(crate) cpu_s: f64,
+    pub(crate) rss_mib: f64,
+    pub(crate) peak_mib: f64,
+}
+
+impl Process {
+    pub(crate) fn start(side: Side, role: &Role) -> Result<Self> {
+        let mut child = command(side, role)?
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().ok_or("it ended at once")?;
+        let stdout = child.stdout.take().ok_or("no standard output")?;
+        Ok(Self { child, pid, lines: BufReader::new(stdout).lines() })
+    }
+
+    /// The line of numbers that it prints when it is done.
+    pub(crate) async fn numbers(&mut self) -> Result<Numbers> {
+        match timeout(PATIENCE, self.lines.next_line()).await?? {
+            Some(line) => Ok(serde_json::from_str(&line)?),
+            None => {
+                Err(format!("it ended without its numbers: {}", self.child.wait().await?).into())
+            }
+        }
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        let mut used = Usage::default();
+        let mut waiting = vec![self.pid];
+        while let Some(pid) = waiting.pop() {
+            used.cpu_s += cpu_seconds(pid);
+            used.rss_mib += memory_mib(pid, "VmRSS:");
+            used.peak_mib += memory_mib(pid, "VmHWM:");
+            waiting.extend(children(pid));
+        }
+        used
+    }
+
+    /// Asks it to end (SIGTERM), and waits until it has.
+    pub(crate) async fn end(mut self) -> Result<()> {
+        Command::new("kill").arg(self.pid.to_string()).status().await?;
+        timeout(PATIENCE, self.child.wait()).await??;
+        Ok(())
+    }
+}
+
+fn command(side: Side, role: &Role) -> Result<Command> {
+    let bench = env::current_exe()?;
+    let mut command = match (side, role) {
+        (Side::Ours, Role::Worker { queue, concurrency }) => {
+            let mut worker = Command::new(bench.with_file_name("bench-worker"));
+            worker.args(["-Q", queue, "-c", &concurrency.to_string()]);
+            worker.stderr(worker_log()?);
+            return Ok(worker);
+        }
+        (Side::Bare | Side::Ours, _) => {
+            let mut child = Command::new(bench);
+            child.arg("child");
+            child
+        }
+        (Side::Celery | Side::Dramatiq, _) => {
+            let mut child = Command::new(env::var("BENCH_PYTHON")?);
+            child.arg("tests/bench/peers.py").stderr(worker_log()?);
+            child
+        }
+    };
+    command.arg(serde_json::to_string(&side)?.trim_matches('"')).arg(serde_json::to_string(role)?);
+    Ok(command)
+}
+
+/// Where workers log, beside the servers' own logs.
+fn worker_log() -> Result<fs::File> {
+    let path = env::temp_dir().join(format!("countersign-bench-{}.log", std::process::id()));
+    let folder = env::var("COUNTERSIGN_TEST_FOLDER").map(|folder| format!("{folder}/bench.log"));
+    let path = folder.map_or(path, Into::into);
+    Ok(fs::OpenOptions::new().create(true).append(true).open(path)?)
+}
+
+/// The time that its threads have run, to the nanosecond; `stat` counts in hundredths of a second.
+fn cpu_seconds(pid: u32) -> f64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let times = threads.filter_map(|thread| {
+        let times = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        times.split(' ').next()?.parse::<f64>().ok()
+    });
+    times.sum::<f64>() / 1e9
+}
+
+fn memory_mib(pid: u32, field: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(0.0) / 1024.0
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect()
+}

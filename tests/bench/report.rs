@@ -1,0 +1,150 @@
+//! From the numbers of all rounds to a table with targets, and to JSON lines.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use crate::cases::Case;
+use crate::role::{Numbers, Side};
+
+/// What is asked of one number of ours.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// At least this share of the bare loop's.
+    ShareOver(f64),
+    /// At most so many times the bare loop's.
+    TimesUnder(f64),
+    /// At most this, whatever the bare loop's.
+    Under(f64),
+    None,
+}
+
+/// One row of the table.
+struct Row {
+    case: Case,
+    number: &'static str,
+    says: &'static str,
+    target: Target,
+}
+
+const fn row(case: Case, number: &'static str, says: &'static str, target: Target) -> Row {
+    Row { case, number, says, target }
+}
+
+const ROWS: &[Row] = &[
+    row(Case::Drain, "rate", "drain: tasks/s", Target::ShareOver(0.9)),
+    row(Case::Drain, "cpu_s_per_1000", "drain: CPU s per 1,000", Target::TimesUnder(1.4)),
+    row(Case::Drain, "peak_mib", "drain: peak MiB", Target::Under(30.0)),
+    row(Case::Sleep, "rate", "10 ms sleep, 500 at once: tasks/s", Target::ShareOver(0.9)),
+    row(Case::Sleep, "cpu_s_per_1000", "10 ms sleep: CPU s per 1,000", Target::None),
+    row(Case::Enqueue, "one_by_one_rate", "enqueue, one by one: tasks/s", Target::ShareOver(0.9)),
+    row(Case::Enqueue, "window_rate", "enqueue, 64 in flight: tasks/s", Target::ShareOver(0.9)),
+    row(Case::Roundtrip, "one_p50_ms", "round trip: p50 ms", Target::TimesUnder(1.25)),
+    row(Case::Roundtrip, "one_p99_ms", "round trip: p99 ms", Target::TimesUnder(1.6)),
+    row(Case::Roundtrip, "many_rate", "200 callers: calls/s", Target::ShareOver(0.75)),
+    row(Case::Roundtrip, "many_p99_ms", "200 callers: p99 ms", Target::None),
+    row(Case::Idle, "rss_mib", "idle: MiB", Target::Under(15.0)),
+    row(Case::Idle, "core_percent", "idle: % of a core", Target::Under(0.15)),
+    row(Case::Idle, "first_task_s", "start to first task done: s", Target::Under(0.1)),
+    row(Case::Waiters, "rss_mib", "100,000 waiting results: MiB", Target::Under(60.0)),
+];
+
+/// Every number of every round.
+#[derive(Default)]
+pub(crate) struct Report {
+    measured: BTreeMap<(Case, Side), Vec<Numbers>>,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, case: Case, side: Side, numbers: Numbers) {
+        self.measured.entry((case, side)).or_default().push(numbers);
+    }
+
+    fn median(&self, row: &Row, side: Side) -> Option<f64> {
+        let rounds = self.measured.get(&(row.case, side))?;
+        let mut numbers: Vec<f64> =
+            rounds.iter().filter_map(|numbers| numbers.get(row.number).copied()).collect();
+        numbers.sort_by(f64::total_cmp);
+        numbers.get(numbers.len() / 2).copied()
+    }
+
+    /// Whether the target of this row was met, if there is one and the row was measured.
+    fn is_met(&self, row: &Row) -> Option<bool> {
+        let ours = self.median(row, Side::Ours)?;
+        let bare = self.median(row, Side::Bare)?;
+        match row.target {
+            Target::ShareOver(share) => Some(ours >= bare * share),
+            Target::TimesUnder(times) => Some(ours <= bare * times),
+            Target::Under(most) => Some(ours <= most),
+            Target::None => None,
+        }
+    }
+
+    /// The rows whose target was missed.
+    pub(crate) fn missed(&self) -> usize {
+        ROWS.iter().filter(|row| self.is_met(row) == Some(false)).count()
+    }
+
+    /// The table, in Markdown.
+    pub(crate) fn table(&self, sides: &[Side]) -> String {
+        let peers: Vec<Side> =
+            sides.iter().copied().filter(|side| !matches!(side, Side::Bare | Side::Ours)).collect();
+        let mut table = String::from("| | Countersign | bare loop | ratio | target | |");
+        for peer in &peers {
+            let _ = write!(table, " {peer:?} |");
+        }
+        table.push_str("\n|---|---|---|---|---|---|");
+        table.push_str(&"---|".repeat(peers.len()));
+        table.push('\n');
+        for row in ROWS {
+            let (Some(ours), Some(bare)) =
+                (self.median(row, Side::Ours), self.median(row, Side::Bare))
+            else {
+                continue;
+            };
+            let verdict = match self.is_met(row) {
+                Some(true) => "met",
+                Some(false) => "missed",
+                None => "",
+            };
+            let _ = write!(
+                table,
+                "| {} | {} | {} | {:.2} | {} | {verdict} |",
+                row.says,
+                short(ours),
+                short(bare),
+                ours / bare,
+                row.target,
+            );
+            for peer in &peers {
+                let number = self.median(row, *peer).map_or_else(String::new, short);
+                let _ = write!(table, " {number} |");
+            }
+            table.push('\n');
+        }
+        table
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::ShareOver(share) => write!(f, "≥ {share:.2} of bare"),
+            Self::TimesUnder(times) => write!(f, "≤ {times:.2} of bare"),
+            Self::Under(most) => write!(f, "≤ {most}"),
+            Self::None => Ok(()),
+        }
+    }
+}
+
+/// Three digits that say something.
+fn short(number: f64) -> String {
+    match number {
+        n if n >= 1000.0 => {
+            let n = n.round() as u64;
+            format!("{},{:03}", n / 1000, n % 1000)
+        }
+        n if n >= 10.0 => format!("{n:.1}"),
+        n if n >= 1.0 => format!("{n:.2}"),
+        n => format!("{n:.3}"),
+    }
+}

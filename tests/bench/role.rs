@@ -1,0 +1,54 @@
+//! What a child process does, told to it as JSON on its command line.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+/// Whose program is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Side {
+    /// A hand-written program on lapin and redis.
+    Bare,
+    /// Countersign.
+    Ours,
+    /// Celery, prefork with two processes.
+    Celery,
+    /// Dramatiq, with two processes.
+    Dramatiq,
+}
+
+/// A child's part. A worker works until SIGTERM; the others print their [`Numbers`] as one line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "role")]
+pub(crate) enum Role {
+    Worker {
+        queue: String,
+        concurrency: usize,
+    },
+    /// Enqueues so many tasks, each confirmed, with so many on their way at a time.
+    Enqueue {
+        queue: String,
+        count: usize,
+        in_flight: usize,
+    },
+    /// So many callers enqueue tasks and await their results, each one call after the other.
+    Calls {
+        queue: String,
+        count: usize,
+        callers: usize,
+    },
+    /// Enqueues tasks that nobody runs, waits for all of them at a time, says so, and goes on
+    /// waiting until it is killed.
+    Waiters {
+        queue: String,
+        count: usize,
+    },
+}
+
+/// What was measured, by name.
+pub(crate) type Numbers = BTreeMap<String, f64>;
+
+/// Whatever went wrong; a person reads it.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

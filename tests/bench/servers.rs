@@ -1,0 +1,99 @@
+//! The servers as the measuring process uses them: queues filled and counted, results counted.
+
+use std::env;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection};
+use redis::aio::MultiplexedConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::bare::{self, Producer};
+use crate::role::Result;
+
+const FILLED_AT_ONCE: usize = 256;
+
+pub(crate) struct Servers {
+    _connection: Connection,
+    channel: Channel,
+    store: MultiplexedConnection,
+}
+
+impl Servers {
+    pub(crate) async fn connect() -> Result<Self> {
+        let (connection, channel) = bare::connect().await?;
+        let store = bare::redis_client()?.get_multiplexed_async_connection().await?;
+        Ok(Self { _connection: connection, channel, store })
+    }
+
+    /// A fresh durable queue, and a store without results.
+    pub(crate) async fn fresh_queue(&self) -> Result<String> {
+        let name = format!("bench-{}", bare::task_id());
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
+        redis::cmd("FLUSHALL").query_async::<()>(&mut self.store.clone()).await?;
+        Ok(name)
+    }
+
+    pub(crate) async fn delete(&self, queue: &str) -> Result<()> {
+        self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        Ok(())
+    }
+
+    /// Messages that no consumer has.
+    pub(crate) async fn left(&self, queue: &str) -> Result<u32> {
+        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let queue = self.channel.queue_declare(queue.into(), look, FieldTable::default()).await?;
+        Ok(queue.message_count())
+    }
+
+    /// Puts tasks into a queue as a Celery client does, persistent and confirmed.
+    pub(crate) async fn fill(
+        &self,
+        queue: &str,
+        count: usize,
+        payload: &str,
+        pause: Duration,
+    ) -> Result<()> {
+        let producer = Producer::connect(queue.to_owned()).await?;
+        let pause = u64::try_from(pause.as_millis())?;
+        let (producer, reply_to) = (&producer, &bare::task_id());
+        let send =
+            |_| async move { producer.send(&bare::task_id(), payload, pause, reply_to).await };
+        stream::iter(0..count).map(send).buffer_unordered(FILLED_AT_ONCE).try_collect().await
+    }
+
+    /// How many results are stored.
+    pub(crate) async fn results(&self) -> Result<usize> {
+        Ok(redis::cmd("DBSIZE").query_async(&mut self.store.clone()).await?)
+    }
+
+    /// The versions of both, as they say themselves.
+    pub(crate) async fn versions(&self) -> Result<(String, String)> {
+        let info: String =
+            redis::cmd("INFO").arg("server").query_async(&mut self.store.clone()).await?;
+        let redis = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
+        Ok((rabbitmq_version().await?, redis.unwrap_or("unknown").to_owned()))
+    }
+}
+
+/// What RabbitMQ says of itself in its first frame (`connection.start`, server-properties).
+async fn rabbitmq_version() -> Result<String> {
+    const FIELD: &[u8] = b"\x07versionS\0\0\0";
+    let url = url::Url::parse(&env::var("COUNTERSIGN_BROKER_URL")?)?;
+    let host = url.host_str().unwrap_or("localhost");
+    let mut connection = TcpStream::connect((host, url.port().unwrap_or(5672))).await?;
+    connection.write_all(b"AMQP\0\0\x09\x01").await?;
+    let mut start = vec![0; 4096];
+    let length = timeout(Duration::from_secs(5), connection.read(&mut start)).await??;
+    let found = start[..length].windows(FIELD.len()).position(|window| window == FIELD);
+    let version = found.and_then(|at| {
+        let (length, text) = start[at + FIELD.len()..].split_first()?;
+        Some(String::from_utf8_lossy(text.get(..usize::from(*length))?).into_owned())
+    });
+    Ok(version.unwrap_or_else(|| "unknown".to_owned()))
+}
