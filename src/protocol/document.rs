@@ -126,7 +126,8 @@ impl<R: Serialize> Content<'_, R> {
         let mut json = Vec::with_capacity(256);
         // Writing to memory cannot fail, and every key is text.
         let _ = serde_json::to_writer(&mut json, &written);
-        Document { id: id.clone(), state: self.state, json: json.into() }
+        // Many are kept for a minute: without the room that was not needed.
+        Document { id: id.clone(), state: self.state, json: json.into_boxed_slice().into() }
     }
 }
 

@@ -80,7 +80,7 @@ impl Case {
     }
 
     pub(crate) async fn measure(self, bench: &Bench, side: Side) -> Result<Numbers> {
-        let queue = bench.servers.fresh_queue().await?;
+        let queue = bench.servers.fresh_queue(side).await?;
         let sizes = bench.sizes;
         let numbers = match self {
             Self::Drain => bench.drain(side, &queue, DRAIN_CONCURRENCY, Duration::ZERO).await?,
@@ -130,7 +130,11 @@ impl Bench {
         pause: Duration,
     ) -> Result<Numbers> {
         let count = self.sizes.drain;
-        self.servers.fill(queue, count, &self.payload, pause).await?;
+        match side {
+            // Its messages are of its own kind.
+            Side::Dramatiq => drop(self.enqueue(side, queue, count, 1).await?),
+            _ => self.servers.fill(queue, count, &self.payload, pause).await?,
+        }
         let worker = self.worker(side, queue, concurrency)?;
         let (first, begun) = (self.stored(1).await?, Instant::now());
         self.stored(count).await?;
@@ -195,7 +199,7 @@ impl Bench {
         worker.end().await?;
         Ok(Numbers::from([
             ("rss_mib".to_owned(), after.rss_mib),
-            ("core_percent".to_owned(), (after.cpu_s - before.cpu_s) / passed * 100.0),
+            ("core_percent".to_owned(), (after.cpu_s - before.cpu_s).max(0.0) / passed * 100.0),
             ("first_task_s".to_owned(), first_task_s),
         ]))
     }

@@ -73,11 +73,12 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(70)
 }
 
+/// On a thread of the runtime, where a service's requests and a worker's tasks run too.
 async fn play(side: &str, role: &str) -> Result<()> {
     let role: Role = serde_json::from_str(role)?;
     match Side::from_str(side, false)? {
-        Side::Bare => bare::play(role, payload()).await,
-        Side::Ours => ours::play(role, payload()).await,
+        Side::Bare => tokio::spawn(bare::play(role, payload())).await?,
+        Side::Ours => tokio::spawn(ours::play(role, payload())).await?,
         Side::Celery | Side::Dramatiq => Err("these are played by peers.py".into()),
     }
 }

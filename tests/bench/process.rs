@@ -102,7 +102,8 @@ fn worker_log() -> Result<fs::File> {
     Ok(fs::OpenOptions::new().create(true).append(true).open(path)?)
 }
 
-/// The time that its threads have run, to the nanosecond; `stat` counts in hundredths of a second.
+/// The time that its living threads have run, to the nanosecond; `stat`, which knows of ended ones
+/// too, counts in hundredths of a second.
 fn cpu_seconds(pid: u32) -> f64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let times = threads.filter_map(|thread| {

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::bare::{self, Producer};
-use crate::role::Result;
+use crate::role::{Result, Side};
 
 const FILLED_AT_ONCE: usize = 256;
 
@@ -30,11 +30,16 @@ impl Servers {
         Ok(Self { _connection: connection, channel, store })
     }
 
-    /// A fresh durable queue, and a store without results.
-    pub(crate) async fn fresh_queue(&self) -> Result<String> {
+    /// A fresh durable queue, and a store without results. Dramatiq declares its queues itself, with
+    /// arguments of its own.
+    pub(crate) async fn fresh_queue(&self, side: Side) -> Result<String> {
         let name = format!("bench-{}", bare::task_id());
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await?;
+        if side != Side::Dramatiq {
+            self.channel
+                .queue_declare(name.as_str().into(), options, FieldTable::default())
+                .await?;
+        }
         redis::cmd("FLUSHALL").query_async::<()>(&mut self.store.clone()).await?;
         Ok(name)
     }

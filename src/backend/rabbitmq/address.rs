@@ -6,6 +6,10 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+/// What RabbitMQ proposes unless it is configured otherwise. lapin, which keeps buffers of 32
+/// frames, leaves those that it need not grow untouched until they are used.
+const FRAME_MAX: u32 = 131_072;
+
 /// One broker node, and how to log in to it. Displays without the password.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -41,7 +45,11 @@ impl Address {
             (user, password) => (decode(user), decode(password.unwrap_or("guest"))),
         };
         let host = url.host_str().filter(|host| !host.is_empty()).unwrap_or("localhost");
-        let query = AMQPQueryString { heartbeat: Some(heartbeat), ..AMQPQueryString::default() };
+        let query = AMQPQueryString {
+            heartbeat: Some(heartbeat),
+            frame_max: Some(FRAME_MAX),
+            ..AMQPQueryString::default()
+        };
         let authority = AMQPAuthority {
             userinfo: AMQPUserInfo { username, password },
             host: host.trim_matches(['[', ']']).to_owned(),

@@ -7,8 +7,9 @@ use crate::backend::Finish;
 
 const KEPT_FOR: Duration = Duration::from_secs(60);
 const KEPT_BYTES: usize = 8 * 1024 * 1024;
-/// What an entry takes beside its document: id, state, reference counts, allocator.
-const OVERHEAD: usize = 256;
+/// What an entry takes beside its document: its place in the queue, which may be half empty, the
+/// id, the reply channel, reference counts and the allocator's share.
+const OVERHEAD: usize = 2 * size_of::<(Instant, Finish)>() + 160;
 
 /// The results of the last minute, at most 8 MiB of them.
 #[derive(Debug, Default)]
