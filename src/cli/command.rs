@@ -3,41 +3,66 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::json;
 
 use super::output::Format;
-use super::{config, exit, logs, run, tasks};
+use super::{config, doctor, exit, failures, health, logs, queues, run, tasks, workers};
 use crate::client::Client;
-use crate::config::Config;
+use crate::config::{CONFIG_FLAG, Config};
 use crate::error::Error;
 
-/// Enqueues tasks, and shows what became of them.
+/// Enqueues tasks, shows what became of them, and looks after queues and workers.
 #[derive(Debug, Parser)]
 #[command(name = "countersign", version, after_help = EXAMPLES)]
 struct Command {
     /// How to print: `table` for people, `json` or `jsonl` for programs
     #[arg(short, long, global = true, value_enum)]
     output: Option<Format>,
+    /// The settings file [env: COUNTERSIGN_CONFIG] [default: countersign.toml, if it is there]
+    #[arg(short = 'C', long, global = true, value_name = "FILE")]
+    config: Option<String>,
+    /// RabbitMQ [env: COUNTERSIGN_BROKER_URL]
+    #[arg(long, global = true, value_name = "URL")]
+    broker: Option<String>,
+    /// Redis [env: COUNTERSIGN_STORE_URL]
+    #[arg(long, global = true, value_name = "URL")]
+    store: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
 
 const EXAMPLES: &str = "Examples:
   countersign run demo.add 2 3 -Q demo --wait
-  countersign run billing.refund -k order='\"o-1\"' -k cents=500 -Q billing
+  countersign run billing.refund -k order='\"o-1\"' -k cents=500 -Q billing --key refund-o-1
+  countersign run demo.echo --from tasks.jsonl -Q demo
   countersign tasks get 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -o json
   countersign tasks revoke 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f --terminate
-  countersign config check
+  countersign failures list -Q billing
+  countersign failures replay --all -Q billing
+  countersign doctor
 
-Exit codes: 0 done; 1 the awaited task failed; 2 wrong command line; 69 a server did not answer;
-75 a time-out passed; 78 wrong configuration.";
+Data goes to standard output, logs and progress to standard error.
+Exit codes: 0 done; 1 the awaited task failed, or doctor found an error; 2 wrong command line;
+69 a server did not answer, or is not healthy; 75 a time-out passed; 78 wrong configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Put a task on its way, by its name
+    /// Put a task on its way, by its name; or many
     Run(run::Run),
     /// Ask what became of a task
     #[command(subcommand)]
     Tasks(tasks::Tasks),
+    /// Show queues: what waits in them, who consumes them
+    Queues(queues::Queues),
+    /// Show, send again or throw away the messages that no worker could run
+    #[command(subcommand)]
+    Failures(failures::Failures),
+    /// Show the workers that are there
+    Workers,
+    /// Say whether both servers answer, and whether queues are consumed
+    Health(health::Health),
+    /// Find what is wrong with this installation, and say how to mend it
+    Doctor,
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Settings),
@@ -46,34 +71,43 @@ enum Verb {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Show the version
+    Version,
 }
 
 /// The whole `main` of the `countersign` command.
 pub fn main() -> ExitCode {
-    let Command { output, verb } = Command::parse();
+    let Command { output, config, broker, store, verb } = Command::parse();
+    let flags = [(CONFIG_FLAG, config), ("broker.url", broker), ("store.url", store)];
+    let flags: Vec<_> =
+        flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let format = output.unwrap_or_else(Format::by_terminal);
     logs::start_quiet();
-    let ended = match verb {
-        Verb::Run(verb) => with_client(async |client| verb.perform(client, format).await),
-        Verb::Tasks(verb) => with_client(async |client| verb.perform(client, format).await),
-        Verb::Config(verb) => verb.perform(format),
-        Verb::Completion { shell } => {
-            let mut command = Command::command();
-            clap_complete::generate(shell, &mut command, "countersign", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
-    };
-    ended.unwrap_or_else(|error| {
+    perform(verb, &flags, format).unwrap_or_else(|error| {
         eprintln!("countersign: {error}");
         ExitCode::from(code(&error))
     })
 }
 
-/// Connects, performs, and closes again.
-fn with_client(
-    perform: impl AsyncFnOnce(&Client) -> Result<ExitCode, Error>,
+fn perform(
+    verb: Verb,
+    flags: &[(&'static str, String)],
+    format: Format,
 ) -> Result<ExitCode, Error> {
-    let config = Config::load()?;
+    match verb {
+        Verb::Config(verb) => return verb.perform(flags, format),
+        Verb::Completion { shell } => {
+            let mut command = Command::command();
+            clap_complete::generate(shell, &mut command, "countersign", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Version => {
+            format.print(&[json!({ "countersign": env!("CARGO_PKG_VERSION"), "celery": "2" })]);
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    let config = Config::load_with(flags)?;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -82,8 +116,21 @@ fn with_client(
         }
     };
     runtime.block_on(async {
-        let client = Client::connect(&config).await?;
-        let ended = perform(&client).await;
+        // These two say themselves which server does not answer.
+        let client = match verb {
+            Verb::Doctor | Verb::Health(_) => Client::start(&config)?,
+            _ => Client::connect(&config).await?,
+        };
+        let ended = match verb {
+            Verb::Run(verb) => verb.perform(&client, format).await,
+            Verb::Tasks(verb) => verb.perform(&client, format).await,
+            Verb::Queues(verb) => verb.perform(&client, format).await,
+            Verb::Failures(verb) => verb.perform(&client, format).await,
+            Verb::Workers => workers::perform(&client, format).await,
+            Verb::Health(verb) => Ok(verb.perform(&client, format).await),
+            Verb::Doctor => Ok(doctor::perform(&client, format).await),
+            Verb::Config(_) | Verb::Completion { .. } | Verb::Version => Ok(ExitCode::SUCCESS),
+        };
         client.close().await;
         ended
     })

@@ -1,13 +1,20 @@
 //! What binaries do with their command line, logs, signals and exit codes.
 
+mod batch;
 mod command;
 mod config;
+mod doctor;
+mod failures;
+mod health;
 mod logs;
 mod output;
+mod progress;
+mod queues;
 mod run;
 mod signals;
 mod tasks;
 mod worker;
+mod workers;
 
 pub use command::main;
 pub use signals::shutdown_signal;

@@ -21,20 +21,35 @@ impl Format {
         if std::io::stdout().is_terminal() { Self::Table } else { Self::Jsonl }
     }
 
-    /// Prints records that all have the same fields.
+    /// Prints one record, or several that all have the same fields.
     pub(super) fn print(self, records: &[Value]) {
         match self {
-            Self::Table => print!("{}", table(records)),
+            Self::Table => {
+                let first = records.first().and_then(Value::as_object);
+                let names: Vec<_> = first.into_iter().flat_map(|it| it.keys()).collect();
+                let names: Vec<_> = names.into_iter().map(String::as_str).collect();
+                print!("{}", table(&names, records));
+            }
             Self::Json if records.len() == 1 => println!("{:#}", records[0]),
             Self::Json => println!("{:#}", Value::from(records.to_vec())),
             Self::Jsonl => records.iter().for_each(|record| println!("{record}")),
         }
     }
+
+    /// Prints a list, of one record too; a table has its columns in this order.
+    pub(super) fn print_list(self, names: &[&str], records: &[Value]) {
+        match self {
+            Self::Table => print!("{}", table(names, records)),
+            Self::Json => println!("{:#}", Value::from(records.to_vec())),
+            Self::Jsonl => self.print(records),
+        }
+    }
 }
 
-fn table(records: &[Value]) -> String {
-    let Some(names) = records.first().and_then(Value::as_object) else { return String::new() };
-    let names: Vec<_> = names.keys().map(String::as_str).collect();
+fn table(names: &[&str], records: &[Value]) -> String {
+    if records.is_empty() {
+        return String::new();
+    }
     let header = names.iter().map(|name| name.to_uppercase()).collect();
     let mut rows: Vec<Vec<String>> = vec![header];
     rows.extend(
@@ -73,6 +88,6 @@ mod tests {
     fn columns_are_aligned_and_control_characters_are_gone() {
         let records =
             [json!({"id": "a", "state": "x\u{1b}[2J"}), json!({"id": "long", "state": null})];
-        assert_eq!(table(&records), "ID    STATE\na     x [2J\nlong  -\n");
+        assert_eq!(table(&["id", "state"], &records), "ID    STATE\na     x [2J\nlong  -\n");
     }
 }

@@ -1,5 +1,6 @@
-//! `countersign run`: puts a task on its way, by its name.
+//! `countersign run`: puts a task on its way, by its name; or many.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,14 +8,22 @@ use clap::Args;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::batch::{self, Work};
 use super::output::Format;
 use super::worker::duration;
 use super::{exit, tasks};
-use crate::client::Client;
+use crate::client::{Client, Enqueue};
 use crate::error::{Error, Kind};
 use crate::protocol::Arguments;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign run demo.add 2 3 -Q demo --wait
+  countersign run demo.echo hello -k loud=true -Q demo --delay 10s
+  countersign run demo.add 2 3 -Q demo --count 1000
+  countersign run demo.add --from tasks.jsonl -Q demo     # lines such as [2, 3] or {\"x\": 2, \"y\": 3}
+
+Exit codes: 0 taken by the broker, and with --wait succeeded; 1 failed; 75 not ended within --timeout.")]
 pub(super) struct Run {
     /// The task's registered name
     name: String,
@@ -32,6 +41,19 @@ pub(super) struct Run {
     /// Do not start it any more after this long
     #[arg(long, value_parser = duration)]
     expires: Option<Duration>,
+    /// Before tasks of its queue with a lower one; the queue must be configured for it
+    #[arg(long, default_value_t = 0)]
+    priority: u8,
+    /// Idempotency key: the same key again gives the first task
+    #[arg(long, conflicts_with_all = ["count", "from"])]
+    key: Option<String>,
+    /// Send it so many times
+    #[arg(long, conflicts_with = "from")]
+    count: Option<u64>,
+    /// Send one task for each line of this file: a JSON array of positional arguments, or an
+    /// object of keyword arguments
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["arguments", "kwargs"])]
+    from: Option<PathBuf>,
     /// Wait for its result
     #[arg(long)]
     wait: bool,
@@ -42,19 +64,52 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        let wait = self.wait.then_some(self.timeout);
+        let work = match (&self.from, self.count) {
+            (Some(file), _) => match Work::read(file) {
+                Ok(work) => work,
+                Err(fault) => return Ok(usage(&fault)),
+            },
+            (None, Some(count)) => match self.arguments() {
+                Ok(arguments) => Work::Same(arguments, count),
+                Err(fault) => return Ok(usage(&fault)),
+            },
+            (None, None) => return self.send_one(client, format).await,
+        };
+        batch::send(client, work, |arguments| self.task(client, arguments), wait, format).await
+    }
+
+    async fn send_one(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        let arguments = match self.arguments() {
+            Ok(arguments) => arguments,
+            Err(fault) => return Ok(usage(&fault)),
+        };
+        let handle = self.task(client, arguments).await?;
+        if self.wait {
+            let id = handle.id().clone();
+            return tasks::print_end(&id, handle.result_within(self.timeout).await, format);
+        }
+        format.print(&[json!({ "id": handle.id(), "state": "SENT" })]);
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn arguments(&self) -> Result<Arguments, String> {
         let mut arguments = Arguments::default();
         for text in &self.arguments {
             arguments.args.push(value(text));
         }
         for text in &self.kwargs {
             let Some((name, text)) = text.split_once('=') else {
-                eprintln!("countersign: -k {text}: a keyword argument is written NAME=VALUE");
-                return Ok(ExitCode::from(exit::USAGE));
+                return Err(format!("-k {text}: a keyword argument is written NAME=VALUE"));
             };
             arguments.kwargs.insert(name.to_owned(), value(text));
         }
-        let mut task = client.enqueue_named(&self.name, arguments);
-        if let Some(queue) = self.queue {
+        Ok(arguments)
+    }
+
+    fn task(&self, client: &Client, arguments: Arguments) -> Enqueue<Value> {
+        let mut task = client.enqueue_named(&self.name, arguments).priority(self.priority);
+        if let Some(queue) = &self.queue {
             task = task.queue(queue);
         }
         if let Some(delay) = self.delay {
@@ -63,14 +118,16 @@ impl Run {
         if let Some(expires) = self.expires {
             task = task.expires_in(expires);
         }
-        let handle = task.await?;
-        if self.wait {
-            let id = handle.id().clone();
-            return tasks::print_end(&id, handle.result_within(self.timeout).await, format);
+        if let Some(key) = &self.key {
+            task = task.idempotency_key(key);
         }
-        format.print(&[json!({ "id": handle.id(), "state": "SENT" })]);
-        Ok(ExitCode::SUCCESS)
+        task
     }
+}
+
+fn usage(fault: &str) -> ExitCode {
+    eprintln!("countersign: {fault}");
+    ExitCode::from(exit::USAGE)
 }
 
 /// What is no JSON is a text.

@@ -25,12 +25,21 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind};
 use read::Reader;
+pub(crate) use sources::CONFIG_FLAG;
 use sources::{Given, Sources};
 
 pub use queues::{QueueSettings, QueueType};
 pub(crate) use read::parse_duration;
 pub use secret::SecretUrl;
 pub use settings::{SETTINGS, Setting};
+
+/// A setting as it holds, and who said so.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) name: String,
+    pub(crate) value: String,
+    pub(crate) origin: String,
+}
 
 /// The settings of one process, all checked.
 #[derive(Clone, Debug)]
@@ -94,6 +103,36 @@ impl Config {
     /// As [`Config::load`].
     pub fn load_with(flags: &[(&'static str, String)]) -> Result<Self, Error> {
         Self::check(Sources::of_process(flags))
+    }
+
+    /// Every setting of this process with its value and where that came from; passwords are masked.
+    /// The queues' own settings come last.
+    pub(crate) fn origins(flags: &[(&'static str, String)]) -> Vec<Origin> {
+        let sources = Sources::of_process(flags);
+        let masked = |name: &str, value: &str| match name {
+            "broker.url" | "store.url" => SecretUrl(value.to_owned()).to_string(),
+            _ => value.to_owned(),
+        };
+        let mut origins: Vec<_> = SETTINGS
+            .iter()
+            .map(|setting| {
+                let given = sources.settings.get(setting.name);
+                let value = given.map_or(setting.default, |given| &given.value);
+                Origin {
+                    name: setting.name.to_owned(),
+                    value: masked(setting.name, value),
+                    origin: given.map_or("default", |given| &given.origin).to_owned(),
+                }
+            })
+            .collect();
+        for (queue, keys) in sources.queues {
+            origins.extend(keys.into_iter().map(|(key, Given { value, origin })| Origin {
+                name: format!("queues.{queue}.{key}"),
+                value,
+                origin,
+            }));
+        }
+        origins
     }
 
     fn check(sources: Sources) -> Result<Self, Error> {

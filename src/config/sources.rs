@@ -8,6 +8,8 @@ use toml::de::DeValue;
 use super::settings::{SETTINGS, Setting, named, nearest};
 
 const CONFIG: &str = "COUNTERSIGN_CONFIG";
+/// Stands among the flags for the path of the settings file, which is no setting itself.
+pub(crate) const CONFIG_FLAG: &str = "config";
 const DEFAULT_FILE: &str = "countersign.toml";
 const QUEUES: &str = "queues.";
 
@@ -46,7 +48,8 @@ impl Sources {
 
     pub(super) fn gather(flags: &[(&'static str, String)], env: &BTreeMap<String, String>) -> Self {
         let mut sources = Self::default();
-        match env.get(CONFIG) {
+        let flag = flags.iter().find(|(name, _)| *name == CONFIG_FLAG).map(|(_, path)| path);
+        match flag.or(env.get(CONFIG)) {
             Some(path) => sources.read_file(Path::new(path), true),
             None => sources.read_file(Path::new(DEFAULT_FILE), false),
         }
@@ -55,6 +58,9 @@ impl Sources {
             sources.read_env(setting, env);
         }
         for (name, value) in flags {
+            if *name == CONFIG_FLAG {
+                continue;
+            }
             sources.settings.insert(name, Given::new(value, "the command line"));
         }
         sources

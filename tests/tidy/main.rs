@@ -44,7 +44,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
-    ("cli", &["client", "config", "error", "handle", "protocol", "task", "worker"]),
+    ("cli", &["backend", "client", "config", "error", "handle", "protocol", "task", "worker"]),
 ];
 const BACKENDS: &[&str] = &["rabbitmq", "redis", "embedded"];
 const FORBIDDEN_NAMES: &[&str] =

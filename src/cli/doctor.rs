@@ -1,0 +1,292 @@
+//! `countersign doctor`: what is wrong with an installation, why that matters, and what mends it.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::exit;
+use super::output::Format;
+use super::queues::known;
+use crate::backend::{Queue, QueueState, StoreServer};
+use crate::client::Client;
+use crate::config::{Config, QueueType};
+
+/// RabbitMQ before this has quorum queues without what the delay ladder needs.
+const OLDEST_BROKER: Version = (3, 10);
+/// RabbitMQ from this on limits the deliveries of a quorum queue's messages to 20 by default.
+const LIMITING_BROKER: Version = (4, 0);
+/// Redis before this does not speak RESP3.
+const OLDEST_STORE: Version = (6, 0);
+/// What workers allow two clocks to differ, and what nobody should, in milliseconds.
+const SKEW: (u64, u64) = (1_000, 5_000);
+
+type Version = (u32, u32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warning,
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    what: String,
+    why: String,
+    mend: String,
+}
+
+impl Finding {
+    fn ok(what: impl Into<String>) -> Self {
+        Self { level: Level::Ok, what: what.into(), why: String::new(), mend: String::new() }
+    }
+
+    fn new(level: Level, what: String, why: &str, mend: impl Into<String>) -> Self {
+        Self { level, what, why: why.into(), mend: mend.into() }
+    }
+}
+
+/// Prints every finding. Exit code 1 when one of them is an error.
+pub(super) async fn perform(client: &Client, format: Format) -> ExitCode {
+    let mut findings = vec![deadlines(client.config())];
+    let broker = reach_broker(client, &mut findings).await;
+    let store = reach_store(client, &mut findings).await;
+    if let Some(version) = broker {
+        for queue in known(client).await {
+            let queue = Queue::configured(queue, client.config());
+            look_at(client, &queue, version, &mut findings).await;
+        }
+    }
+    if let Some(server) = store {
+        findings.extend([eviction(&server), clock(&server)]);
+    }
+    let records: Vec<_> =
+        findings.iter().filter_map(|finding| serde_json::to_value(finding).ok()).collect();
+    format.print_list(&["level", "what", "why", "mend"], &records);
+    let is_error = findings.iter().any(|finding| finding.level == Level::Error);
+    ExitCode::from(if is_error { exit::FAILURE } else { 0 })
+}
+
+fn deadlines(config: &Config) -> Finding {
+    let (drain, consumer) = (config.drain_deadline, config.consumer_timeout);
+    let seconds = |time: Duration| time.as_secs();
+    if drain < consumer {
+        return Finding::ok(format!("a drain takes at most {} s", seconds(drain)));
+    }
+    Finding::new(
+        Level::Error,
+        format!(
+            "drain.deadline is {} s, the broker's consumer timeout {} s",
+            seconds(drain),
+            seconds(consumer)
+        ),
+        "the broker takes tasks back that still run in a drain, and they run twice",
+        format!("export COUNTERSIGN_DRAIN_DEADLINE={}s", seconds(consumer) / 2),
+    )
+}
+
+/// The broker's version, or the oldest that is supported when it does not tell.
+async fn reach_broker(client: &Client, findings: &mut Vec<Finding>) -> Option<Version> {
+    let (broker, patience) = (&client.backends().broker, client.config().connect_timeout);
+    if timeout(patience, broker.connected()).await.is_err() {
+        findings.push(Finding::new(
+            Level::Error,
+            format!("no connection to RabbitMQ at {}", client.config().broker_url),
+            "nothing can be enqueued or consumed",
+            "countersign config show    # is this the right URL? then: systemctl status rabbitmq-server",
+        ));
+        return None;
+    }
+    let told = match broker.version().await {
+        Ok(told) => told,
+        Err(error) => {
+            findings
+                .push(Finding::ok(format!("RabbitMQ answers; its version is not known: {error}")));
+            return Some(OLDEST_BROKER);
+        }
+    };
+    let version = parse(&told).unwrap_or(OLDEST_BROKER);
+    findings.push(if version < OLDEST_BROKER {
+        Finding::new(
+            Level::Error,
+            format!("RabbitMQ is {told}"),
+            "delays and retries need dead-lettering at least once, which came with 3.10",
+            "upgrade RabbitMQ to 3.10 or later",
+        )
+    } else {
+        Finding::ok(format!("RabbitMQ is {told}"))
+    });
+    Some(version)
+}
+
+async fn reach_store(client: &Client, findings: &mut Vec<Finding>) -> Option<StoreServer> {
+    let (store, patience) = (&client.backends().store, client.config().connect_timeout);
+    let reached = timeout(patience, store.connected()).await.is_ok();
+    let asked = if reached { store.server().await.ok() } else { None };
+    let Some(server) = asked else {
+        findings.push(Finding::new(
+            Level::Error,
+            format!("no answer from Redis at {}", client.config().store_url),
+            "workers start no task while results cannot be stored",
+            "countersign config show    # is this the right URL? then: systemctl status redis-server",
+        ));
+        return None;
+    };
+    findings.push(if parse(&server.version).is_some_and(|version| version < OLDEST_STORE) {
+        Finding::new(
+            Level::Error,
+            format!("Redis is {}", server.version),
+            "waiters need RESP3, which came with 6.0",
+            "upgrade Redis to 6.0 or later",
+        )
+    } else {
+        Finding::ok(format!("Redis is {}", server.version))
+    });
+    Some(server)
+}
+
+fn eviction(server: &StoreServer) -> Finding {
+    let level = match server.eviction.as_str() {
+        "noeviction" | "" => return Finding::ok("Redis evicts nothing"),
+        policy if policy.starts_with("allkeys") => Level::Error,
+        _ => Level::Warning,
+    };
+    Finding::new(
+        level,
+        format!("Redis' maxmemory-policy is {}", server.eviction),
+        "when its memory is full, results are dropped that somebody waits for",
+        "redis-cli CONFIG SET maxmemory-policy noeviction",
+    )
+}
+
+fn clock(server: &StoreServer) -> Finding {
+    let ahead = server.clock_ahead;
+    let level = match ahead.unsigned_abs() {
+        skew if skew <= SKEW.0 => return Finding::ok("this clock and Redis' agree"),
+        skew if skew <= SKEW.1 => Level::Warning,
+        _ => Level::Error,
+    };
+    Finding::new(
+        level,
+        format!("Redis' clock is {ahead} ms ahead of this one"),
+        "tasks start early or late, or expire before their time",
+        "timedatectl set-ntp true    # on the machine whose clock is wrong",
+    )
+}
+
+async fn look_at(client: &Client, queue: &Queue, version: Version, findings: &mut Vec<Finding>) {
+    let (broker, name) = (&client.backends().broker, &queue.name);
+    let state = match broker.inspect(name).await {
+        Ok(Some(state)) => state,
+        Ok(None) => return findings.push(Finding::ok(format!("queue {name} does not exist yet"))),
+        Err(error) => {
+            let why = "what is wrong with it cannot be seen";
+            return findings.push(Finding::new(
+                Level::Error,
+                format!("queue {name}: {error}"),
+                why,
+                format!("rabbitmqctl list_queues name state type | grep {name}"),
+            ));
+        }
+    };
+    findings.push(consumers(name, state));
+    if client.config().queues.contains_key(name)
+        && let Err(error) = broker.declare(queue).await
+    {
+        findings.push(Finding::new(
+            Level::Error,
+            error.to_string(),
+            "its type and its arguments are what its first user made them, not what is configured",
+            format!("rabbitmqctl delete_queue {name} --if-empty    # then start a worker, which makes it"),
+        ));
+    }
+    if queue.kind == QueueType::Quorum && version >= LIMITING_BROKER {
+        findings.push(Finding::new(
+            Level::Warning,
+            format!("quorum queue {name} may have RabbitMQ's delivery limit of 20"),
+            "other clients' messages that come back 21 times are deleted; our workers send theirs \
+             again before that",
+            format!(
+                "rabbitmqctl set_policy no-limit '^{name}$' '{{\"delivery-limit\": -1}}' --apply-to queues"
+            ),
+        ));
+    }
+    let dead = client.dead_letters(name);
+    if let Ok(count @ 1..) = dead.count().await {
+        findings.push(Finding::new(
+            Level::Warning,
+            format!("{count} messages are in {}", dead.queue()),
+            "no worker could run them",
+            format!("countersign failures list -Q {name}"),
+        ));
+    }
+}
+
+fn consumers(name: &str, state: QueueState) -> Finding {
+    match state {
+        QueueState { ready: 1.., consumers: 0 } => Finding::new(
+            Level::Error,
+            format!("{} tasks wait in {name}, and nobody consumes it", state.ready),
+            "they wait for ever",
+            format!("demo -Q {name}    # or the worker that it is meant for"),
+        ),
+        QueueState { ready, consumers } => {
+            Finding::ok(format!("queue {name}: {ready} ready, {consumers} consumers"))
+        }
+    }
+}
+
+fn parse(version: &str) -> Option<Version> {
+    let mut parts = version.split('.').map(str::parse);
+    Some((parts.next()?.ok()?, parts.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        assert_eq!(parse("3.10.8"), Some((3, 10)));
+        assert!(parse("3.9.1") < Some(OLDEST_BROKER));
+        assert!(parse("4.0.5") >= Some(LIMITING_BROKER));
+        assert_eq!(parse("unknown"), None);
+    }
+
+    #[test]
+    fn a_policy_that_drops_any_key_is_an_error() {
+        let policy = |eviction: &str| {
+            eviction_level(&StoreServer { eviction: eviction.into(), ..StoreServer::default() })
+        };
+        assert_eq!(policy("noeviction"), Level::Ok);
+        assert_eq!(policy("volatile-lru"), Level::Warning);
+        assert_eq!(policy("allkeys-lru"), Level::Error);
+    }
+
+    fn eviction_level(server: &StoreServer) -> Level {
+        eviction(server).level
+    }
+
+    #[test]
+    fn a_clock_may_differ_a_little() {
+        let skew =
+            |clock_ahead| clock(&StoreServer { clock_ahead, ..StoreServer::default() }).level;
+        assert_eq!(skew(-900), Level::Ok);
+        assert_eq!(skew(3_000), Level::Warning);
+        assert_eq!(skew(-60_000), Level::Error);
+    }
+
+    #[test]
+    fn a_drain_must_end_before_the_broker_takes_tasks_back() {
+        let mut config = Config::new("amqp://localhost", "redis://localhost").unwrap();
+        assert_eq!(deadlines(&config).level, Level::Ok);
+        config.drain_deadline = config.consumer_timeout;
+        assert_eq!(deadlines(&config).level, Level::Error);
+        assert_eq!(deadlines(&config).mend, "export COUNTERSIGN_DRAIN_DEADLINE=900s");
+    }
+}

@@ -1,0 +1,188 @@
+//! `countersign failures`: the messages that no worker could run.
+
+use std::process::ExitCode;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::output::Format;
+use super::{exit, progress, queues};
+use crate::client::{Client, DeadLetter, DeadLetters, Replay};
+use crate::error::Error;
+use crate::task::TaskId;
+
+const EXAMPLES: &str = "Examples:
+  countersign failures list -Q billing
+  countersign failures show 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -Q billing -o json
+  countersign failures replay --all -Q billing
+  countersign failures purge 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -Q billing";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(super) enum Failures {
+    /// List the oldest dead letters: their tasks, and why they died
+    List {
+        /// Of this queue; without it, of every queue that is known
+        #[arg(short = 'Q', long)]
+        queue: Option<String>,
+        /// At most so many of each queue
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Show one with its original message
+    Show {
+        /// The task's id
+        id: String,
+        /// The queue that its task was in
+        #[arg(short = 'Q', long)]
+        queue: String,
+    },
+    /// Send them again under their ids. A task that has succeeded after all is left alone
+    Replay(Chosen),
+    /// Throw them away. Their tasks stay failed
+    Purge(Chosen),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Chosen {
+    /// The tasks' ids
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<String>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    /// The queue that their tasks were in
+    #[arg(short = 'Q', long)]
+    queue: String,
+}
+
+impl Failures {
+    pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        match self {
+            Self::List { queue, limit } => list(client, queue, limit, format).await,
+            Self::Show { id, queue } => show(&client.dead_letters(&queue), id, format).await,
+            Self::Replay(chosen) if chosen.all => {
+                replay_all(&client.dead_letters(&chosen.queue), format).await
+            }
+            Self::Replay(Chosen { ids, queue, .. }) => {
+                replay(&client.dead_letters(&queue), ids, format).await
+            }
+            Self::Purge(chosen) => purge(&client.dead_letters(&chosen.queue), chosen, format).await,
+        }
+    }
+}
+
+async fn list(
+    client: &Client,
+    queue: Option<String>,
+    limit: usize,
+    format: Format,
+) -> Result<ExitCode, Error> {
+    let queues = match queue {
+        Some(queue) => [queue].into(),
+        None => queues::known(client).await,
+    };
+    let mut records = Vec::new();
+    for queue in queues {
+        for letter in client.dead_letters(&queue).browse(limit).await? {
+            records.push(record(&letter));
+        }
+    }
+    let names = ["id", "task", "queue", "attempt", "died_at", "reason"];
+    format.print_list(&names, &records);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn record(letter: &DeadLetter) -> Value {
+    json!({
+        "id": letter.id,
+        "task": letter.task,
+        "queue": letter.queue,
+        "attempt": letter.attempt,
+        "died_at": letter.died_at,
+        "reason": letter.reason,
+    })
+}
+
+async fn show(letters: &DeadLetters, id: String, format: Format) -> Result<ExitCode, Error> {
+    let Some(letter) = letters.find(&TaskId::from(&id)).await? else {
+        return Ok(absent(letters, &id));
+    };
+    let mut shown = record(&letter);
+    let message = &letter.message;
+    shown["headers"] = Value::Object(message.headers.clone());
+    shown["content_type"] = message.properties.content_type.clone().into();
+    match std::str::from_utf8(&message.body) {
+        Ok(text) => shown["body"] = text.into(),
+        Err(_) => shown["body_base64"] = STANDARD.encode(&message.body).into(),
+    }
+    format.print(&[shown]);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn replay_all(letters: &DeadLetters, format: Format) -> Result<ExitCode, Error> {
+    let bar = progress::bar(letters.count().await?, "replaying");
+    let mut records = Vec::new();
+    let ended = letters.replay_all(|id, replay| {
+        bar.inc(1);
+        records.push(told(id, replay));
+    });
+    let ended = ended.await;
+    bar.finish_and_clear();
+    // What was done is told, whatever stopped it.
+    format.print_list(&["id", "replayed", "state"], &records);
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+async fn replay(
+    letters: &DeadLetters,
+    ids: Vec<String>,
+    format: Format,
+) -> Result<ExitCode, Error> {
+    let (mut records, mut code) = (Vec::new(), ExitCode::SUCCESS);
+    for id in ids.iter().map(TaskId::from) {
+        match letters.replay(&id).await? {
+            Some(replay) => {
+                if replay != Replay::Sent {
+                    code = ExitCode::from(exit::FAILURE);
+                }
+                records.push(told(&id, &replay));
+            }
+            None => code = absent(letters, id.as_str()),
+        }
+    }
+    format.print_list(&["id", "replayed", "state"], &records);
+    Ok(code)
+}
+
+fn told(id: &TaskId, replay: &Replay) -> Value {
+    match replay {
+        Replay::Sent => json!({ "id": id, "replayed": true, "state": null }),
+        Replay::Refused(state) => json!({ "id": id, "replayed": false, "state": state.as_str() }),
+    }
+}
+
+async fn purge(letters: &DeadLetters, chosen: Chosen, format: Format) -> Result<ExitCode, Error> {
+    if chosen.all {
+        let purged = letters.purge_all().await?;
+        format.print(&[json!({ "queue": letters.queue(), "purged": purged })]);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (mut code, mut purged) = (ExitCode::SUCCESS, 0);
+    for id in &chosen.ids {
+        if letters.purge(&TaskId::from(id)).await? {
+            purged += 1;
+        } else {
+            code = absent(letters, id);
+        }
+    }
+    format.print(&[json!({ "queue": letters.queue(), "purged": purged })]);
+    Ok(code)
+}
+
+fn absent(letters: &DeadLetters, id: &str) -> ExitCode {
+    eprintln!("countersign: task {id} is not in {}", letters.queue());
+    ExitCode::from(exit::FAILURE)
+}

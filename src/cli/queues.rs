@@ -1,0 +1,103 @@
+//! `countersign queues`: what waits in them, who consumes them.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::exit;
+use super::output::Format;
+use crate::backend::Queue;
+use crate::client::Client;
+use crate::config::QueueType;
+use crate::error::Error;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign queues                      # those of the settings and of the workers that are there
+  countersign queues list billing mail -o json
+  countersign queues purge billing --yes")]
+pub(super) struct Queues {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show these queues; without any, those of the settings and of the workers that are there
+    List { queues: Vec<String> },
+    /// Throw away every task that waits in a queue. Who waits for their results is not told
+    Purge {
+        /// The queue
+        queue: String,
+        /// Do it; without this, only say how many there are
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+impl Queues {
+    pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        match self.verb.unwrap_or(Verb::List { queues: Vec::new() }) {
+            Verb::List { queues } if queues.is_empty() => {
+                print(client, known(client).await, format).await
+            }
+            Verb::List { queues } => print(client, queues.into_iter().collect(), format).await,
+            Verb::Purge { queue, yes: false } => {
+                let state = client.backends().broker.inspect(&queue).await?;
+                let ready = state.map_or(0, |state| state.ready);
+                eprintln!("countersign: {ready} tasks wait in {queue}; to delete them, add --yes");
+                Ok(ExitCode::from(exit::USAGE))
+            }
+            Verb::Purge { queue, yes: true } => {
+                let purged = client.backends().broker.purge(&queue).await?;
+                format.print(&[json!({ "queue": queue, "purged": purged })]);
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    }
+}
+
+/// The queues that this installation is known to use. RabbitMQ lists all of its own only over its
+/// management plugin.
+pub(super) async fn known(client: &Client) -> BTreeSet<String> {
+    let config = client.config();
+    let mut queues: BTreeSet<_> = config.queues.keys().cloned().collect();
+    queues.insert(config.queue.clone());
+    queues.extend(config.worker.queues.iter().cloned());
+    let workers = client.backends().store.present().await.unwrap_or_default();
+    queues.extend(workers.into_iter().flat_map(|worker| worker.queues));
+    queues
+}
+
+async fn print(
+    client: &Client,
+    queues: BTreeSet<String>,
+    format: Format,
+) -> Result<ExitCode, Error> {
+    let workers = client.backends().store.present().await?;
+    let mut records = Vec::new();
+    for name in queues {
+        let queue = Queue::configured(&name, client.config());
+        let state = client.backends().broker.inspect(&name).await?;
+        let dead = client.backends().broker.inspect(&queue.dead().name).await?;
+        let kind = match queue.kind {
+            QueueType::Classic => "classic",
+            QueueType::Quorum => "quorum",
+        };
+        let ours = workers.iter().filter(|worker| worker.queues.contains(&name)).count();
+        records.push(json!({
+            "queue": name,
+            "ready": state.map(|state| state.ready),
+            "consumers": state.map(|state| state.consumers),
+            "workers": ours,
+            "dead": dead.map_or(0, |dead| dead.ready),
+            "configured": kind,
+            "max_priority": queue.max_priority,
+        }));
+    }
+    let names = ["queue", "ready", "consumers", "workers", "dead", "configured", "max_priority"];
+    format.print_list(&names, &records);
+    Ok(ExitCode::SUCCESS)
+}

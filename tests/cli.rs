@@ -1,0 +1,279 @@
+//! The `countersign` command, run as people and programs run it.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use countersign::{Arguments, Client, Config, Context, Policy, Task, TaskError, TaskResult};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use support::{Running, queue_name, servers};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Serialize, Deserialize)]
+struct Add {
+    x: i64,
+    y: i64,
+}
+
+impl Task for Add {
+    const NAME: &'static str = "test.add";
+    type Output = i64;
+}
+
+async fn add(_: Context, Add { x, y }: Add) -> TaskResult<i64> {
+    if y == 0 { Err(TaskError::fatal("adds nothing")) } else { Ok(x + y) }
+}
+
+/// What a run of the command left.
+struct Said {
+    code: Option<i32>,
+    records: Vec<Value>,
+    stderr: String,
+}
+
+fn countersign(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    command.args(arguments).envs(variables.iter().copied()).output().unwrap()
+}
+
+/// Runs the command off the runtime, and reads its standard output as JSON lines.
+async fn say(arguments: &[&str]) -> Said {
+    let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+    let output = tokio::task::spawn_blocking(move || {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        countersign(&arguments, &[])
+    });
+    let output = output.await.unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let records = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+    Said { code: output.status.code(), records: records.unwrap(), stderr }
+}
+
+async fn client() -> Client {
+    let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
+    Client::connect(&config).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_waits_for_a_result_and_its_exit_code_says_how_it_ended() {
+    let running = Running::start(|worker| worker.handle(add, Policy::default())).await;
+    let said = say(&["run", "test.add", "2", "-k", "y=3", "-Q", &running.queue, "--wait"]).await;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(said.records[0]["result"], 5);
+    let said = say(&["run", "test.add", "2", "0", "-Q", &running.queue, "--wait"]).await;
+    assert_eq!((said.code, &said.records[0]["state"]), (Some(1), &json!("FAILURE")));
+    let id = said.records[0]["id"].as_str().unwrap().to_owned();
+    let said = say(&["tasks", "get", &id]).await;
+    assert_eq!((said.code, &said.records[0]["state"]), (Some(0), &json!("FAILURE")));
+    let late = ["run", "test.add", "1", "1", "-Q", "no-such-worker", "--wait", "--timeout", "50ms"];
+    assert_eq!(say(&late).await.code, Some(75));
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_sends_many_at_once() {
+    let running = Running::start(|worker| worker.handle(add, Policy::default())).await;
+    let batch = ["run", "test.add", "2", "3", "-Q", &running.queue, "--count", "2500", "--wait"];
+    let said = say(&batch).await;
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    assert_eq!(said.records.len(), 2500);
+    assert!(said.records.iter().all(|record| record["result"] == 5));
+    assert_eq!(said.stderr, "", "no progress bar away from a terminal");
+
+    let file = std::env::temp_dir().join(format!("{}.jsonl", running.queue));
+    std::fs::write(&file, "[1, 2]\n\n{\"x\": 5, \"y\": 0}\n").unwrap();
+    let from = file.to_str().unwrap();
+    let said = say(&["run", "test.add", "--from", from, "-Q", &running.queue, "--wait"]).await;
+    assert_eq!(said.code, Some(1));
+    assert_eq!(said.records[0]["result"], 3);
+    assert_eq!(said.records[1]["result"], "Exception: adds nothing");
+    std::fs::write(&file, "[1, 2]\n7\n").unwrap();
+    let said = say(&["run", "test.add", "--from", from, "-Q", &running.queue]).await;
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains(".jsonl:2: neither a JSON array"), "{}", said.stderr);
+    std::fs::remove_file(&file).unwrap();
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_sends_one_task() {
+    let (queue, key) = (queue_name(), queue_name());
+    let first = say(&["run", "test.add", "1", "2", "-Q", &queue, "--key", &key]).await;
+    let again = say(&["run", "test.add", "1", "2", "-Q", &queue, "--key", &key]).await;
+    assert_eq!(first.records[0]["id"], again.records[0]["id"]);
+    let said = say(&["run", "test.add", "1", "2", "-Q", &queue, "--priority", "3"]).await;
+    assert_eq!(said.code, Some(1));
+    assert!(said.stderr.contains("max_priority"), "{}", said.stderr);
+    let said = say(&["queues", "list", &queue]).await;
+    assert_eq!((&said.records[0]["ready"], &said.records[0]["consumers"]), (&json!(1), &json!(0)));
+    assert_eq!(say(&["queues", "purge", &queue]).await.code, Some(2));
+    assert_eq!(say(&["queues", "purge", &queue, "--yes"]).await.records[0]["purged"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_listed_shown_replayed_and_purged() {
+    let (client, queue) = (client().await, queue_name());
+    let ignorant = Running::start(|worker| worker.queue(&queue)).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let handle = client.enqueue(Add { x: n, y: 1 }).queue(&queue).await.unwrap();
+        ids.push(handle.id().to_string());
+        handle.result_within(PATIENCE).await.unwrap_err();
+    }
+    ignorant.drain().await;
+
+    let said = say(&["failures", "list", "-Q", &queue]).await;
+    let listed: Vec<_> = said.records.iter().map(|record| record["id"].as_str().unwrap()).collect();
+    assert_eq!(listed, ids);
+    assert_eq!(said.records[0]["reason"], "no handler for test.add");
+    let said = say(&["failures", "show", &ids[1], "-Q", &queue]).await;
+    assert!(said.records[0]["body"].as_str().unwrap().contains("\"x\":1"), "{:?}", said.records);
+    assert_eq!(say(&["failures", "purge", &ids[0], "-Q", &queue]).await.code, Some(0));
+    assert_eq!(say(&["failures", "show", &ids[0], "-Q", &queue]).await.code, Some(1));
+    assert_eq!(say(&["failures", "replay", "-Q", &queue]).await.code, Some(2));
+
+    let heir = Running::start(|worker| worker.queue(&queue).handle(add, Policy::default())).await;
+    let said = say(&["failures", "replay", "--all", "-Q", &queue]).await;
+    assert_eq!((said.code, said.records.len()), (Some(0), 2));
+    for (id, sum) in [(&ids[1], 2), (&ids[2], 3)] {
+        let said = say(&["tasks", "result", id]).await;
+        assert_eq!(said.records[0]["result"], sum);
+    }
+    heir.drain().await;
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_are_seen_while_they_are_there() {
+    let running = Running::start(|worker| worker.concurrency(7).handle(add, Policy::default()));
+    let running = running.await;
+    running.call(Add { x: 1, y: 1 }).await.unwrap();
+    let ours = async |queue: &str| {
+        let said = say(&["workers"]).await;
+        said.records.into_iter().find(|record| record["name"] == queue)
+    };
+    // The worker tells the store on its own time: it has, by the time of one of these.
+    let mut seen = ours(&running.queue).await;
+    while seen.is_none() {
+        seen = ours(&running.queue).await;
+    }
+    let seen = seen.unwrap();
+    assert_eq!((&seen["concurrency"], &seen["queues"]), (&json!(7), &json!([running.queue])));
+    assert_eq!(seen["pid"], std::process::id());
+    let said = say(&["health", "-Q", &running.queue]).await;
+    assert_eq!(said.code, Some(0), "{:?}", said.records);
+    let queue = running.queue.clone();
+    running.drain().await;
+    assert!(ours(&queue).await.is_none(), "it says when it goes");
+    let said = say(&["health", "-Q", &queue]).await;
+    assert_eq!(said.code, Some(69));
+    assert_eq!(said.records[2]["fault"], "nobody consumes it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_what_is_wrong_and_what_mends_it() {
+    let (client, queue) = (client().await, queue_name());
+    client.enqueue_named("test.add", Arguments::default()).queue(&queue).await.unwrap();
+    let file = std::env::temp_dir().join(format!("{queue}.toml"));
+    let text = format!("[drain]\ndeadline = \"1h\"\n[queues.\"{queue}\"]\nmax_priority = 5\n");
+    std::fs::write(&file, text).unwrap();
+    let said = say(&["doctor", "--config", file.to_str().unwrap()]).await;
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(said.code, Some(1), "{}", said.stderr);
+    let has = |level: &str, what: &str, mend: &str| {
+        said.records.iter().any(|finding| {
+            let contains = |field: &str, text| finding[field].as_str().unwrap().contains(text);
+            finding["level"] == level && contains("what", what) && contains("mend", mend)
+        })
+    };
+    let nobody = format!("1 tasks wait in {queue}, and nobody consumes it");
+    assert!(has("error", "drain.deadline is 3600 s", "COUNTERSIGN_DRAIN_DEADLINE"));
+    assert!(has("error", &nobody, &format!("-Q {queue}")), "{:?}", said.records);
+    assert!(has("error", "x-max-priority", &format!("delete_queue {queue}")), "{:?}", said.records);
+    assert!(has("ok", "RabbitMQ is ", ""), "{:?}", said.records);
+    assert!(has("ok", "Redis evicts nothing", ""), "{:?}", said.records);
+    client.close().await;
+}
+
+#[test]
+fn a_server_that_is_away_is_named() {
+    let variables = [
+        ("COUNTERSIGN_CONNECT_TIMEOUT", "300ms"),
+        ("COUNTERSIGN_BROKER_URL", "amqp://ana:s3cret@127.0.0.1:1"),
+    ];
+    for verb in ["workers", "health"] {
+        let output = countersign(&[verb], &variables);
+        assert_eq!(output.status.code(), Some(69), "{verb}");
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("s3cret"));
+    }
+    let output = countersign(&["doctor"], &variables);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("no connection to RabbitMQ at amqp://ana:***@127.0.0.1:1"), "{said}");
+}
+
+#[test]
+fn every_fault_of_the_settings_is_told_at_once() {
+    let file = std::env::temp_dir().join(format!("{}.toml", queue_name()));
+    std::fs::write(&file, "[worker]\nconcurrency = 0\nnmae = \"x\"\n").unwrap();
+    let path = file.to_str().unwrap();
+    let variables = [("COUNTERSIGN_CONFIG", path), ("COUNTERSIGN_WORKER_QUEUE", "a")];
+    let output = countersign(&["config", "check"], &variables);
+    assert_eq!(output.status.code(), Some(78));
+    let told = String::from_utf8(output.stderr).unwrap();
+    for part in [
+        format!("worker.concurrency (from {path}:2): \"0\" is no whole number"),
+        format!("{path}:3: no setting is called worker.nmae; did you mean worker.name?"),
+        "COUNTERSIGN_WORKER_QUEUE: no setting has this environment variable; did you mean \
+         COUNTERSIGN_WORKER_QUEUES?"
+            .to_owned(),
+    ] {
+        assert!(told.contains(&part), "{part} is not in:\n{told}");
+    }
+    std::fs::remove_file(&file).unwrap();
+}
+
+#[test]
+fn config_show_tells_where_values_come_from_and_hides_passwords() {
+    let file = std::env::temp_dir().join(format!("{}.toml", queue_name()));
+    std::fs::write(&file, "[store]\nkey_prefix = \"shop\"\n[queues.a]\nmax_priority = 3\n")
+        .unwrap();
+    let path = file.to_str().unwrap();
+    let variables = [("COUNTERSIGN_HEARTBEAT", ""), ("COUNTERSIGN_BROKER_HEARTBEAT", "7s")];
+    let broker = ["--broker", "amqp://ana:s3cret@host", "--config", path];
+    let output = countersign(&[&["config", "show"], &broker[..]].concat(), &variables);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8(output.stdout).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert!(!said.contains("s3cret"), "{said}");
+    let records: Vec<Value> =
+        said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let shown = |name: &str| {
+        let found = records.iter().find(|record| record["name"] == name).unwrap();
+        (found["value"].as_str().unwrap().to_owned(), found["origin"].as_str().unwrap().to_owned())
+    };
+    let of = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
+    assert_eq!(shown("broker.url"), of("amqp://ana:***@host", "the command line"));
+    assert_eq!(shown("broker.heartbeat"), of("7s", "COUNTERSIGN_BROKER_HEARTBEAT"));
+    assert_eq!(shown("store.key_prefix"), of("shop", &format!("{path}:2")));
+    assert_eq!(shown("limits.result"), of("8MiB", "default"));
+    assert_eq!(shown("queues.a.max_priority"), of("3", &format!("{path}:4")));
+}
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    for verb in
+        [&["--help"][..], &["run", "--help"], &["failures", "--help"], &["queues", "--help"]]
+    {
+        let output = countersign(verb, &[]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Examples:"), "{verb:?}");
+    }
+    let output = countersign(&["version", "-o", "json"], &[]);
+    let version: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(version["countersign"], env!("CARGO_PKG_VERSION"));
+    assert!(!countersign(&["completion", "bash"], &[]).stdout.is_empty());
+}
