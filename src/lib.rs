@@ -45,7 +45,7 @@ pub use handle::{Handle, gather, gather_within};
 pub use protocol::Arguments;
 pub use retry::Retry;
 pub use task::{Policy, Rate, Revoke, Task, TaskId};
-pub use worker::{Drained, Worker};
+pub use worker::{Drained, Vitals, Worker};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

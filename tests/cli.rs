@@ -156,11 +156,14 @@ async fn workers_are_seen_while_they_are_there() {
         said.records.into_iter().find(|record| record["name"] == queue)
     };
     // The worker tells the store on its own time: it has, by the time of one of these.
-    let mut seen = ours(&running.queue).await;
-    while seen.is_none() {
-        seen = ours(&running.queue).await;
-    }
-    let seen = seen.unwrap();
+    let seen = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(seen) = ours(&running.queue).await {
+                return seen;
+            }
+        }
+    });
+    let seen = seen.await.unwrap();
     assert_eq!((&seen["concurrency"], &seen["queues"]), (&json!(7), &json!([running.queue])));
     assert_eq!(seen["pid"], std::process::id());
     let said = say(&["health", "-Q", &running.queue]).await;

@@ -72,7 +72,7 @@ impl Sources {
         for name in env.keys().filter(|name| name.starts_with("COUNTERSIGN_")) {
             let plain = name.strip_suffix("_FILE").unwrap_or(name);
             let is_known = known.contains(&plain) || known.contains(&name.as_str());
-            if !is_known && !name.starts_with("COUNTERSIGN_TEST_") {
+            if !is_known && !is_another_tools(name) {
                 let near = nearest(name, known.iter().copied());
                 self.faults.push(format!("{name}: no setting has this environment variable{near}"));
             }
@@ -149,6 +149,16 @@ impl Sources {
             self.faults.push(format!("{}: no setting is called {name}{near}", given.origin));
         }
     }
+}
+
+/// Our tests' and our compose file's own, and what Kubernetes gives every pod beside a service whose
+/// name begins with `countersign-`.
+fn is_another_tools(name: &str) -> bool {
+    let of_kubernetes = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"];
+    name.starts_with("COUNTERSIGN_TEST_")
+        || name == "COUNTERSIGN_SECRETS"
+        || name.ends_with("_PORT")
+        || of_kubernetes.iter().any(|part| name.contains(part))
 }
 
 /// A scalar as it would be written in the environment; a list of texts is joined by commas.

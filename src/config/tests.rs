@@ -58,6 +58,14 @@ fn the_environment_comes_before_the_file_and_other_tools_after_it() {
 }
 
 #[test]
+fn what_kubernetes_says_about_its_services_is_no_misspelling() {
+    for name in ["COUNTERSIGN_BROKER_SERVICE_HOST", "COUNTERSIGN_BROKER_PORT_5672_TCP_ADDR"] {
+        checked("", &[(name, "10.0.0.1")]).unwrap();
+    }
+    assert!(checked("", &[("COUNTERSIGN_BROKER_HOST", "10.0.0.1")]).is_err());
+}
+
+#[test]
 fn a_queue_may_have_dots_in_its_name() {
     let text = "[queues.eu.billing]\nmax_priority = 9\n[queues.\"a.b\"]\ntype = \"quorum\"\n";
     let config = checked(text, &[]).unwrap();

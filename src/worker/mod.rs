@@ -11,15 +11,17 @@ mod remote;
 mod revoked;
 mod settle;
 mod suspects;
+mod vitals;
 mod watchdog;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,9 +38,11 @@ use gate::{Gate, Slot};
 use handler::Registered;
 use revoked::Revoked;
 use suspects::Room;
+use vitals::Check;
 
 pub use drain::Drained;
 pub use pulse::Health;
+pub use vitals::{Checked, Vitals};
 
 /// The broker takes an unsettled message back after its consumer timeout: a run ends before that.
 const CONSUMER_TIMEOUT_MARGIN: Duration = Duration::from_secs(120);
@@ -56,6 +60,8 @@ pub struct Worker {
     unknown_grace: Duration,
     hurry: Hurry,
     handlers: HashMap<&'static str, Registered>,
+    health: watch::Sender<Option<Health>>,
+    checks: Vec<Check>,
     faults: Vec<String>,
 }
 
@@ -81,6 +87,8 @@ impl Worker {
             unknown_grace: Duration::ZERO,
             hurry: Hurry(Box::pin(std::future::pending())),
             handlers: HashMap::new(),
+            health: watch::Sender::new(None),
+            checks: Vec::new(),
             faults: Vec::new(),
         }
     }
@@ -140,6 +148,30 @@ impl Worker {
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
+    }
+
+    /// Asks something that handlers depend on whether it is there, whenever somebody wants to know;
+    /// see [`Vitals::examine`].
+    ///
+    /// ```
+    /// # fn with_check(worker: countersign::Worker) -> countersign::Worker {
+    /// worker.check("scratch space", || async { std::fs::metadata("/tmp").map(drop) })
+    /// # }
+    /// ```
+    pub fn check<F, Fut, E>(mut self, name: &str, ask: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: fmt::Display,
+    {
+        self.checks.push(Check::new(name, ask));
+        self
+    }
+
+    /// How it is doing, for whoever asks while it runs: take them before [`Worker::run`].
+    #[must_use]
+    pub fn vitals(&self) -> Vitals {
+        Vitals::new(self.health.subscribe(), self.checks.clone())
     }
 
     /// Runs `handler` for every task of its argument's type.
@@ -215,6 +247,7 @@ impl Worker {
         }
         let pulse = pulse::start(&crew, consuming);
         shutdown.await;
+        pulse::say_draining(&crew);
         let drained = drain::drain(&crew, &stop, intakes, hurry).await;
         pulse.stop().await;
         crew.client.close().await;
@@ -263,6 +296,8 @@ impl Worker {
             ending: CancellationToken::new(),
             abort: CancellationToken::new(),
             give_up: CancellationToken::new(),
+            health: self.health,
+            draining: AtomicBool::new(false),
             finished: AtomicU64::new(0),
             protected: AtomicU64::new(0),
             sections: Arc::default(),
@@ -294,6 +329,8 @@ struct Crew {
     abort: CancellationToken,
     /// Nothing waits for a server any more.
     give_up: CancellationToken,
+    health: watch::Sender<Option<Health>>,
+    draining: AtomicBool,
     finished: AtomicU64,
     /// Runs that were in a protected section at the drain's deadline.
     protected: AtomicU64,

@@ -66,12 +66,17 @@ impl Health {
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))
     }
 
+    /// It has given a sign of life in the last 10 s.
+    #[must_use]
+    pub fn is_fresh(&self, now: Timestamp) -> bool {
+        Duration::try_from(now.duration_since(self.at)).unwrap_or_default() <= STALE
+    }
+
     /// Why this worker is not ready to take tasks, if it is not.
     #[must_use]
     pub fn fault(&self, now: Timestamp) -> Option<&'static str> {
-        let age = Duration::try_from(now.duration_since(self.at)).unwrap_or_default();
         match self {
-            _ if age > STALE => Some("it has given no sign of life for over 10 s"),
+            _ if !self.is_fresh(now) => Some("it has given no sign of life for over 10 s"),
             Self { broker: false, .. } => Some("it is not connected to the broker"),
             Self { draining: true, .. } => Some("it is draining"),
             Self { consuming: false, .. } => Some("it does not consume every queue"),
@@ -110,6 +115,16 @@ pub(super) fn start(crew: &Arc<Crew>, consuming: Vec<watch::Receiver<bool>>) -> 
     Pulse { stop, task }
 }
 
+/// From now on the worker says that it drains: at once, not at the next beat.
+pub(super) fn say_draining(crew: &Crew) {
+    crew.draining.store(true, Ordering::Relaxed);
+    crew.health.send_modify(|health| {
+        if let Some(health) = health {
+            health.draining = true;
+        }
+    });
+}
+
 /// Tells all who ask the store that this worker is there. A failure is made up for by the next.
 async fn announce(crew: &Crew, started: Timestamp) {
     crew.client.connected().await;
@@ -133,7 +148,7 @@ fn presence(crew: &Crew, started: Timestamp) -> Presence {
         concurrency: crew.gate.size(),
         running: crew.tasks.len(),
         finished: crew.finished.load(Ordering::Relaxed),
-        draining: crew.tasks.is_closed(),
+        draining: crew.draining.load(Ordering::Relaxed),
         started,
         at: Timestamp::now(),
     }
@@ -155,11 +170,12 @@ async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &Pat
             broker: crew.backends.broker.is_connected(),
             consuming: consuming.iter().all(|queue| *queue.borrow()),
             store: crew.backends.store.is_connected(),
-            draining: crew.tasks.is_closed(),
+            draining: crew.draining.load(Ordering::Relaxed),
             running: crew.tasks.len(),
             finished: crew.finished.load(Ordering::Relaxed),
             at: Timestamp::now(),
         };
+        crew.health.send_replace(Some(health.clone()));
         if let Err(error) = write(file, &health).await {
             debug!("no sign of life in {}: {error}", file.display());
         }
