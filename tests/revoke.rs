@@ -1,5 +1,4 @@
 //! Tasks that are taken back, and retries that come to an end in time.
-#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -96,7 +95,7 @@ async fn what_has_ended_stays_as_it_is() {
     let handle = running.client.enqueue(Work { n: 7 }).queue(&running.queue).await.unwrap();
     let id = handle.id().clone();
     assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 7);
-    running.client.revoke(&[id.clone()], Revoke::EvenRunning).await.unwrap();
+    running.client.revoke(std::slice::from_ref(&id), Revoke::EvenRunning).await.unwrap();
     assert_eq!(running.call(Work { n: 8 }).await.unwrap(), 8);
     let again = running.client.handle::<u32>(id);
     assert_eq!(again.result_within(PATIENCE).await.unwrap(), 7);
