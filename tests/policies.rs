@@ -52,6 +52,24 @@ async fn a_type_of_task_runs_no_more_at_once_than_its_policy_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn queues_without_tasks_leave_the_slots_to_the_others() {
+    let idle = [queue_name(), queue_name()];
+    let running = Running::start(|worker| {
+        let worker = worker.queue(&idle[0]).queue_limited(&idle[1], 1);
+        worker.handle(echo, Policy::default()).concurrency(1)
+    })
+    .await;
+    for n in 0..3 {
+        assert_eq!(running.call(Work { n }).await.unwrap(), n);
+        for queue in &idle {
+            let work = running.client.enqueue(Work { n }).queue(queue).await.unwrap();
+            assert_eq!(work.result_within(PATIENCE).await.unwrap(), n);
+        }
+    }
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rate_postpones_what_it_holds_back_and_loses_none() {
     let rate = Some(Rate { tasks: 5, per: Duration::from_secs(2) });
     let policy = Policy { rate, ..Policy::default() };

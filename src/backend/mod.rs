@@ -116,7 +116,7 @@ impl Delivery {
     }
 
     /// The channel that delivered it is gone, so the broker delivers it again.
-    fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         self.receipt.as_ref().is_some_and(|receipt| receipt.settlements.is_closed())
     }
 

@@ -339,8 +339,11 @@ struct Crew {
     abandoned: std::sync::Mutex<Vec<TaskId>>,
 }
 
-/// Takes messages of one queue, each with a slot to run in, until it is stopped. While the store is
-/// away it takes none: their results could not be kept. Returns how many were given back unstarted.
+/// Takes messages of one queue, each as soon as a slot is free to run it in, until it is stopped.
+/// While the store is away none starts: its result could not be kept. Returns how many were given
+/// back unstarted.
+///
+/// The message is there before the slot is taken: a queue with no messages holds no slot.
 async fn intake(
     crew: Arc<Crew>,
     queue: Queue,
@@ -348,9 +351,11 @@ async fn intake(
     mut deliveries: Deliveries,
     stop: CancellationToken,
 ) -> usize {
-    let next = async {
+    let mut unstarted = None;
+    let take = async {
         crew.revoked.loaded().await;
         loop {
+            unstarted = deliveries.next().await;
             let own = match &gate {
                 Some(gate) => Some(gate.admit().await),
                 None => None,
@@ -359,15 +364,18 @@ async fn intake(
             if !crew.backends.store.is_connected() {
                 crew.backends.store.connected().await;
             }
-            let Some(delivery) = deliveries.next().await else { return };
-            crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
+            let Some(delivery) = unstarted.take() else { return };
+            if !delivery.is_stale() {
+                crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
+            }
         }
     };
-    stop.run_until_cancelled(next).await;
-    let left = deliveries.stop().await;
-    let returned = left.len();
+    stop.run_until_cancelled(take).await;
+    let left = unstarted.into_iter().chain(deliveries.stop().await);
+    let mut returned = 0;
     for delivery in left {
         settle::give_back(&crew, &queue, delivery).await;
+        returned += 1;
     }
     info!(returned, "stopped consuming {}", queue.name);
     returned
