@@ -5,13 +5,34 @@ use std::fmt;
 use rand::Rng;
 use serde_json::Value;
 
-use crate::protocol::Headers;
+use crate::protocol::{Headers, Lineage};
+use crate::task::TaskId;
 
 const HEADER: &str = "traceparent";
 
 tokio::task_local! {
-    /// The trace of the handler that runs here.
-    pub(crate) static CURRENT: TraceParent;
+    /// The run of a handler that this code is part of.
+    pub(crate) static CURRENT: Place;
+}
+
+/// Where in its trace and in its family of tasks a run stands.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) trace: TraceParent,
+    pub(crate) task: TaskId,
+    pub(crate) root: TaskId,
+}
+
+impl Place {
+    /// Writes into a new task whose child it is: of the run that this code is part of, if any.
+    pub(crate) fn inherit(headers: &mut Headers, lineage: &mut Lineage) {
+        let trace = CURRENT.try_with(|current| {
+            lineage.parent_id = Some(current.task.clone());
+            lineage.root_id = Some(current.root.clone());
+            current.trace.child()
+        });
+        trace.unwrap_or_else(|_| TraceParent::root()).write(headers);
+    }
 }
 
 /// A position in a trace.
@@ -45,11 +66,6 @@ impl TraceParent {
 
     pub(crate) fn write(self, headers: &mut Headers) {
         headers.insert(HEADER.into(), Value::String(self.to_string()));
-    }
-
-    /// The trace of what is enqueued here and now: the running handler's, or a new one.
-    pub(crate) fn for_new_task() -> Self {
-        CURRENT.try_with(|current| current.child()).unwrap_or_else(|_| Self::root())
     }
 
     pub(crate) fn root() -> Self {

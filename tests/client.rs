@@ -173,6 +173,39 @@ async fn a_task_enqueued_by_a_handler_continues_its_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_enqueued_by_a_handler_is_its_child() {
+    let servers = servers();
+    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
+    let client = Client::connect(&config).await.unwrap();
+    let queue = queue_name();
+    let (producer, to) = (client.clone(), queue.clone());
+    let descend = move |_: Context, Greet { name, times }: Greet| {
+        let (producer, to) = (producer.clone(), to.clone());
+        async move {
+            if times == 0 {
+                return Ok(name);
+            }
+            let child = Greet { name, times: times - 1 };
+            Ok(producer.enqueue(child).queue(to).await?.id().to_string())
+        }
+    };
+    let running = Running::start(|worker| worker.queue(&queue).handle(descend, Policy::default()));
+    let running = running.await;
+    let task = client.enqueue(Greet { name: "Ida".into(), times: 2 }).queue(&queue).await.unwrap();
+    let root = task.id().clone();
+    let child = task.result_within(PATIENCE).await.unwrap();
+    let grandchild = client.handle::<String>(&child).result_within(PATIENCE).await.unwrap();
+    client.handle::<String>(&grandchild).result_within(PATIENCE).await.unwrap();
+    for (id, parent) in [(&child, root.as_str()), (&grandchild, &child)] {
+        let document = client.status(&id.as_str().into()).await.unwrap().unwrap();
+        let stored: Value = serde_json::from_slice(&document.json).unwrap();
+        assert_eq!(stored["parent_id"], parent);
+    }
+    running.drain().await;
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_and_deadlines_are_typed_errors() {
     let servers = servers();
     let mut config = Config::new(&servers.broker_url, &servers.store_url).unwrap();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Client;
 use crate::backend::{Deed, Delivery, Parcel, Queue};
 use crate::error::{Error, Kind};
-use crate::protocol::{Epitaph, Message, State};
+use crate::protocol::{Canvas, Envelope, Epitaph, Message, State};
 use crate::task::TaskId;
 
 /// A quorum queue of RabbitMQ 4 drops a message at its 21st return: from half of that on, what
@@ -237,8 +237,20 @@ impl DeadLetters {
             || self.queue.clone(),
             |queue| Queue::configured(queue, self.client.config()),
         );
+        self.reopen_what_follows(&delivery.message).await?;
         let message = delivery.message.clone().revived();
         Ok((self.send(message, queue, delivery).await?, Replay::Sent))
+    }
+
+    /// The tasks behind it in its chain were told that they will not run: they will, after all.
+    async fn reopen_what_follows(&self, message: &Message) -> Result<(), Error> {
+        let envelope = Envelope::decode(message, self.client.config().max_arguments);
+        let canvas =
+            envelope.ok().and_then(|envelope| Canvas::read(&envelope.embed).ok().flatten());
+        for id in canvas.iter().flat_map(Canvas::unreached) {
+            self.client.backends().store.reopen(self.deed("replay", &id), 1).await?;
+        }
+        Ok(())
     }
 
     /// A confirmed copy, and then the ack.

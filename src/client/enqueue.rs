@@ -16,7 +16,7 @@ use crate::error::{Error, Kind};
 use crate::handle::Handle;
 use crate::protocol::{Arguments, Envelope, Headers, Message};
 use crate::task::TaskId;
-use crate::trace::TraceParent;
+use crate::trace::{Place, TraceParent};
 
 /// A task about to be sent. Nothing happens until it is awaited.
 #[must_use = "a task is sent when its builder is awaited"]
@@ -40,7 +40,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
             let mut envelope = Envelope::new(name, arguments);
             envelope.origin = Some(client.shared.origin.clone());
             envelope.reply_to = Some(client.shared.backends.store.reply_channel().to_owned());
-            TraceParent::for_new_task().write(&mut envelope.headers);
+            Place::inherit(&mut envelope.headers, &mut envelope.lineage);
             envelope
         });
         Self {
@@ -82,7 +82,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
     /// With this id instead of a random one. An id is used for one task only.
     pub fn id(self, id: impl Into<TaskId>) -> Self {
         let id = id.into();
-        self.set(|envelope| become_task(envelope, id))
+        self.set(|envelope| envelope.id = id)
     }
 
     /// Before tasks of its queue with a lower one; 0 is the lowest, and what holds without it. The
@@ -147,7 +147,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
             if sent {
                 return Ok(Handle::new(id, Origin::Foreign, store));
             }
-            become_task(&mut envelope, id);
+            envelope.id = id;
         }
         let id = envelope.id.clone();
         let parcel = Parcel {
@@ -165,11 +165,6 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         }
         Ok(Handle::new(id, Origin::Own, store))
     }
-}
-
-fn become_task(envelope: &mut Envelope, id: TaskId) {
-    envelope.lineage.root_id = Some(id.clone());
-    envelope.id = id;
 }
 
 fn sized(client: &Client, envelope: &Envelope) -> Result<Message, Error> {

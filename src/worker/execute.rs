@@ -148,7 +148,7 @@ async fn run(
     let mut run = match started {
         Ok(Ok(run)) => {
             let watched = Watched::new(run, Arc::clone(envelope));
-            trace::CURRENT.scope(context.trace(), watched).boxed()
+            trace::CURRENT.scope(place(&context, envelope), watched).boxed()
         }
         Ok(Err(failure)) => return Outcome::Failed(failure),
         Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
@@ -169,6 +169,12 @@ async fn run(
     };
     drop_guarded(run);
     outcome
+}
+
+fn place(context: &Context, envelope: &Envelope) -> trace::Place {
+    let task = envelope.id.clone();
+    let root = envelope.lineage.root_id.clone().unwrap_or_else(|| task.clone());
+    trace::Place { trace: context.trace(), task, root }
 }
 
 /// The producer's limits go before the handler's; neither may pass the broker's patience.

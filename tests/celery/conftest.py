@@ -11,7 +11,8 @@ import pytest
 from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug" / "demo"
+BUILT = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
+DEMO, COUNTERSIGN = BUILT / "demo", BUILT / "countersign"
 PATIENCE = 30
 
 

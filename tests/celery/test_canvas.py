@@ -1,5 +1,6 @@
 """Callbacks, errbacks, chains and groups, as unmodified Celery clients make them."""
 import json
+import subprocess
 import time
 import uuid
 
@@ -8,7 +9,7 @@ import pytest
 from celery import chain, chord, group
 from celery.result import AsyncResult, GroupResult
 
-PATIENCE = 30
+from conftest import COUNTERSIGN, PATIENCE
 
 
 @pytest.fixture
@@ -154,6 +155,17 @@ def test_what_follows_an_unknown_task_is_told(app, task):
     result = chain(app.signature("no.such.task"), task("add", 1)).apply_async()
     with pytest.raises(Exception, match="no.such.task"):
         AsyncResult(result.id, app=app).get(timeout=PATIENCE)
+
+
+def test_a_replay_takes_back_the_failures_of_the_rest_of_its_chain(app, task, queue):
+    result = chain(app.signature("no.such.task"), task("add", 1), task("add", 2)).apply_async()
+    first, second = result.parent.parent.id, result.parent.id
+    with pytest.raises(Exception, match="no.such.task"):
+        AsyncResult(result.id, app=app).get(timeout=PATIENCE)
+    subprocess.run([COUNTERSIGN, "failures", "replay", first, "-Q", queue], check=True)
+    audit = app.backend.client.xrange("cs:audit:{cs}")
+    told = {value.decode() for _, entry in audit for value in entry.values()}
+    assert {first, second, result.id} <= told
 
 
 def test_a_task_before_a_chord_is_not_run_and_kept(app, task, dead_letter):

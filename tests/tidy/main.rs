@@ -21,7 +21,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("journal", &["error", "task"]),
     ("protocol", &["error", "task"]),
     ("lifecycle", &["error", "task", "protocol"]),
-    ("trace", &["protocol"]),
+    ("trace", &["protocol", "task"]),
     ("config", &["error"]),
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
     ("backend", &["config", "error", "lifecycle", "protocol", "task"]),
