@@ -113,6 +113,9 @@ pub struct Policy {
     /// After this long a run is dropped, and the task has failed with `TimeLimitExceeded`. It must
     /// stay two minutes below the broker's consumer timeout.
     pub hard_limit: Duration,
+    /// A step that runs when its run is to be dropped (hard limit, a drain's deadline, revocation)
+    /// has this long to end and be recorded; at most a minute.
+    pub step_grace: Duration,
 }
 
 impl Default for Policy {
@@ -125,6 +128,7 @@ impl Default for Policy {
             once: false,
             soft_limit: None,
             hard_limit: Duration::from_secs(25 * 60),
+            step_grace: Duration::from_secs(10),
         }
     }
 }

@@ -140,6 +140,7 @@ async fn run(
     slot: &Slot,
 ) -> Outcome {
     let (soft, hard) = limits(crew, handler, envelope);
+    let grace = handler.policy.step_grace;
     let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
         handler.start(context.clone(), &envelope.arguments, slot)
     }));
@@ -160,9 +161,9 @@ async fn run(
             Ok(answer) => ended(crew, handler, envelope, answer, began),
             Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
         },
-        () = aborted(crew, &context) => Outcome::Released,
-        () = terminated(crew, &context) => Outcome::Revoked(TERMINATED),
-        () = time_limit(&context, soft, hard) => {
+        () = aborted(crew, &context, grace) => Outcome::Released,
+        () = terminated(crew, &context, grace) => Outcome::Revoked(TERMINATED),
+        () = time_limit(&context, soft, hard, grace) => {
             warn!("stopped after its hard limit of {} s", hard.as_secs_f64());
             Outcome::Failed(Failure::time_limit_exceeded(hard))
         }
@@ -185,30 +186,30 @@ fn limits(crew: &Crew, handler: &Registered, envelope: &Envelope) -> (Option<Dur
 }
 
 /// Tells the run of its soft limit, and completes at its hard one.
-async fn time_limit(context: &Context, soft: Option<Duration>, hard: Duration) {
+async fn time_limit(context: &Context, soft: Option<Duration>, hard: Duration, grace: Duration) {
     if let Some(soft) = soft {
         sleep(soft).await;
         context.cancel();
     }
     sleep(hard - soft.unwrap_or_default()).await;
-    context.unprotected().await;
+    context.run().cuttable(grace).await;
 }
 
 /// Completes when this run is to be cut.
-async fn aborted(crew: &Crew, context: &Context) {
+async fn aborted(crew: &Crew, context: &Context, grace: Duration) {
     crew.abort.cancelled().await;
-    if context.is_protected() {
+    if context.run().busy() > 0 {
         crew.protected.fetch_add(1, Ordering::Relaxed);
-        context.unprotected().await;
+        context.run().cuttable(grace).await;
     }
 }
 
 /// Tells a run to end when its task is revoked, and completes when it has not ended by itself.
-async fn terminated(crew: &Crew, context: &Context) {
+async fn terminated(crew: &Crew, context: &Context, grace: Duration) {
     crew.revoked.terminated(context.id()).await;
     context.cancel();
     sleep(TERMINATION_GRACE).await;
-    context.unprotected().await;
+    context.run().cuttable(grace).await;
 }
 
 /// Whether the run has ended because it was told to, and its answer is wanted no more.

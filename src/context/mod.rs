@@ -1,11 +1,12 @@
 //! What a handler knows of the run it is part of.
 
+mod run;
+
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -14,20 +15,13 @@ use crate::protocol::Envelope;
 use crate::task::TaskId;
 use crate::trace::TraceParent;
 
+pub(crate) use run::Run;
+use run::Section;
+
 /// One run of one task, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
     run: Arc<Run>,
-}
-
-struct Run {
-    envelope: Arc<Envelope>,
-    trace: TraceParent,
-    cancelled: CancellationToken,
-    /// How many protected sections it is in.
-    protected: watch::Sender<usize>,
-    /// How many all runs of the worker are in.
-    sections: Arc<AtomicUsize>,
 }
 
 impl Context {
@@ -36,10 +30,7 @@ impl Context {
         cancelled: CancellationToken,
         sections: Arc<AtomicUsize>,
     ) -> Self {
-        let trace =
-            TraceParent::read(&envelope.headers).map_or_else(TraceParent::root, TraceParent::child);
-        let protected = watch::Sender::new(0);
-        Self { run: Arc::new(Run { envelope, trace, cancelled, protected, sections }) }
+        Self { run: Arc::new(Run::new(envelope, cancelled, sections)) }
     }
 
     /// The task's id, the same in every run of it.
@@ -90,19 +81,14 @@ impl Context {
         limit: Duration,
         section: impl Future<Output = T>,
     ) -> TaskResult<T> {
-        let _inside = Inside::enter(&self.run);
+        let _inside = self.run.enter(Section::Protected);
         timeout(limit, section).await.map_err(|_| {
             TaskError::fatal(format!("a protected section took longer than {limit:?}"))
         })
     }
 
-    /// Completes when this run is in no protected section.
-    pub(crate) async fn unprotected(&self) {
-        let _ = self.run.protected.subscribe().wait_for(|sections| *sections == 0).await;
-    }
-
-    pub(crate) fn is_protected(&self) -> bool {
-        *self.run.protected.borrow() > 0
+    pub(crate) fn run(&self) -> &Run {
+        &self.run
     }
 
     pub(crate) fn trace(&self) -> TraceParent {
@@ -111,24 +97,6 @@ impl Context {
 
     pub(crate) fn cancel(&self) {
         self.run.cancelled.cancel();
-    }
-}
-
-/// Leaves the section however it ends.
-struct Inside<'r>(&'r Run);
-
-impl<'r> Inside<'r> {
-    fn enter(run: &'r Run) -> Self {
-        run.sections.fetch_add(1, Ordering::Relaxed);
-        run.protected.send_modify(|sections| *sections += 1);
-        Self(run)
-    }
-}
-
-impl Drop for Inside<'_> {
-    fn drop(&mut self) {
-        self.0.protected.send_modify(|sections| *sections -= 1);
-        self.0.sections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
