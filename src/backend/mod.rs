@@ -285,7 +285,8 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Publishes, and waits until the broker has taken responsibility (a publisher confirm).
     ///
     /// A message whose fate became unknown (the connection broke before the confirm) is sent again
-    /// with the same id: it may arrive twice, it is never lost.
+    /// with the same id: it may arrive twice, it is never lost. Dropped before, it is not sent
+    /// again, and may have arrived.
     ///
     /// # Errors
     /// Unroutable, backpressure, timeout (fate unknown), closed.

@@ -51,7 +51,10 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
             let caller = Arc::new(Caller::connect(queue).await?);
             let call = move || {
                 let (caller, payload) = (Arc::clone(&caller), payload.clone());
-                async move { Ok(drop(caller.enqueue(&payload).await?.await?)) }
+                async move {
+                    caller.enqueue(&payload).await?.await?;
+                    Ok(())
+                }
             };
             load::calls(count, callers, call).await?
         }
@@ -65,7 +68,8 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
                 waits.push(wait?);
             }
             print(&Numbers::from([("waiting".to_owned(), count as f64)]));
-            return Ok(drop(futures_util::future::join_all(waits).await));
+            futures_util::future::join_all(waits).await;
+            return Ok(());
         }
     };
     print(&numbers);

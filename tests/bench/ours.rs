@@ -16,21 +16,18 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
     let numbers = match role {
         Role::Worker { .. } => return Err("our worker is bench-worker".into()),
         Role::Enqueue { queue, count, in_flight } => {
-            let send = || async { Ok(drop(client.enqueue(work()).queue(&queue).await?)) };
+            let send = || async {
+                client.enqueue(work()).queue(&queue).await?;
+                Ok(())
+            };
             load::enqueue(count, in_flight, send).await?
         }
         Role::Calls { queue, count, callers } => {
             let call = move || {
                 let (client, task, queue) = (client.clone(), work(), queue.clone());
                 async move {
-                    client
-                        .enqueue(task)
-                        .queue(queue)
-                        .await?
-                        .result()
-                        .await
-                        .map(|_| ())
-                        .map_err(Into::into)
+                    client.enqueue(task).queue(queue).await?.result().await?;
+                    Ok(())
                 }
             };
             load::calls(count, callers, call).await?
@@ -54,7 +51,7 @@ async fn wait(client: &Client, queue: &str, count: usize) -> Result<()> {
     drop(enqueued);
     tokio::pin!(waits);
     // The first poll begins every wait, and none of them ends.
-    if let std::task::Poll::Ready(_) = futures_util::poll!(waits.next()) {
+    if futures_util::poll!(waits.next()).is_ready() {
         return Err("a task came to an end that nobody runs".into());
     }
     print(&Numbers::from([("waiting".to_owned(), count as f64)]));

@@ -9,6 +9,7 @@ mod consume;
 mod control;
 mod fetch;
 mod greeting;
+mod job;
 mod ladder;
 mod link;
 mod publish;
@@ -25,13 +26,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
+use tracing::debug;
 
 use super::{Broker, Control, Deliveries, Delivery, Parcel, Queue, QueueState, Recorded, sealed};
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
+use job::{Answer, Job};
 use link::Link;
-use publish::Job;
 use topology::Declared;
 
 const JOB_BACKLOG: usize = 4096;
@@ -115,12 +117,24 @@ impl Rabbit {
             return Err(Kind::TooLarge { what, size, limit: HEADER_LIMIT, setting }.into());
         }
         let deadline = Instant::now() + parcel.timeout;
+        loop {
+            match self.attempt(&parcel, deadline).await? {
+                Answer::Confirmed => return Ok(Recorded::new(parcel.message.id)),
+                Answer::Failed(error) => return Err(error),
+                Answer::Unknown(why) => {
+                    debug!("fate of task {} unknown: {why}; sending it again", parcel.message.id);
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, parcel: &Parcel, deadline: Instant) -> Result<Answer, Error> {
         let (done, answer) = oneshot::channel();
+        let job = Job::new(parcel, deadline, done)?;
         let jobs = self.jobs().ok_or(Kind::Closed)?;
-        let job = Job { parcel, deadline, done };
         jobs.send(job).await.map_err(|_| Kind::Closed)?;
         drop(jobs);
-        answer.await.map_err(|_| Error::new(Kind::Closed))?
+        answer.await.map_err(|_| Kind::Closed.into())
     }
 }
 

@@ -1,4 +1,4 @@
-//! Publishing: persistent, mandatory, confirmed, and sent again when its fate is unknown.
+//! Publishing: persistent, mandatory, confirmed.
 //!
 //! One task owns the publish channel and polls every confirm. That is what makes a returned
 //! message certain: lapin may hand it out with the confirm of another message, but never with one
@@ -7,21 +7,19 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, ErrorKind};
-use tokio::sync::{mpsc, oneshot};
+use lapin::{Channel, Confirmation, Connection, ErrorKind};
+use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
-use super::ladder::{self, Route};
+use super::job::{self, Answer, Job, Letter, Waiter};
+use super::ladder;
 use super::link::{Link, Live};
-use super::topology::Undeclared;
-use super::{codec, topology};
-use crate::backend::{Parcel, Recorded};
+use super::topology::{self, Undeclared};
 use crate::error::{Error, Kind};
 
 /// Confirms waited for at once.
@@ -29,30 +27,6 @@ const WINDOW: usize = 1024;
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 const REOPEN_PAUSE: Duration = Duration::from_millis(50);
 const EXPIRY_TICK: Duration = Duration::from_millis(100);
-
-/// A message on its way, and who waits for it.
-pub(super) struct Job {
-    pub(super) parcel: Parcel,
-    pub(super) deadline: Instant,
-    pub(super) done: oneshot::Sender<Result<Recorded, Error>>,
-}
-
-impl Job {
-    fn end(self, result: Result<Recorded, Error>) {
-        // Nobody waits any more: the message is out all the same.
-        let _ = self.done.send(result);
-    }
-
-    fn expire(self, blocked: Option<String>) {
-        let what =
-            format!("publishing task {} to {}", self.parcel.message.id, self.parcel.queue.name);
-        let after = self.parcel.timeout;
-        self.end(Err(match blocked {
-            Some(cause) => Kind::Backpressure { what, cause }.into(),
-            None => Kind::Timeout { what, after }.into(),
-        }));
-    }
-}
 
 /// What the broker answered.
 struct Confirmed {
@@ -79,9 +53,9 @@ enum Fate {
     /// The connection or the channel broke: it may or may not have arrived.
     Unknown(String),
     Expired,
+    /// Its deadline had passed before it was sent.
+    Late,
 }
-
-type Flight = BoxFuture<'static, (Job, Fate)>;
 
 /// Publishes jobs until the sender of them is gone and the last one is answered.
 pub(super) async fn run(link: Link, mut jobs: mpsc::Receiver<Job>) {
@@ -110,7 +84,7 @@ pub(super) async fn run(link: Link, mut jobs: mpsc::Receiver<Job>) {
         }
     }
     for job in backlog {
-        job.end(Err(Kind::Closed.into()));
+        job.waiter.fail(Kind::Closed);
     }
 }
 
@@ -142,7 +116,7 @@ async fn sleep_then(pause: Duration) -> Instant {
 
 fn expire(backlog: &mut VecDeque<Job>, now: &mut Instant) {
     for job in std::mem::take(backlog) {
-        if job.deadline <= *now { job.expire(None) } else { backlog.push_back(job) }
+        if job.waiter.deadline <= *now { job.waiter.expire(None) } else { backlog.push_back(job) }
     }
 }
 
@@ -180,31 +154,34 @@ impl Session {
         jobs: &mut mpsc::Receiver<Job>,
         backlog: &mut VecDeque<Job>,
     ) -> Served {
-        let mut flights: FuturesUnordered<Flight> =
-            std::mem::take(backlog).into_iter().map(|job| self.send(job)).collect();
+        let mut flights: FuturesUnordered<_> =
+            backlog.drain(..).map(|job| self.send(job)).collect();
         let mut open = true;
-        let mut landed = Vec::new();
+        let (mut taken_up, mut landed) = (Vec::new(), Vec::new());
         while open || !flights.is_empty() {
+            let room = WINDOW - flights.len();
             tokio::select! {
                 biased;
                 Some(first) = flights.next() => {
                     landed.push(first);
+                    // Confirms come in bursts: what resolves meanwhile is answered with this one.
+                    yield_now().await;
                     while let Some(Some(next)) = flights.next().now_or_never() {
                         landed.push(next);
                     }
-                    if let Some(lost) = self.answer(&mut landed, backlog) {
+                    if let Some(lost) = self.answer(&mut landed) {
                         // The others' confirms fail now too, or never come: all are sent again.
-                        while let Some((job, fate)) = flights.next().await {
-                            landed.push((job, fate));
+                        while let Some(other) = flights.next().await {
+                            landed.push(other);
                         }
-                        self.answer(&mut landed, backlog);
+                        self.answer(&mut landed);
                         return lost;
                     }
                 }
-                job = jobs.recv(), if open && flights.len() < WINDOW => match job {
-                    Some(job) => flights.push(self.send(job)),
-                    None => open = false,
-                },
+                taken = jobs.recv_many(&mut taken_up, room), if open && room > 0 => {
+                    open = taken > 0;
+                    flights.extend(taken_up.drain(..).map(|job| self.send(job)));
+                }
                 () = link.gone(self.live.generation), if flights.is_empty() => {
                     return Served::ChannelLost;
                 }
@@ -214,57 +191,33 @@ impl Session {
     }
 
     /// Starts one attempt. Its frames are written when it is first polled.
-    fn send(&self, job: Job) -> Flight {
-        let properties = match codec::encode(&job.parcel.message) {
-            Ok(properties) => properties,
-            Err(cause) => {
-                let what = format!("task {}", job.parcel.message.id);
-                let refused = Kind::Codec { what, cause }.into();
-                return Box::pin(async move { (job, Fate::Refused(refused)) });
-            }
-        };
-        if let Some(cause) = self.live.blocked.borrow().clone() {
-            // Not written, so that whoever is told may send it again.
-            let what = format!("task {}", job.parcel.message.id);
-            let refused = Kind::Backpressure { what, cause }.into();
-            return Box::pin(async move { (job, Fate::Refused(refused)) });
-        }
-        let connection = self.live.connection.clone();
-        let queue = &job.parcel.queue.name;
-        let declare = !self.declared.contains(queue);
-        let climb = job.parcel.delay.is_some() && !self.laddered.contains(queue);
+    fn send(&self, job: Job) -> impl Future<Output = (Waiter, Fate)> + Send + use<> {
+        let Job { letter, waiter } = job;
+        let declare = !self.declared.contains(&waiter.queue.name);
+        let climb = waiter.is_delayed && !self.laddered.contains(&waiter.queue.name);
+        let connection = (declare || climb).then(|| self.live.connection.clone());
         let channel = self.channel.clone();
-        Box::pin(async move {
+        async move {
+            if waiter.deadline <= Instant::now() {
+                return (waiter, Fate::Late);
+            }
             let attempt = async {
-                let (exchange, key) = match route(&job.parcel) {
-                    Ok(route) => route,
-                    Err(refused) => return Fate::Refused(refused),
-                };
-                if declare {
-                    match topology::declare(&connection, &job.parcel.queue).await {
-                        Ok(()) => {}
-                        Err(Undeclared::Refused(why)) => {
-                            return Fate::Refused(refused(&job.parcel, why));
-                        }
-                        Err(Undeclared::Unknown(why)) => return Fate::Unknown(why),
+                if let Some(connection) = connection {
+                    // Boxed: it is rare, and would make every attempt large.
+                    let prepared = prepare(&connection, &waiter, declare, climb);
+                    if let Err(fate) = Box::pin(prepared).await {
+                        return fate;
                     }
                 }
-                if climb && let Err(why) = ladder::declare(&connection, &job.parcel.queue).await {
-                    return Fate::Unknown(why);
-                }
-                publish(&channel, &job.parcel, exchange, key, properties).await
+                publish(&channel, letter, &waiter).await
             };
-            let fate = timeout_at(job.deadline, attempt).await.unwrap_or(Fate::Expired);
-            (job, fate)
-        })
+            let fate = timeout_at(waiter.deadline, attempt).await.unwrap_or(Fate::Expired);
+            (waiter, fate)
+        }
     }
 
-    /// Answers every caller whose message has landed; the others go to the backlog.
-    fn answer(
-        &mut self,
-        landed: &mut Vec<(Job, Fate)>,
-        backlog: &mut VecDeque<Job>,
-    ) -> Option<Served> {
+    /// Answers every caller whose message has landed. Says so when the channel is lost.
+    fn answer(&mut self, landed: &mut Vec<(Waiter, Fate)>) -> Option<Served> {
         let mut returned: HashMap<String, usize> = HashMap::new();
         for (_, fate) in landed.iter_mut() {
             if let Fate::Confirmed(confirmed) = fate
@@ -275,103 +228,91 @@ impl Session {
         }
         let blocked = self.live.blocked.borrow().clone();
         let mut lost = None;
-        for (job, fate) in landed.drain(..) {
+        for (waiter, fate) in landed.drain(..) {
             match fate {
                 Fate::Confirmed(Confirmed { accepted: false, .. }) => {
-                    let what = format!("task {}", job.parcel.message.id);
-                    let cause = format!("queue {} is full", job.parcel.queue.name);
-                    job.end(Err(Kind::Backpressure { what, cause }.into()));
+                    let what = format!("task {}", waiter.id);
+                    let cause = format!("queue {} is full", waiter.queue.name);
+                    waiter.fail(Kind::Backpressure { what, cause });
                 }
-                Fate::Confirmed(_) => self.confirm(job, &mut returned),
-                Fate::Refused(error) => job.end(Err(error)),
+                Fate::Confirmed(_) => self.confirm(waiter, &mut returned),
+                Fate::Refused(error) => waiter.end(Answer::Failed(error)),
                 Fate::Expired => {
                     // Without an alarm to explain it, a silent broker is a broken connection.
                     if blocked.is_none() {
                         lost = Some(Served::ConnectionLost);
                     }
-                    job.expire(blocked.clone());
+                    waiter.expire(blocked.clone());
                 }
+                Fate::Late => waiter.expire(blocked.clone()),
                 Fate::Unknown(why) => {
-                    debug!(
-                        "fate of task {} unknown: {why}; sending it again",
-                        job.parcel.message.id
-                    );
                     lost.get_or_insert(Served::ChannelLost);
-                    backlog.push_back(job);
+                    waiter.end(Answer::Unknown(why));
                 }
             }
         }
         lost
     }
 
-    fn confirm(&mut self, job: Job, returned: &mut HashMap<String, usize>) {
-        let id = message_id(&job.parcel);
-        match returned.get_mut(id).filter(|times| **times > 0) {
+    fn confirm(&mut self, waiter: Waiter, returned: &mut HashMap<String, usize>) {
+        let queue = &waiter.queue.name;
+        match returned.get_mut(waiter.message_id.as_str()).filter(|times| **times > 0) {
             Some(times) => {
                 *times -= 1;
-                let route = job.parcel.queue.name.clone();
-                self.declared.remove(&route);
-                self.laddered.remove(&route);
-                job.end(Err(Kind::Unroutable { route }.into()));
+                self.declared.remove(queue);
+                self.laddered.remove(queue);
+                let route = queue.clone();
+                waiter.fail(Kind::Unroutable { route });
             }
             None => {
-                let queue = &job.parcel.queue.name;
                 if !self.declared.contains(queue) {
                     self.declared.insert(queue.clone());
                 }
-                if job.parcel.delay.is_some() && !self.laddered.contains(queue) {
+                if waiter.is_delayed && !self.laddered.contains(queue) {
                     self.laddered.insert(queue.clone());
                 }
-                let recorded = Recorded::new(job.parcel.message.id.clone());
-                job.end(Ok(recorded));
+                waiter.end(Answer::Confirmed);
             }
         }
     }
 }
 
-fn message_id(parcel: &Parcel) -> &str {
-    parcel.message.properties.message_id.as_deref().unwrap_or(parcel.message.id.as_str())
+/// Makes sure that there is a way to the queue.
+async fn prepare(
+    connection: &Connection,
+    waiter: &Waiter,
+    declare: bool,
+    climb: bool,
+) -> Result<(), Fate> {
+    if declare {
+        topology::declare(connection, &waiter.queue).await.map_err(|error| match error {
+            Undeclared::Refused(why) => Fate::Refused(job::refused(&waiter.queue, why)),
+            Undeclared::Unknown(why) => Fate::Unknown(why),
+        })?;
+    }
+    if climb {
+        ladder::declare(connection, &waiter.queue).await.map_err(Fate::Unknown)?;
+    }
+    Ok(())
 }
 
-/// Where it goes: an exchange and a routing key. A name too long for a key is refused.
-fn route(parcel: &Parcel) -> Result<(ShortString, ShortString), Error> {
-    let route = match parcel.delay {
-        Some(delay) => ladder::route(&parcel.queue, delay),
-        None => Route { exchange: String::new(), routing_key: parcel.queue.name.clone() },
-    };
-    let key = codec::short(&route.routing_key).map_err(|why| refused(parcel, why))?;
-    Ok((route.exchange.into(), key))
-}
-
-fn refused(parcel: &Parcel, cause: String) -> Error {
-    let what = format!("queue {:.255}", parcel.queue.name);
-    Kind::Codec { what, cause }.into()
-}
-
-async fn publish(
-    channel: &Channel,
-    parcel: &Parcel,
-    exchange: ShortString,
-    key: ShortString,
-    properties: BasicProperties,
-) -> Fate {
+async fn publish(channel: &Channel, letter: Letter, waiter: &Waiter) -> Fate {
+    let Letter { exchange, key, properties, body } = letter;
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    let sent =
-        channel.basic_publish(exchange, key, options, &parcel.message.body, properties).await;
-    match sent {
+    match channel.basic_publish(exchange, key, options, &body, properties).await {
         Ok(confirm) => match confirm.await {
             Ok(confirmation) => Fate::Confirmed(Confirmed::new(confirmation)),
-            Err(error) => unknown_or_refused(&error, parcel),
+            Err(error) => unknown_or_refused(&error, waiter, body.len()),
         },
         Err(error) => Fate::Unknown(error.to_string()),
     }
 }
 
 /// A body over the broker's own limit closes the channel, and would do so each time.
-fn unknown_or_refused(error: &lapin::Error, parcel: &Parcel) -> Fate {
+fn unknown_or_refused(error: &lapin::Error, waiter: &Waiter, size: usize) -> Fate {
     let text = error.to_string();
     if matches!(error.kind(), ErrorKind::ProtocolError(_)) && text.contains("max size") {
-        let what = format!("task {} ({} bytes)", parcel.message.id, parcel.message.body.len());
+        let what = format!("task {} ({size} bytes)", waiter.id);
         return Fate::Refused(Kind::Codec { what, cause: text }.into());
     }
     Fate::Unknown(text)
