@@ -11,6 +11,7 @@ use countersign::{
 };
 use serde::{Deserialize, Serialize};
 use support::{Running, queue_name, servers};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::Notify;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -261,6 +262,52 @@ async fn a_poison_convicts_itself_and_no_innocent() {
         innocent.result_within(PATIENCE).await.unwrap();
     }
     supervisor.abort();
+    client.close().await;
+}
+
+/// What the test of the watchdog starts as a process of its own: its handler blocks its thread.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "part of another test"]
+async fn blocking_worker() {
+    let Ok(queue) = std::env::var("BLOCKED_QUEUE") else { return };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let servers = servers();
+    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
+    let client = Client::connect(&config).await.unwrap();
+    let rude = |_: Context, Work { n }: Work| async move {
+        std::thread::sleep(Duration::from_millis(n.into()));
+        Ok(n)
+    };
+    let worker = Worker::new(&client).queue(queue);
+    worker.handle(rude, Policy::default()).run(std::future::pending()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_blocks_the_runtime_is_named() {
+    let servers = servers();
+    let queue = queue_name();
+    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
+    let client = Client::connect(&config).await.unwrap();
+    let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "blocking_worker", "--nocapture"])
+        .env("BLOCKED_QUEUE", &queue)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
+    let blocked = client.enqueue(Work { n: 150 }).queue(&queue).await.unwrap();
+    let named = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("blocks the async runtime") {
+                return line;
+            }
+        }
+        panic!("the worker ended and named nobody");
+    };
+    let line = tokio::time::timeout(PATIENCE, named).await.unwrap();
+    assert!(line.contains(blocked.id().as_str()), "{line}");
     client.close().await;
 }
 

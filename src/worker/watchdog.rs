@@ -46,17 +46,24 @@ impl Seat {
     }
 
     fn look(&self) {
-        let mut seat = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(note) =
-            seat.as_mut().filter(|note| !note.told && note.since.elapsed() > TOO_LONG)
-        {
-            note.told = true;
-            warn!(
-                task.name = %note.task.name,
-                task.id = %note.task.id,
-                "blocks the async runtime for over 100 ms: make it `handle_blocking`, or await more often"
-            );
+        if let Some(note) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            note.tell();
         }
+    }
+}
+
+impl Note {
+    /// Warns, once, when the poll has taken too long by now.
+    fn tell(&mut self) {
+        if self.told || self.since.elapsed() <= TOO_LONG {
+            return;
+        }
+        self.told = true;
+        warn!(
+            task.name = %self.task.name,
+            task.id = %self.task.id,
+            "blocks the async runtime for over 100 ms: make it `handle_blocking`, or await more often"
+        );
     }
 }
 
@@ -107,6 +114,8 @@ struct Leave(Arc<Seat>);
 
 impl Drop for Leave {
     fn drop(&mut self) {
+        // It may have come and gone between two looks.
+        self.0.look();
         self.0.note(None);
     }
 }
