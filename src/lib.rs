@@ -27,6 +27,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod handle;
+mod journal;
 pub mod lifecycle;
 pub mod protocol;
 pub mod retry;
@@ -34,10 +35,11 @@ pub mod task;
 mod trace;
 pub mod worker;
 
+pub use backend::{Said, StreamEntry};
 pub use breaker::CircuitBreaker;
 #[cfg(feature = "cli")]
 pub use cli::{run_worker, shutdown_signal};
-pub use client::{Client, Enqueue};
+pub use client::{Client, Enqueue, Follow};
 pub use config::Config;
 pub use context::Context;
 pub use error::{Error, Failure, TaskError, TaskResult};

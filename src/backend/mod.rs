@@ -8,22 +8,27 @@ mod rabbitmq;
 #[cfg(feature = "rabbitmq")]
 mod redis;
 
+mod delivery;
+mod kept;
 mod presence;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, QueueSettings, QueueType};
 use crate::error::{Error, Kind};
-use crate::lifecycle::Settlement;
-use crate::protocol::control::Answer;
 use crate::protocol::{Document, Message, State};
 use crate::task::{Revoke, TaskId};
 
+#[cfg(feature = "rabbitmq")]
+pub(in crate::backend) use delivery::Receipt;
+pub use delivery::{Control, Deliveries, Delivery, Settled};
+pub use kept::{Kept, Line, Said, Scope, StreamEntry};
 pub use presence::{Presence, StoreServer};
 
 /// A broker and a store that belong together.
@@ -78,77 +83,6 @@ pub struct Recorded {
 impl Recorded {
     pub(in crate::backend) fn new(id: TaskId) -> Self {
         Self { id }
-    }
-}
-
-/// Proof that a delivery has left our hands. The ack itself is queued, not yet written; a drain
-/// waits for the flush.
-#[derive(Debug)]
-#[must_use]
-pub struct Settled(());
-
-/// A message in our hands, not yet settled. Dropped unsettled, it goes back to its queue.
-#[derive(Debug)]
-pub struct Delivery {
-    /// What was delivered.
-    pub message: Message,
-    /// The broker has handed this message out before.
-    pub redelivered: bool,
-    receipt: Option<Receipt>,
-}
-
-/// The right to settle one delivery, good only on the channel that delivered it.
-#[derive(Debug)]
-pub(in crate::backend) struct Receipt {
-    pub(in crate::backend) tag: u64,
-    pub(in crate::backend) settlements: mpsc::UnboundedSender<Settlement>,
-}
-
-impl Delivery {
-    pub(in crate::backend) fn new(message: Message, redelivered: bool, receipt: Receipt) -> Self {
-        Self { message, redelivered, receipt: Some(receipt) }
-    }
-
-    /// Whose delivery it is.
-    #[must_use]
-    pub fn id(&self) -> &TaskId {
-        &self.message.id
-    }
-
-    /// The channel that delivered it is gone, so the broker delivers it again.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.receipt.as_ref().is_some_and(|receipt| receipt.settlements.is_closed())
-    }
-
-    /// Tells the broker that this message is done with.
-    ///
-    /// # Errors
-    /// Gives the delivery back when `recorded` is another task's.
-    pub fn ack(mut self, recorded: Recorded) -> Result<Settled, Box<Self>> {
-        let Recorded { id } = recorded;
-        if id != self.message.id {
-            return Err(Box::new(self));
-        }
-        Ok(self.settle(Settlement::Ack))
-    }
-
-    /// Gives the message back to its queue.
-    pub fn release(mut self) -> Settled {
-        self.settle(Settlement::Requeue)
-    }
-
-    fn settle(&mut self, how: fn(u64) -> Settlement) -> Settled {
-        if let Some(receipt) = self.receipt.take() {
-            // A closed ack task means a dead channel: the broker has taken the message back.
-            let _ = receipt.settlements.send(how(receipt.tag));
-        }
-        Settled(())
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        let _ = self.settle(Settlement::Requeue);
     }
 }
 
@@ -208,76 +142,6 @@ pub struct Parcel {
     pub delay: Option<Duration>,
     /// How long to go on trying. When it passes, whether the message was taken is unknown.
     pub timeout: Duration,
-}
-
-/// The messages of one queue as they come, over as many connections as it takes.
-#[derive(Debug)]
-pub struct Deliveries {
-    pub(in crate::backend) incoming: mpsc::Receiver<Delivery>,
-    pub(in crate::backend) consuming: watch::Receiver<bool>,
-    pub(in crate::backend) stop: Option<oneshot::Sender<oneshot::Sender<()>>>,
-}
-
-impl Deliveries {
-    /// Whether the broker delivers right now: false until the queue is there and a consumer on it,
-    /// and while a connection is away.
-    #[must_use]
-    pub fn consuming(&self) -> watch::Receiver<bool> {
-        self.consuming.clone()
-    }
-
-    /// The next message. Waits through reconnects; `None` only when the broker was closed.
-    ///
-    /// Cancel safe: a message is either returned or still queued.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        loop {
-            let delivery = self.incoming.recv().await?;
-            if !delivery.is_stale() {
-                return Some(delivery);
-            }
-        }
-    }
-
-    /// Stops consuming, waits until the broker has said that it will deliver no more, and returns
-    /// every message that was prefetched and not taken.
-    pub async fn stop(mut self) -> Vec<Delivery> {
-        let (stopped, wait) = oneshot::channel();
-        if let Some(stop) = self.stop.take()
-            && stop.send(stopped).is_ok()
-        {
-            let _ = wait.await;
-        }
-        self.incoming.close();
-        let mut left = Vec::new();
-        while let Some(delivery) = self.next().await {
-            left.push(delivery);
-        }
-        left
-    }
-}
-
-/// What is broadcast to Celery's workers, and the way to answer it.
-#[derive(Debug)]
-pub struct Control {
-    pub(in crate::backend) incoming: mpsc::Receiver<Message>,
-    pub(in crate::backend) answers: mpsc::Sender<Answer>,
-}
-
-impl Control {
-    /// The next control message, whatever is in it. Waits through reconnects, in which those that
-    /// are broadcast meanwhile are lost, as in Celery; `None` only when the broker was closed.
-    ///
-    /// Cancel safe.
-    pub async fn next(&mut self) -> Option<Message> {
-        self.incoming.recv().await
-    }
-
-    /// Sends an answer, if there is one, and if it can be sent now: a late one is of no use.
-    pub fn answers(&self, answer: Option<Answer>) {
-        if let Some(answer) = answer {
-            let _ = self.answers.try_send(answer);
-        }
-    }
 }
 
 /// Moves messages. Sealed: proofs of recording are made below this folder only.
@@ -457,6 +321,42 @@ pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
         origin: Origin,
         timeout: Option<Duration>,
     ) -> oneshot::Receiver<Result<Document, Error>>;
+
+    /// What earlier runs of a task have left. Waits while the store is away, without limit: drop
+    /// the future to give up.
+    fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>>;
+
+    /// Records what a step answered. The first record wins: returns the one that was there, `None`
+    /// when this one is it. Waits like [`Store::kept`]; dropped, it may be recorded all the same.
+    fn record(
+        &self,
+        id: &TaskId,
+        step: &str,
+        entry: Bytes,
+    ) -> BoxFuture<'_, Result<Option<Bytes>, Error>>;
+
+    /// Appends to a task's stream, unless an entry of the same scope and number, or a later one,
+    /// is there. Lines of one scope are to be handed over one after the other. Waits like
+    /// [`Store::kept`]; dropped, it may be appended all the same.
+    fn append(&self, id: &TaskId, line: Line) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// What a task has left is needed no longer than its result. Best effort: else it is kept for
+    /// a week more.
+    fn ended(&self, id: &TaskId);
+
+    /// Entries of a task's stream after that number, as they are now: the first few hundred. Gives
+    /// up like [`Store::read`].
+    fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>>;
+
+    /// The same, once there are any. Waits without limit, over reconnects.
+    fn next_entries(
+        &self,
+        id: &TaskId,
+        after: u64,
+    ) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>>;
+
+    /// The number of the last entry of a task's stream; 0 when there is none.
+    fn last_entry(&self, id: &TaskId) -> BoxFuture<'_, Result<u64, Error>>;
 
     /// The channel by which results of this process's own tasks come.
     fn reply_channel(&self) -> &str;

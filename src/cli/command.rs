@@ -36,6 +36,7 @@ const EXAMPLES: &str = "Examples:
   countersign run billing.refund -k order='\"o-1\"' -k cents=500 -Q billing --key refund-o-1
   countersign run demo.echo --from tasks.jsonl -Q demo
   countersign tasks get 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -o json
+  countersign tasks follow 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -o jsonl
   countersign tasks revoke 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f --terminate
   countersign failures list -Q billing
   countersign failures replay --all -Q billing

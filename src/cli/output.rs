@@ -36,6 +36,17 @@ impl Format {
         }
     }
 
+    /// Prints one record of many that come one by one, on a line of its own.
+    pub(super) fn print_line(self, record: &Value) {
+        match self {
+            Self::Table => {
+                let fields = record.as_object().into_iter().flat_map(|fields| fields.values());
+                println!("{}", fields.map(cell).collect::<Vec<_>>().join("  "));
+            }
+            Self::Json | Self::Jsonl => println!("{record}"),
+        }
+    }
+
     /// Prints a list, of one record too; a table has its columns in this order.
     pub(super) fn print_list(self, names: &[&str], records: &[Value]) {
         match self {

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::output::Format;
 use super::run::verdict;
 use super::worker::duration;
-use crate::client::Client;
+use crate::backend::StreamEntry;
+use crate::client::{Client, Follow};
 use crate::error::Error;
 use crate::task::{Revoke, TaskId};
 
@@ -27,6 +28,17 @@ pub(super) enum Tasks {
         /// Wait at most this long
         #[arg(long, default_value = "60s", value_parser = duration)]
         timeout: Duration,
+    },
+    /// Print what a task says while it runs, entry by entry, until it ends
+    Follow {
+        /// The task's id
+        id: String,
+        /// Begin at this entry; without it, at the first
+        #[arg(long, value_name = "N", conflicts_with = "live")]
+        from: Option<u64>,
+        /// Begin with what comes next
+        #[arg(long)]
+        live: bool,
     },
     /// Take tasks back: those that have not started never will
     Revoke {
@@ -54,6 +66,10 @@ impl Tasks {
                 let id = handle.id().clone();
                 print_end(&id, handle.result_within(timeout).await, format)
             }
+            Self::Follow { id, from, live } => {
+                let follow = client.follow(id).from(from.unwrap_or(1));
+                print_entries(if live { follow.live() } else { follow }, format).await
+            }
             Self::Revoke { ids, terminate } => {
                 let revoke = if terminate { Revoke::EvenRunning } else { Revoke::IfQueued };
                 let ids: Vec<_> = ids.into_iter().map(TaskId::from).collect();
@@ -65,6 +81,18 @@ impl Tasks {
             }
         }
     }
+}
+
+/// Prints entries as they come: for people a line each, else as JSON.
+async fn print_entries(mut follow: Follow, format: Format) -> Result<ExitCode, Error> {
+    while let Some(entry) = follow.next().await {
+        let StreamEntry { number, said, step, run, value } = entry?;
+        let said = said.as_str();
+        format.print_line(&json!({
+            "number": number, "said": said, "step": step, "run": run, "value": value,
+        }));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints how an awaited task ended. A failed task is an answer, with exit code 1.

@@ -238,7 +238,9 @@ impl DeadLetters {
             |queue| Queue::configured(queue, self.client.config()),
         );
         self.reopen_what_follows(&delivery.message).await?;
-        let message = delivery.message.clone().revived();
+        let mut message = delivery.message.clone().revived();
+        // It may have begun: its journal is read.
+        message.mark_returned();
         Ok((self.send(message, queue, delivery).await?, Replay::Sent))
     }
 

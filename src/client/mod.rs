@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod enqueue;
+mod follow;
 mod revoke;
 
 use std::collections::HashSet;
@@ -21,6 +22,7 @@ use crate::task::{Task, TaskId};
 
 pub use dead_letters::{DeadLetter, DeadLetters, Replay};
 pub use enqueue::Enqueue;
+pub use follow::Follow;
 
 /// Tasks of a batch that are on their way to the broker at once.
 const BATCH_WINDOW: usize = 512;

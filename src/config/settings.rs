@@ -126,6 +126,27 @@ pub const SETTINGS: &[Setting] = &[
         "the largest result; a larger one fails its task",
     ),
     setting(
+        "limits.step",
+        "COUNTERSIGN_LIMITS_STEP",
+        &[],
+        "1MiB",
+        "the largest value of a step; a larger one fails its task",
+    ),
+    setting(
+        "limits.journal",
+        "COUNTERSIGN_LIMITS_JOURNAL",
+        &[],
+        "16MiB",
+        "the largest journal of a task: the values of all its steps",
+    ),
+    setting(
+        "limits.stream_entry",
+        "COUNTERSIGN_LIMITS_STREAM_ENTRY",
+        &[],
+        "256KiB",
+        "the largest entry of a task's stream; a larger one fails its task",
+    ),
+    setting(
         "worker.queues",
         "COUNTERSIGN_WORKER_QUEUES",
         &[],

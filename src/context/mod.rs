@@ -1,10 +1,11 @@
 //! What a handler knows of the run it is part of.
 
 mod run;
+mod step;
+mod stream;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -15,8 +16,9 @@ use crate::protocol::Envelope;
 use crate::task::TaskId;
 use crate::trace::TraceParent;
 
-pub(crate) use run::Run;
 use run::Section;
+pub(crate) use run::{Run, Surroundings};
+pub use stream::Output;
 
 /// One run of one task, as its handler sees it. Cheap to clone.
 #[derive(Clone)]
@@ -25,12 +27,14 @@ pub struct Context {
 }
 
 impl Context {
+    /// `is_rerun`: earlier runs of this task may have left something.
     pub(crate) fn new(
         envelope: Arc<Envelope>,
+        is_rerun: bool,
         cancelled: CancellationToken,
-        sections: Arc<AtomicUsize>,
+        around: Arc<Surroundings>,
     ) -> Self {
-        Self { run: Arc::new(Run::new(envelope, cancelled, sections)) }
+        Self { run: Arc::new(Run::new(envelope, is_rerun, cancelled, around)) }
     }
 
     /// The task's id, the same in every run of it.

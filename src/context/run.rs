@@ -1,30 +1,59 @@
 //! One run of a task, as its handler and its worker share it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::stream::Numbers;
+use crate::backend::{Kept, Scope, Store};
+use crate::error::Error;
+use crate::journal::{Journal, Limits};
 use crate::protocol::Envelope;
+use crate::task::TaskId;
 use crate::trace::TraceParent;
 
 tokio::task_local! {
-    /// Set around each poll of a step's future, so exact even under `join!`.
-    static INSIDE_STEP: ();
+    /// The step whose future is being polled. Set around each poll, so exact even under `join!`.
+    static STEP: Arc<Numbers>;
 }
 
-/// One run: what it is a run of, and what of it must not be cut.
+/// What all runs of a worker have in common.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) limits: Limits,
+    /// How many protected sections and steps they are in.
+    pub(crate) sections: AtomicUsize,
+}
+
+/// One run: what it is a run of, what it remembers, and what of it must not be cut.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(super) envelope: Arc<Envelope>,
     pub(super) trace: TraceParent,
     pub(super) cancelled: CancellationToken,
+    pub(super) around: Arc<Surroundings>,
+    /// Earlier runs may have left something.
+    is_rerun: bool,
+    memory: OnceCell<Memory>,
+    /// Numbers what the handler's body streams.
+    body: Arc<Numbers>,
+    /// It has left something in the store.
+    pub(super) leaves: AtomicBool,
+    /// It met something that only a newer worker can read.
+    pub(super) outdated: AtomicBool,
     uncut: watch::Sender<Uncut>,
-    /// How many sections and steps all runs of the worker are in.
-    sections: Arc<AtomicUsize>,
+}
+
+/// What earlier runs have left, as far as this one has asked for it.
+#[derive(Debug, Default)]
+struct Memory {
+    journal: Mutex<Journal>,
+    streamed: std::collections::HashSet<String>,
 }
 
 /// How many of each a run is in.
@@ -44,12 +73,28 @@ pub(super) enum Section {
 impl Run {
     pub(super) fn new(
         envelope: Arc<Envelope>,
+        is_rerun: bool,
         cancelled: CancellationToken,
-        sections: Arc<AtomicUsize>,
+        around: Arc<Surroundings>,
     ) -> Self {
         let trace =
             TraceParent::read(&envelope.headers).map_or_else(TraceParent::root, TraceParent::child);
-        Self { envelope, trace, cancelled, uncut: watch::Sender::default(), sections }
+        Self {
+            envelope,
+            trace,
+            cancelled,
+            around,
+            is_rerun,
+            memory: OnceCell::new(),
+            body: Arc::new(Numbers::new(Scope::Body)),
+            leaves: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
+            uncut: watch::Sender::default(),
+        }
+    }
+
+    pub(crate) fn id(&self) -> &TaskId {
+        &self.envelope.id
     }
 
     /// How many steps and protected sections it is in.
@@ -59,8 +104,19 @@ impl Run {
     }
 
     /// Whether the code that asks is polled by a step of its run. What a step spawns is not.
+    #[expect(dead_code, reason = "approvals and sleeps ask")]
     pub(crate) fn is_inside_step() -> bool {
-        INSIDE_STEP.try_with(|()| ()).is_ok()
+        STEP.try_with(|_| ()).is_ok()
+    }
+
+    /// Whether it left something that is to go once its task has ended.
+    pub(crate) fn leaves_something(&self) -> bool {
+        self.leaves.load(Ordering::Relaxed)
+    }
+
+    /// Whether it failed only because this worker is too old for what it found.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 
     /// Completes when it may be dropped: no protected section runs, and no step, or one that has
@@ -73,14 +129,47 @@ impl Run {
 
     /// Counts as busy until the guard is dropped.
     pub(super) fn enter(&self, section: Section) -> Inside<'_> {
-        self.sections.fetch_add(1, Ordering::Relaxed);
+        self.around.sections.fetch_add(1, Ordering::Relaxed);
         self.uncut.send_modify(|uncut| *uncut.count(section) += 1);
         Inside { run: self, section }
     }
 
     /// Polls `work` as the inside of a step.
-    pub(super) async fn inside_step<F: Future>(work: F) -> F::Output {
-        INSIDE_STEP.scope((), work).await
+    pub(super) async fn inside<F: Future>(step: Arc<Numbers>, work: F) -> F::Output {
+        STEP.scope(step, work).await
+    }
+
+    /// Who numbers what is streamed here: the step that runs, or the handler's body.
+    pub(super) fn numbers(&self) -> Arc<Numbers> {
+        STEP.try_with(Arc::clone).unwrap_or_else(|_| Arc::clone(&self.body))
+    }
+
+    /// The journal. The first to ask has it read, if there can be one; waits for that while the
+    /// store is away.
+    ///
+    /// # Errors
+    /// What is stored in its place is no journal, or the store was closed.
+    pub(super) async fn journal(&self) -> Result<MutexGuard<'_, Journal>, Error> {
+        let journal = &self.memory().await?.journal;
+        Ok(journal.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether an earlier run of this step has streamed something.
+    pub(super) async fn has_streamed(&self, step: &str) -> Result<bool, Error> {
+        Ok(self.memory().await?.streamed.contains(step))
+    }
+
+    async fn memory(&self) -> Result<&Memory, Error> {
+        self.memory
+            .get_or_try_init(|| async {
+                if !self.is_rerun {
+                    return Ok(Memory::default());
+                }
+                let Kept { steps, streamed } = self.around.store.kept(self.id()).await?;
+                self.leaves.fetch_or(!steps.is_empty(), Ordering::Relaxed);
+                Ok(Memory { journal: Journal::new(steps).into(), streamed })
+            })
+            .await
     }
 }
 
@@ -103,6 +192,6 @@ pub(super) struct Inside<'r> {
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
         self.run.uncut.send_modify(|uncut| *uncut.count(self.section) -= 1);
-        self.run.sections.fetch_sub(1, Ordering::Relaxed);
+        self.run.around.sections.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -42,3 +42,11 @@ pub enum Outcome {
     /// The worker drains, and another one will run it.
     Released,
 }
+
+impl Outcome {
+    /// Whether nothing of the task runs after it.
+    #[must_use]
+    pub fn ends_its_task(&self) -> bool {
+        matches!(self, Self::Done(_) | Self::Failed(_) | Self::Revoked(_))
+    }
+}

@@ -109,7 +109,7 @@ async fn wait_for_runs(crew: &Crew, started: Instant) -> usize {
 async fn cut_runs(crew: &Crew) {
     crew.abort.cancel();
     while timeout(FLUSH_DEADLINE, crew.tasks.wait()).await.is_err() {
-        if crew.sections.load(Ordering::Relaxed) == 0 {
+        if crew.surroundings.sections.load(Ordering::Relaxed) == 0 {
             crew.give_up.cancel();
             let _ = timeout(FLUSH_DEADLINE, crew.tasks.wait()).await;
             return;

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -34,6 +34,8 @@ compile_error!(
 const TERMINATED: &str = "terminated";
 /// A run that is told to end because its task was revoked has this long.
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
+/// What only a newer worker can go on with is offered again after this long.
+const NEWER_PAUSE: Duration = Duration::from_secs(1);
 /// When the first attempt of a task began: travels with its retries.
 pub(super) const FIRST_BEGAN: &str = "x-countersign-first-began";
 /// Two clocks may differ by this much before a task counts as expired.
@@ -75,8 +77,10 @@ pub(super) async fn execute(
         Standing::Innocent(place) => place,
         Standing::Convicted(times) => return Outcome::Convicted(times),
     };
+    let is_rerun = delivery.redelivered || envelope.attempt > 1;
+    let ending = crew.ending.child_token();
     let context =
-        Context::new(Arc::clone(envelope), crew.ending.child_token(), Arc::clone(&crew.sections));
+        Context::new(Arc::clone(envelope), is_rerun, ending, Arc::clone(&crew.surroundings));
     let span = info_span!(
         "task",
         task.name = %envelope.name,
@@ -158,6 +162,7 @@ async fn run(
         biased;
         answer = AssertUnwindSafe(&mut run).catch_unwind() => match answer {
             Ok(_) if was_terminated(crew, &context) => Outcome::Revoked(TERMINATED),
+            Ok(_) if context.run().is_outdated() => outdated(&context),
             Ok(answer) => ended(crew, handler, envelope, answer, began),
             Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
         },
@@ -169,6 +174,9 @@ async fn run(
         }
     };
     drop_guarded(run);
+    if outcome.ends_its_task() && context.run().leaves_something() {
+        crew.backends.store.ended(context.id());
+    }
     outcome
 }
 
@@ -240,6 +248,15 @@ fn ended(
             }
         }
     }
+}
+
+/// A newer worker has begun this task, and is to go on with it.
+fn outdated(context: &Context) -> Outcome {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        warn!(task.id = %context.id(), "its journal was written by a newer worker: left to those");
+    });
+    Outcome::Postponed(NEWER_PAUSE)
 }
 
 /// What the header says that an earlier attempt left.

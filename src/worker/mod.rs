@@ -30,8 +30,9 @@ use tracing::info;
 use crate::backend::{Backends, Deliveries, Delivery, Queue};
 use crate::client::{Client, hostname};
 use crate::config::Config;
-use crate::context::Context;
+use crate::context::{Context, Surroundings};
 use crate::error::{Error, Kind, TaskResult};
+use crate::journal::Limits;
 use crate::protocol::Envelope;
 use crate::task::{Policy, Task, TaskId};
 use gate::{Gate, Slot};
@@ -278,6 +279,15 @@ impl Worker {
         }
         let default_prefetch = u16::try_from(self.concurrency * 2).unwrap_or(u16::MAX);
         let queues = self.queues.into_iter().map(|(queue, slots)| (queue, slots.map(Gate::new)));
+        let surroundings = Surroundings {
+            store: Arc::clone(&self.client.backends().store),
+            limits: Limits {
+                step: config.max_step,
+                journal: config.max_journal,
+                stream_entry: config.max_stream_entry,
+            },
+            sections: AtomicUsize::new(0),
+        };
         let crew = Crew {
             backends: self.client.backends().clone(),
             client: self.client,
@@ -300,7 +310,7 @@ impl Worker {
             draining: AtomicBool::new(false),
             finished: AtomicU64::new(0),
             protected: AtomicU64::new(0),
-            sections: Arc::default(),
+            surroundings: Arc::new(surroundings),
             abandoned: std::sync::Mutex::default(),
         };
         Ok((Arc::new(crew), self.hurry))
@@ -334,8 +344,7 @@ struct Crew {
     finished: AtomicU64,
     /// Runs that were in a protected section at the drain's deadline.
     protected: AtomicU64,
-    /// Protected sections that run now.
-    sections: Arc<AtomicUsize>,
+    surroundings: Arc<Surroundings>,
     abandoned: std::sync::Mutex<Vec<TaskId>>,
 }
 

@@ -49,7 +49,8 @@ pub(super) async fn settle(
             send_on(crew, queue, delivery, next.encode(), pause, told).await;
         }
         Outcome::Postponed(pause) => {
-            send_on(crew, queue, delivery, envelope.encode(), pause, None).await;
+            let message = again(envelope, &delivery);
+            send_on(crew, queue, delivery, message, pause, None).await;
         }
         Outcome::Revoked(reason) => {
             let document = Document::revoked(envelope, reason, now);
@@ -75,7 +76,8 @@ pub(super) async fn settle(
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
                 let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                return send_on(crew, queue, delivery, later.encode(), pause, None).await;
+                let message = again(&later, &delivery);
+                return send_on(crew, queue, delivery, message, pause, None).await;
             }
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
@@ -168,6 +170,15 @@ fn grace(crew: &Crew, envelope: &Envelope, now: Timestamp) -> Option<Envelope> {
     let mut later = envelope.clone();
     later.headers.insert(UNKNOWN_SINCE.into(), Value::String(since.to_string()));
     Some(later)
+}
+
+/// The same attempt again. Whether it may have begun before goes with it.
+fn again(envelope: &Envelope, delivery: &Delivery) -> Message {
+    let mut message = envelope.encode();
+    if delivery.redelivered {
+        message.mark_returned();
+    }
+    message
 }
 
 /// The same task again, `pause` from now.

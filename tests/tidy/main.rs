@@ -26,7 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
     ("backend", &["config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),
-    ("context", &["backend", "error", "protocol", "task", "trace"]),
+    ("context", &["backend", "error", "journal", "protocol", "task", "trace"]),
     ("client", &["backend", "config", "error", "handle", "protocol", "task", "trace"]),
     (
         "worker",
@@ -37,6 +37,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "context",
             "error",
+            "journal",
             "lifecycle",
             "protocol",
             "retry",

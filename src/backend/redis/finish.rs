@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::link::{Backoff, Link, Session, said};
+use super::link::{Backoff, Link, Session, passes, said};
 use super::recent::Recent;
 use super::{Keys, REPLY_PREFIX};
 use crate::backend::Finish;
@@ -25,9 +25,9 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// Pipelines on their way at a time: one is written while another is answered.
 const IN_FLIGHT: usize = 2;
 /// Redis closes the connection on a value over `proto-max-bulk-len`, which is never below 1 MiB.
-const ALWAYS_TAKEN: usize = 1024 * 1024;
+pub(super) const ALWAYS_TAKEN: usize = 1024 * 1024;
 /// How many connections one large document may break before it is given up.
-const LARGE_TRIES: u32 = 5;
+pub(super) const LARGE_TRIES: u32 = 5;
 
 /// A result on its way, and who waits for it to be stored (none: it is being re-asserted).
 #[derive(Debug)]
@@ -238,8 +238,7 @@ fn fate(answer: Value, finish: &Finish) -> Fate {
     };
     match error.code() {
         "NOSCRIPT" => Fate::Again(None),
-        "OOM" | "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "NOREPLICAS" | "MISCONF"
-        | "TRYAGAIN" | "CLUSTERDOWN" | "NOPERM" | "NOAUTH" => Fate::Again(Some(error)),
+        _ if passes(&error) => Fate::Again(Some(error)),
         _ if is_too_large(&error) => Fate::Never(
             Kind::TooLarge {
                 what: "a result",

@@ -46,6 +46,8 @@ pub(super) struct Session {
     deadline: Duration,
     /// Which data set this is: changes when the server restarts or another takes its place.
     pub(super) identity: Arc<str>,
+    /// By what name the server knows the connection, if it says so.
+    pub(super) client: Option<i64>,
     /// The finish script, as this server wants it.
     script: Arc<str>,
     /// The hash by which the server knows the script.
@@ -93,6 +95,11 @@ impl Session {
         !self.broken.is_cancelled()
     }
 
+    /// How long a command may take.
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Drops this connection, so that another is made.
     pub(super) fn discard(&self) {
         self.broken.cancel();
@@ -104,7 +111,8 @@ impl Session {
         self.send_within(self.deadline, commands).await
     }
 
-    async fn send_within(
+    /// The same, for commands that may take longer than others.
+    pub(super) async fn send_within(
         &self,
         d: Duration,
         commands: &Pipeline,
@@ -146,6 +154,15 @@ impl Session {
         self.send(&script_load(&self.script)).await.map(drop)
     }
 
+    /// Gives the server these scripts.
+    pub(super) async fn load(&self, scripts: &[&'static str]) -> Result<(), RedisError> {
+        let mut load = Pipeline::with_capacity(scripts.len());
+        for script in scripts {
+            load.cmd("SCRIPT").arg("LOAD").arg(self.script(script));
+        }
+        self.send(&load).await.map(drop)
+    }
+
     /// A script as this server wants it: before Redis 7 a script had no header line.
     pub(super) fn script(&self, text: &'static str) -> &'static str {
         if self.script.starts_with(HEADER_LINE) {
@@ -174,6 +191,24 @@ const TIMED_OUT: std::io::ErrorKind = std::io::ErrorKind::TimedOut;
 fn says_useless(value: &Value) -> bool {
     matches!(value, Value::ServerError(error)
         if matches!(error.code(), "READONLY" | "LOADING" | "BUSY" | "MASTERDOWN" | "NOAUTH"))
+}
+
+/// Answers after which the same call may succeed later.
+pub(super) fn passes(error: &ServerError) -> bool {
+    matches!(
+        error.code(),
+        "OOM"
+            | "READONLY"
+            | "LOADING"
+            | "BUSY"
+            | "MASTERDOWN"
+            | "NOREPLICAS"
+            | "MISCONF"
+            | "TRYAGAIN"
+            | "CLUSTERDOWN"
+            | "NOPERM"
+            | "NOAUTH"
+    )
 }
 
 fn text(value: Value) -> Option<Vec<u8>> {
@@ -241,7 +276,8 @@ impl Keeper {
             .map_err(|error| error.to_string())?;
         let (identity, script, finish) = ("".into(), FINISH.into(), "".into());
         let deadline = self.deadlines.command;
-        let session = Session { connection, broken, deadline, identity, script, finish };
+        let client = None;
+        let session = Session { connection, broken, deadline, identity, client, script, finish };
         session.introduced().await
     }
 
@@ -266,12 +302,13 @@ impl Keeper {
 impl Session {
     /// Asks who the server is, refuses a replica, and loads the script.
     async fn introduced(mut self) -> Result<Self, String> {
-        let mut who = Pipeline::with_capacity(2);
-        who.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+        let mut who = Pipeline::with_capacity(3);
+        who.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("CLIENT").arg("ID");
         let answers = self.send(&who).await.map_err(|error| error.to_string())?;
         let mut info = String::new();
         for answer in answers {
             match answer {
+                Value::Int(id) => self.client = Some(id),
                 // INFO may be forbidden: then nothing is known, and nothing is refused.
                 Value::ServerError(error) if error.code() == "NOPERM" => {}
                 Value::ServerError(error) => return Err(RedisError::from(error).to_string()),

@@ -3,6 +3,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `address` | the URL list, TLS, what may be shown of it |
+//! | `journal` | the values of finished steps; `journal.lua` says which record wins |
 //! | `link` | one connection that is always being kept up |
 //! | `audit` | what people did, and taking a failure back |
 //! | `finish` | the writer: many results, one round trip; `finish.lua` says who wins |
@@ -11,19 +12,26 @@
 //! | `presence` | workers that are there; what the server says about itself |
 //! | `recent` | the results of the last minute, for a server that lost them |
 //! | `revoked` | marks on revoked tasks |
+//! | `scribe` | the writer of journals and streams |
+//! | `stream` | what tasks say while they run; `stream.lua` writes nothing twice |
 //! | `subscription` | the task that owns all waits: subscribes, reads, waits, reads again |
+//! | `tail` | the reader of streams that are followed |
 //! | `waiters` | its book of who waits for what |
 
 mod address;
 mod audit;
 mod finish;
 mod idempotency;
+mod journal;
 mod link;
 mod marks;
 mod presence;
 mod recent;
 mod revoked;
+mod scribe;
+mod stream;
 mod subscription;
+mod tail;
 mod waiters;
 
 #[cfg(test)]
@@ -45,10 +53,12 @@ use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
 use self::link::{Backoff, Deadlines, Keeper, Link};
 use self::revoked::Rung;
+use self::scribe::{Call, Scribe};
 use self::subscription::{Subscription, Watch};
+use self::tail::Tail;
 use super::{
-    Crashes, Deed, Finish, KeyedTask, Origin, Presence, Recorded, Revocation, Store, StoreServer,
-    sealed,
+    Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
+    StoreServer, StreamEntry, sealed,
 };
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State};
@@ -137,7 +147,11 @@ pub(crate) struct RedisStore {
     patience: Duration,
     shown: String,
     link: Link,
+    /// `0`: for ever.
+    result_seconds: u64,
     jobs: mpsc::Sender<Job>,
+    calls: mpsc::Sender<Call>,
+    reads: mpsc::UnboundedSender<tail::Read>,
     watches: mpsc::UnboundedSender<Watch>,
     rings: broadcast::Sender<Rung>,
     tasks: TaskTracker,
@@ -177,11 +191,20 @@ impl RedisStore {
 
         let tasks = TaskTracker::new();
         let (jobs, handed_over) = mpsc::channel(HANDED_OVER);
-        let expires = whole_seconds(settings.result_expires).to_string();
-        let script = Script { keys: keys.clone(), expires };
+        let result_seconds = whole_seconds(settings.result_expires);
+        let script = Script { keys: keys.clone(), expires: result_seconds.to_string() };
         let writer =
             Writer { jobs: handed_over, link: link.clone(), script, closing: closing.clone() };
         tasks.spawn(writer.run());
+
+        let (calls, called) = mpsc::channel(HANDED_OVER);
+        let scribe = Scribe { calls: called, link: link.clone(), closing: closing.clone() };
+        tasks.spawn(scribe.run());
+
+        let (reads, asked) = mpsc::unbounded_channel();
+        let keeper = keeper(None, false);
+        let tail = Tail { reads: asked, keeper, link: link.clone(), closing: closing.clone() };
+        tasks.spawn(tail.run());
 
         let (watches, requests) = mpsc::unbounded_channel();
         let rings = broadcast::Sender::new(RINGS);
@@ -208,7 +231,10 @@ impl RedisStore {
             patience,
             shown,
             link,
+            result_seconds,
             jobs,
+            calls,
+            reads,
             watches,
             rings,
             tasks,
@@ -334,6 +360,46 @@ impl Store for RedisStore {
             let _ = watch.answer.send(Err(Kind::Closed.into()));
         }
         wait
+    }
+
+    fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>> {
+        let id = id.clone();
+        Box::pin(async move { self.read_kept(&id).await })
+    }
+
+    fn record(
+        &self,
+        id: &TaskId,
+        step: &str,
+        entry: Bytes,
+    ) -> BoxFuture<'_, Result<Option<Bytes>, Error>> {
+        let (id, step) = (id.clone(), step.to_owned());
+        Box::pin(async move { self.record_step(&id, &step, entry).await })
+    }
+
+    fn append(&self, id: &TaskId, line: Line) -> BoxFuture<'_, Result<(), Error>> {
+        let id = id.clone();
+        Box::pin(async move { self.append_line(&id, line).await })
+    }
+
+    fn ended(&self, id: &TaskId) {
+        self.keep_as_result(id);
+    }
+
+    fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {
+        Box::pin(self.read_entries(id.clone(), after))
+    }
+
+    fn next_entries(
+        &self,
+        id: &TaskId,
+        after: u64,
+    ) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {
+        Box::pin(self.await_entries(id.clone(), after))
+    }
+
+    fn last_entry(&self, id: &TaskId) -> BoxFuture<'_, Result<u64, Error>> {
+        Box::pin(self.last_number(id.clone()))
     }
 
     fn reply_channel(&self) -> &str {

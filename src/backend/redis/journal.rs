@@ -1,0 +1,97 @@
+//! Journals: `cs:journal:<id>`, a hash of entries by the names of steps. It outlives its task.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use redis::{FromRedisValue, Pipeline, Value};
+use tokio::sync::oneshot;
+
+use super::link::Backoff;
+use super::scribe::{Call, Script};
+use super::{RedisStore, stream};
+use crate::backend::Kept;
+use crate::error::{Error, Kind};
+use crate::task::TaskId;
+
+/// What a task leaves is kept this long after its last write while it has not ended, besides the
+/// time for which results are kept; and this long after its end when those are kept for ever.
+const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
+
+impl RedisStore {
+    /// Asks until there is an answer.
+    pub(super) async fn read_kept(&self, id: &TaskId) -> Result<Kept, Error> {
+        let mut read = Pipeline::with_capacity(2);
+        read.cmd("HGETALL").arg(key(id)).cmd("HKEYS").arg(stream::heads_key(id));
+        let mut backoff = Backoff::default();
+        loop {
+            let session = self.link.session().await.ok_or(Kind::Closed)?;
+            if let Ok(answers) = session.send(&read).await {
+                return kept(answers).map_err(|cause| {
+                    let what = format!("the journal of task {id}");
+                    Kind::Codec { what, cause }.into()
+                });
+            }
+            backoff.wait().await;
+        }
+    }
+
+    pub(super) async fn record_step(
+        &self,
+        id: &TaskId,
+        step: &str,
+        entry: Bytes,
+    ) -> Result<Option<Bytes>, Error> {
+        let arguments = vec![text(step), entry, text(&self.kept_while_running().to_string())];
+        match self.call(Script::Record, vec![key(id)], arguments).await? {
+            Value::BulkString(recorded) => Ok(Some(recorded.into())),
+            _ => Ok(None),
+        }
+    }
+
+    /// What a task leaves is kept from now on as long as its result. Returns at once.
+    pub(super) fn keep_as_result(&self, id: &TaskId) {
+        let seconds = if self.result_seconds == 0 { WEEK_SECONDS } else { self.result_seconds };
+        for keys in [vec![key(id)], vec![stream::key(id), stream::heads_key(id)]] {
+            let (answer, _) = oneshot::channel();
+            let arguments = vec![text(&seconds.to_string())];
+            // Under load it expires later.
+            let _ = self.calls.try_send(Call { script: Script::Keep, keys, arguments, answer });
+        }
+    }
+
+    pub(super) fn kept_while_running(&self) -> u64 {
+        self.result_seconds.saturating_add(WEEK_SECONDS)
+    }
+
+    /// Has a script run, however long the server is away.
+    pub(super) async fn call(
+        &self,
+        script: Script,
+        keys: Vec<String>,
+        arguments: Vec<Bytes>,
+    ) -> Result<Value, Error> {
+        let (answer, wait) = oneshot::channel();
+        let call = Call { script, keys, arguments, answer };
+        self.calls.send(call).await.map_err(|_| Kind::Closed)?;
+        wait.await.map_err(|_| Kind::Closed)?
+    }
+}
+
+pub(super) fn text(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn key(id: &TaskId) -> String {
+    format!("cs:journal:{id}")
+}
+
+fn kept(answers: Vec<Value>) -> Result<Kept, String> {
+    let mut answers = answers.into_iter();
+    let mut next = || answers.next().unwrap_or(Value::Nil);
+    let steps = HashMap::<String, Vec<u8>>::from_redis_value(next()).map_err(|e| e.to_string())?;
+    let heads = Vec::<String>::from_redis_value(next()).map_err(|e| e.to_string())?;
+    let streamed: HashSet<_> =
+        heads.iter().filter_map(|head| stream::step_of(head)).map(str::to_owned).collect();
+    let steps = steps.into_iter().map(|(step, entry)| (step, entry.into())).collect();
+    Ok(Kept { steps, streamed })
+}
