@@ -198,8 +198,7 @@ impl RedisStore {
         tasks.spawn(writer.run());
 
         let (calls, called) = mpsc::channel(HANDED_OVER);
-        let scribe = Scribe { calls: called, link: link.clone(), closing: closing.clone() };
-        tasks.spawn(scribe.run());
+        tasks.spawn(Scribe { calls: called, link: link.clone(), closing: closing.clone() }.run());
 
         let (reads, asked) = mpsc::unbounded_channel();
         let keeper = keeper(None, false);
@@ -222,13 +221,11 @@ impl RedisStore {
         tasks.spawn(subscription.run());
         tasks.close();
 
-        let patience = settings.command_timeout * 3;
-        let runtime = Handle::current();
         Ok(Arc::new(Self {
-            runtime,
+            runtime: Handle::current(),
             keys,
             reply_channel,
-            patience,
+            patience: settings.command_timeout * 3,
             shown,
             link,
             result_seconds,
