@@ -169,10 +169,8 @@ async fn a_store_restarted_under_load_leaves_no_waiter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_or_silent_connection_is_replaced() {
     let servers = servers();
-    let rabbit = Proxy::start(address(&servers.broker_url)).await;
-    let redis = Proxy::start(address(&servers.store_url)).await;
-    let broker_url = by(&servers.broker_url, &rabbit);
-    let store_url = by(&servers.store_url, &redis);
+    let (rabbit, broker_url) = Proxy::before(&servers.broker_url).await;
+    let (redis, store_url) = Proxy::before(&servers.store_url).await;
     let queue = queue_name();
     let client = client(&broker_url, &store_url).await;
     let worker = worker(&queue, &broker_url, &store_url);
@@ -192,10 +190,8 @@ async fn a_cut_or_silent_connection_is_replaced() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_connection_cut_every_second_loses_nothing() {
     let servers = servers();
-    let rabbit = Proxy::start(address(&servers.broker_url)).await;
-    let redis = Proxy::start(address(&servers.store_url)).await;
-    let (broker_url, store_url) =
-        (by(&servers.broker_url, &rabbit), by(&servers.store_url, &redis));
+    let (rabbit, broker_url) = Proxy::before(&servers.broker_url).await;
+    let (redis, store_url) = Proxy::before(&servers.store_url).await;
     let queue = queue_name();
     let client = client(&broker_url, &store_url).await;
     let worker = worker(&queue, &broker_url, &store_url);
@@ -224,10 +220,8 @@ async fn every_connection_cut_every_second_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_half_open_connection_is_replaced() {
     let servers = servers();
-    let rabbit = Proxy::start(address(&servers.broker_url)).await;
-    let redis = Proxy::start(address(&servers.store_url)).await;
-    let (broker_url, store_url) =
-        (by(&servers.broker_url, &rabbit), by(&servers.store_url, &redis));
+    let (rabbit, broker_url) = Proxy::before(&servers.broker_url).await;
+    let (redis, store_url) = Proxy::before(&servers.store_url).await;
     let queue = queue_name();
     let client = client(&broker_url, &store_url).await;
     let worker = DemoWorker::spawn(
@@ -271,13 +265,4 @@ async fn servers_that_come_late_are_waited_for_with_one_line_each() {
     let sum = client.enqueue_named("demo.add", Arguments::of(&(1, 2)).unwrap()).queue(&queue);
     assert_eq!(sum.await.unwrap().result_within(PATIENCE).await.unwrap(), 3);
     client.close().await;
-}
-
-fn address(url: &str) -> String {
-    let url = url::Url::parse(url).unwrap();
-    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap())
-}
-
-fn by(url: &str, proxy: &Proxy) -> String {
-    url.replace(&address(url), &proxy.address().to_string())
 }

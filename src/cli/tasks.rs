@@ -67,7 +67,7 @@ impl Tasks {
                 print_end(&id, handle.result_within(timeout).await, format)
             }
             Self::Follow { id, from, live } => {
-                let follow = client.follow(id).from(from.unwrap_or(1));
+                let follow = client.follow(&id.into()).from(from.unwrap_or(1));
                 print_entries(if live { follow.live() } else { follow }, format).await
             }
             Self::Revoke { ids, terminate } => {

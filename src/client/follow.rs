@@ -18,16 +18,16 @@ impl Client {
     ///
     /// ```no_run
     /// # async fn example(client: countersign::Client) -> Result<(), countersign::Error> {
-    /// let mut follow = client.follow("6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f");
+    /// let mut follow = client.follow(&"6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f".into());
     /// while let Some(entry) = follow.next().await {
     ///     println!("{}", entry?.value);
     /// }
     /// # Ok(()) }
     /// ```
     #[must_use]
-    pub fn follow(&self, id: impl Into<TaskId>) -> Follow {
+    pub fn follow(&self, id: &TaskId) -> Follow {
         Follow {
-            id: id.into(),
+            id: id.clone(),
             store: Arc::clone(&self.backends().store),
             after: Some(0),
             read: VecDeque::new(),

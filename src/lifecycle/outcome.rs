@@ -27,6 +27,8 @@ pub enum Outcome {
     },
     /// It may not start before this long has passed.
     Postponed(Duration),
+    /// It began, and only a newer worker can go on with it.
+    Outdated,
     /// It must not run: it expired, or somebody took it back.
     Revoked(&'static str),
     /// It has run before: this is its result.

@@ -34,8 +34,6 @@ compile_error!(
 const TERMINATED: &str = "terminated";
 /// A run that is told to end because its task was revoked has this long.
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
-/// What only a newer worker can go on with is offered again after this long.
-const NEWER_PAUSE: Duration = Duration::from_secs(1);
 /// When the first attempt of a task began: travels with its retries.
 pub(super) const FIRST_BEGAN: &str = "x-countersign-first-began";
 /// Two clocks may differ by this much before a task counts as expired.
@@ -256,7 +254,7 @@ fn outdated(context: &Context) -> Outcome {
     SAID.call_once(|| {
         warn!(task.id = %context.id(), "its journal was written by a newer worker: left to those");
     });
-    Outcome::Postponed(NEWER_PAUSE)
+    Outcome::Outdated
 }
 
 /// What the header says that an earlier attempt left.

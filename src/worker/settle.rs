@@ -21,6 +21,8 @@ use crate::protocol::{
 use crate::task::TaskId;
 
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
+/// What only a newer worker can go on with is offered again after this long.
+const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
 /// A quorum queue of RabbitMQ 4 drops or buries a message after 20 returns: from half of that on
 /// it is sent again instead, which counts afresh.
 const MANY_RETURNS: u64 = 10;
@@ -49,8 +51,12 @@ pub(super) async fn settle(
             send_on(crew, queue, delivery, next.encode(), pause, told).await;
         }
         Outcome::Postponed(pause) => {
-            let message = again(envelope, &delivery);
+            let message = again(envelope, delivery.redelivered);
             send_on(crew, queue, delivery, message, pause, None).await;
+        }
+        Outcome::Outdated => {
+            let message = again(envelope, true);
+            send_on(crew, queue, delivery, message, OUTDATED_PAUSE, None).await;
         }
         Outcome::Revoked(reason) => {
             let document = Document::revoked(envelope, reason, now);
@@ -76,7 +82,7 @@ pub(super) async fn settle(
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
                 let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                let message = again(&later, &delivery);
+                let message = again(&later, delivery.redelivered);
                 return send_on(crew, queue, delivery, message, pause, None).await;
             }
             let failure = Failure::not_registered(&envelope.name);
@@ -172,10 +178,10 @@ fn grace(crew: &Crew, envelope: &Envelope, now: Timestamp) -> Option<Envelope> {
     Some(later)
 }
 
-/// The same attempt again. Whether it may have begun before goes with it.
-fn again(envelope: &Envelope, delivery: &Delivery) -> Message {
+/// The same attempt again, and whether it may have begun.
+fn again(envelope: &Envelope, may_have_begun: bool) -> Message {
     let mut message = envelope.encode();
-    if delivery.redelivered {
+    if may_have_begun {
         message.mark_returned();
     }
     message

@@ -31,6 +31,16 @@ impl Proxy {
         Self { address, state, accepting }
     }
 
+    /// Stands before the server of this URL; the second value is the URL that leads through it.
+    pub async fn before(url: &str) -> (Self, String) {
+        let mut url = url::Url::parse(url).expect("a URL");
+        let host = url.host_str().expect("a URL with a host");
+        let proxy = Self::start(format!("{host}:{}", url.port().expect("and a port"))).await;
+        url.set_host(Some("127.0.0.1")).expect("a URL that has a host");
+        url.set_port(Some(proxy.address.port())).expect("a URL that has a port");
+        (proxy, url.into())
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -26,8 +26,13 @@ impl Running {
     pub async fn start(build: impl FnOnce(Worker) -> Worker) -> Self {
         let servers = servers();
         let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
-        let client = Client::connect(&config).await.unwrap();
-        let workers = Client::connect(&config).await.unwrap();
+        Self::start_with(&config, build).await
+    }
+
+    /// The same, with settings of the test's own.
+    pub async fn start_with(config: &Config, build: impl FnOnce(Worker) -> Worker) -> Self {
+        let client = Client::connect(config).await.unwrap();
+        let workers = Client::connect(config).await.unwrap();
         let queue = queue_name();
         let worker = build(Worker::new(&workers).queue(&queue).name(&queue));
         let (stop, stopped) = oneshot::channel();
