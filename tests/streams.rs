@@ -62,7 +62,7 @@ async fn begin(running: &Running, task: Write) -> TaskId {
 
 /// The next entry, in short: number, kind, step, run of the step, value.
 async fn next(follow: &mut Follow) -> Option<String> {
-    let entry = timeout(PATIENCE, follow.next()).await.expect("an entry in time")?.unwrap();
+    let entry = timeout(PATIENCE, follow.next()).await.unwrap()?.unwrap();
     let (number, said, run, value) = (entry.number, entry.said.as_str(), entry.run, entry.value);
     Some(match entry.step {
         Some(step) => format!("{number} {said} {step}/{run} {value}"),
