@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
 
 use crate::backend::{Origin, Store};
 use crate::error::{Error, Kind};
-use crate::protocol::State;
+use crate::protocol::{Document, State};
 use crate::task::TaskId;
 
 /// A task that was put on its way. Dropping it forgets nothing: the task goes on.
@@ -41,7 +42,7 @@ impl<O: DeserializeOwned> Handle<O> {
     /// The task's failure ([`Error::failure`]), that it was revoked or expired, that its answer is
     /// not an `O`, or that the client was closed.
     pub async fn result(self) -> Result<O, Error> {
-        self.wait(None).await
+        answered(self.watch(None).await)
     }
 
     /// The same, for at most this long.
@@ -49,12 +50,12 @@ impl<O: DeserializeOwned> Handle<O> {
     /// # Errors
     /// As [`Handle::result`], and a timeout error: the task itself is not affected by it.
     pub async fn result_within(self, timeout: Duration) -> Result<O, Error> {
-        self.wait(Some(timeout)).await
+        answered(self.watch(Some(timeout)).await)
     }
 
-    async fn wait(self, timeout: Option<Duration>) -> Result<O, Error> {
-        let answer = self.store.watch(self.id.clone(), self.origin, timeout);
-        answer.await.map_err(|_| Error::new(Kind::Closed))??.output()
+    /// Begins the wait. What goes on waiting is one pointer: a hundred thousand may wait at a time.
+    fn watch(self, timeout: Option<Duration>) -> Answer {
+        self.store.watch(self.id, self.origin, timeout)
     }
 
     /// The task's state as it is stored now; `None` while nobody has stored any.
@@ -64,6 +65,14 @@ impl<O: DeserializeOwned> Handle<O> {
     pub async fn state(&self) -> Result<Option<State>, Error> {
         Ok(self.store.read(&self.id).await?.map(|document| document.state))
     }
+}
+
+type Answer = oneshot::Receiver<Result<Document, Error>>;
+
+fn answered<O: DeserializeOwned>(
+    answer: Result<Result<Document, Error>, oneshot::error::RecvError>,
+) -> Result<O, Error> {
+    answer.map_err(|_| Error::new(Kind::Closed))??.output()
 }
 
 /// The results of many tasks, in the order of their handles: one that failed hides no other. Waits

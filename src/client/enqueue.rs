@@ -138,7 +138,10 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         let Self { client, envelope, queue, delay, key, .. } = self;
         let mut envelope = envelope?;
         let queue = Queue::configured(queue, client.config());
-        check_priority(&client, &envelope, &queue).await?;
+        if envelope.priority > 0 {
+            // Boxed: it is rare, and would make every task's future large.
+            Box::pin(check_priority(&client, &envelope, &queue)).await?;
+        }
         let key = key.map(|key| format!("{}:{key}", envelope.name));
         let store = Arc::clone(&client.backends().store);
         let keep = client.config().idempotency_expires;
@@ -180,9 +183,6 @@ fn sized(client: &Client, envelope: &Envelope) -> Result<Message, Error> {
 /// A queue without priorities would take the message, and forget its priority in silence.
 async fn check_priority(client: &Client, envelope: &Envelope, queue: &Queue) -> Result<(), Error> {
     let priority = envelope.priority;
-    if priority == 0 {
-        return Ok(());
-    }
     if queue.max_priority.is_none_or(|highest| highest < priority) {
         let levels = match queue.max_priority {
             Some(highest) => format!("is configured for at most {highest}"),

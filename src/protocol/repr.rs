@@ -66,7 +66,9 @@ impl Repr {
     }
 
     fn finish(mut self) -> String {
-        if let Some((end, _)) = self.out.char_indices().nth(LIMIT) {
+        if self.out.len() > LIMIT
+            && let Some((end, _)) = self.out.char_indices().nth(LIMIT)
+        {
             self.out.truncate(end);
             self.out.push_str("...");
         }
