@@ -73,6 +73,39 @@ async fn run_waits_for_a_result_and_its_exit_code_says_how_it_ended() {
     running.drain().await;
 }
 
+#[derive(Serialize, Deserialize)]
+struct Count {
+    to: u64,
+}
+
+impl Task for Count {
+    const NAME: &'static str = "test.count";
+    type Output = u64;
+}
+
+async fn count(ctx: Context, Count { to }: Count) -> TaskResult<u64> {
+    for n in 1..=to {
+        ctx.progress(&n).await?;
+    }
+    Ok(to)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_followed_to_its_end() {
+    let running = Running::start(|worker| worker.handle(count, Policy::default())).await;
+    let handle = running.client.enqueue(Count { to: 3 }).queue(&running.queue).await.unwrap();
+    let id = handle.id().to_string();
+    let said = say(&["tasks", "follow", &id]).await;
+    assert_eq!((said.code, said.records.len()), (Some(0), 3), "{}", said.stderr);
+    let second = json!({"number": 2, "said": "progress", "step": null, "run": 1, "value": 2});
+    assert_eq!(said.records[1], second);
+    let said = say(&["tasks", "follow", &id, "--from", "3"]).await;
+    assert_eq!((said.records.len(), &said.records[0]["value"]), (1, &json!(3)));
+    assert_eq!(say(&["tasks", "follow", &id, "--live"]).await.records, Vec::<Value>::new());
+    assert_eq!(say(&["tasks", "follow", &id, "--live", "--from", "1"]).await.code, Some(2));
+    running.drain().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn run_sends_many_at_once() {
     let running = Running::start(|worker| worker.handle(add, Policy::default())).await;

@@ -14,6 +14,7 @@ const LOOK: Duration = Duration::from_millis(2);
 const STUCK: Duration = Duration::from_secs(120);
 const DRAIN_CONCURRENCY: usize = 256;
 const SLEEP_CONCURRENCY: usize = 500;
+const STREAMS: usize = 64;
 const SLEEP: Duration = Duration::from_millis(10);
 /// An idle worker is looked at once it has been idle for so long.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -33,6 +34,8 @@ pub(crate) enum Case {
     Idle,
     /// A client that waits for 100,000 results
     Waiters,
+    /// Streams of 64 tasks, one of them followed
+    Stream,
 }
 
 /// How much is done for each number.
@@ -45,6 +48,7 @@ pub(crate) struct Sizes {
     many_calls: usize,
     idle_s: u64,
     waiters: usize,
+    entries: usize,
 }
 
 impl Sizes {
@@ -56,6 +60,7 @@ impl Sizes {
         many_calls: 20_000,
         idle_s: 10,
         waiters: 100_000,
+        entries: 3_000,
     };
     pub(crate) const QUICK: Self = Self {
         drain: 5_000,
@@ -65,14 +70,16 @@ impl Sizes {
         many_calls: 5_000,
         idle_s: 3,
         waiters: 10_000,
+        entries: 500,
     };
 }
 
 impl Case {
-    /// Celery and Dramatiq have no counterpart to the others.
+    /// The others have no counterpart to what they do not have.
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
-            Side::Bare | Side::Ours => true,
+            Side::Ours => true,
+            Side::Bare => self != Self::Stream,
             Side::Celery | Side::Dramatiq => {
                 matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
             }
@@ -99,6 +106,14 @@ impl Case {
             }
             Self::Idle => bench.idle(side, &queue).await?,
             Self::Waiters => bench.wait(side, &queue).await?,
+            Self::Stream => {
+                let worker = bench.worker(side, &queue, STREAMS)?;
+                let entries = sizes.entries;
+                let role = Role::Streams { queue: queue.clone(), tasks: STREAMS, entries };
+                let numbers = Process::start(side, &role)?.numbers().await?;
+                worker.end().await?;
+                numbers
+            }
         };
         bench.servers.delete(&queue).await?;
         Ok(numbers)

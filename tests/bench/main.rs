@@ -9,6 +9,7 @@ mod process;
 mod report;
 mod role;
 mod servers;
+mod speak;
 mod work;
 
 use std::env;

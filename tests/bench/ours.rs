@@ -5,6 +5,7 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 
 use crate::load;
 use crate::role::{Numbers, Result, Role};
+use crate::speak::{Speak, now};
 use crate::work::Work;
 
 /// Enqueued at a time while waits are being set up.
@@ -32,6 +33,9 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
             };
             load::calls(count, callers, call).await?
         }
+        Role::Streams { queue, tasks, entries } => {
+            stream_all(&client, &queue, tasks, entries).await?
+        }
         Role::Waiters { queue, count } => return wait(&client, &queue, count).await,
     };
     print(&numbers);
@@ -57,6 +61,31 @@ async fn wait(client: &Client, queue: &str, count: usize) -> Result<()> {
     print(&Numbers::from([("waiting".to_owned(), count as f64)]));
     waits.next().await;
     Ok(())
+}
+
+/// Follows one of many tasks that write as fast as they can.
+async fn stream_all(client: &Client, queue: &str, tasks: usize, entries: usize) -> Result<Numbers> {
+    let speak = |_| client.enqueue(Speak { entries }).queue(queue);
+    let handles: Vec<_> = client.enqueue_all((0..tasks).map(speak)).await;
+    let handles = handles.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
+    let followed = handles.first().ok_or("no task to follow")?.id().clone();
+    let mut latencies = Vec::with_capacity(entries);
+    let mut follow = client.follow(&followed);
+    while let Some(entry) = follow.next().await {
+        latencies.push(now().saturating_sub(entry?.read()?));
+    }
+    let (mut begun, mut ended) = (u64::MAX, 0);
+    for handle in handles {
+        let (first, last) = handle.result().await?;
+        (begun, ended) = (begun.min(first), ended.max(last));
+    }
+    latencies.sort_unstable();
+    let median = latencies.get(latencies.len() / 2).ok_or("nothing was followed")?;
+    let seconds = ended.saturating_sub(begun) as f64 / 1e6;
+    Ok(Numbers::from([
+        ("rate".to_owned(), (tasks * entries) as f64 / seconds),
+        ("followed_p50_ms".to_owned(), *median as f64 / 1e3),
+    ]))
 }
 
 pub(crate) fn print(numbers: &Numbers) {

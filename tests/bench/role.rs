@@ -45,6 +45,12 @@ pub(crate) enum Role {
         queue: String,
         count: usize,
     },
+    /// So many tasks at a time write so many entries each into their streams; one is followed.
+    Streams {
+        queue: String,
+        tasks: usize,
+        entries: usize,
+    },
 }
 
 /// What was measured, by name.
