@@ -1,4 +1,5 @@
 //! The examples that bring their own worker, run as they are.
+#![expect(clippy::expect_used, reason = "a test panics when it fails")]
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::env;
