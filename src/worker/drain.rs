@@ -27,7 +27,7 @@ pub struct Drained {
     pub returned: usize,
     /// Tasks that were told to end, because the deadline was near.
     pub cancelled: usize,
-    /// Tasks that were in a protected section at the deadline, and were waited for.
+    /// Tasks that were in a protected section or a step at the deadline, and were waited for.
     pub protected: u64,
     /// Tasks that still ran at the deadline: they were stopped, and their messages given back.
     pub abandoned: Vec<TaskId>,
@@ -44,7 +44,7 @@ impl Drained {
 }
 
 /// Stops the intakes, then waits for running tasks: to the notice, to the deadline (or until
-/// `hurry`), and then only for protected sections and for what is left to be given back.
+/// `hurry`), and then only for protected sections, steps and what is left to be given back.
 pub(super) async fn drain(
     crew: &Crew,
     stop: &CancellationToken,
@@ -104,8 +104,8 @@ async fn wait_for_runs(crew: &Crew, started: Instant) -> usize {
     told
 }
 
-/// Drops what still runs, except protected sections, which end by their own limits; then stops
-/// waiting for servers.
+/// Drops what still runs, except protected sections and steps, which end by their own limits; then
+/// stops waiting for servers.
 async fn cut_runs(crew: &Crew) {
     crew.abort.cancel();
     while timeout(FLUSH_DEADLINE, crew.tasks.wait()).await.is_err() {

@@ -342,7 +342,7 @@ struct Crew {
     health: watch::Sender<Option<Health>>,
     draining: AtomicBool,
     finished: AtomicU64,
-    /// Runs that were in a protected section at the drain's deadline.
+    /// Runs that were in a protected section or a step at the drain's deadline.
     protected: AtomicU64,
     surroundings: Arc<Surroundings>,
     abandoned: std::sync::Mutex<Vec<TaskId>>,

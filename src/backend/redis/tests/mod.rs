@@ -1,6 +1,7 @@
 //! The store against real servers, each a test's own.
 
 mod faults;
+mod kept;
 mod results;
 mod revoked;
 mod server;
