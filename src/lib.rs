@@ -17,6 +17,7 @@
     expect(dead_code, reason = "without a backend nobody makes a proof of recording")
 )]
 
+pub mod approval;
 pub mod backend;
 pub mod blocking;
 pub mod breaker;

@@ -10,6 +10,7 @@ mod redis;
 
 mod delivery;
 mod kept;
+mod approvals;
 mod presence;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::task::{Revoke, TaskId};
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Settled};
 pub use kept::{Kept, Line, Said, Scope, StreamEntry};
+pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
 pub use presence::{Presence, StoreServer};
 
 /// A broker and a store that belong together.
@@ -112,6 +114,13 @@ impl Queue {
             }
             None => Self::new(name),
         }
+    }
+
+    /// Where messages of this queue's parked tasks come. Celery's workers know nothing of it.
+    #[must_use]
+    pub fn resume(&self) -> Self {
+        let name = format!("{}.countersign-resume", self.name);
+        Self { name, kind: self.kind, max_priority: None }
     }
 
     /// Where messages of this queue go that no worker can run.
@@ -259,7 +268,7 @@ pub enum Origin {
 }
 
 /// Remembers what came of tasks. Sealed, like [`Broker`].
-pub trait Store: sealed::Sealed + fmt::Debug + Send + Sync {
+pub trait Store: Approvals + fmt::Debug + Send + Sync {
     /// Stores a result and wakes its waiters, in one step. The first terminal result of a task
     /// wins; a later one changes nothing, and is just as recorded. Waits while the store is away,
     /// without limit: drop the future to give up.

@@ -2,6 +2,8 @@
 
 mod ledger;
 mod outcome;
+pub mod park;
+pub mod vote;
 
 pub use ledger::{AckLedger, Frame, Settlement};
 pub use outcome::Outcome;

@@ -1,9 +1,13 @@
 //! One message as the broker carries it, in no library's terms.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::headers::{RETURNED, is_history};
+use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
 /// Message headers. AMQP's integer widths are folded into JSON numbers, byte strings into text.
@@ -28,7 +32,8 @@ pub struct Message {
 }
 
 /// The AMQP basic properties that travel with a task, and are kept when it is published again.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 #[expect(missing_docs, reason = "named as in AMQP 0-9-1 section 4.2.6")]
 pub struct Properties {
     pub content_type: Option<String>,
@@ -46,7 +51,38 @@ pub struct Properties {
     pub timestamp: Option<u64>,
 }
 
+/// A message as it is kept where there is no AMQP.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    headers: Headers,
+    properties: Properties,
+    body: String,
+}
+
 impl Message {
+    /// The whole message as JSON text; [`Message::from_json`] reads it.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let (headers, properties) = (self.headers.clone(), self.properties.clone());
+        let kept = Kept { headers, properties, body: STANDARD.encode(&self.body) };
+        serde_json::to_string(&kept).unwrap_or_default()
+    }
+
+    /// Reads what [`Message::to_json`] wrote of this task.
+    ///
+    /// # Errors
+    /// It is no such text.
+    pub fn from_json(id: TaskId, json: &str) -> Result<Self, Error> {
+        let unreadable = |cause: String| {
+            let what = format!("the parked message of task {id}");
+            Error::new(Kind::Codec { what, cause })
+        };
+        let Kept { headers, properties, body } =
+            serde_json::from_str(json).map_err(|error| unreadable(error.to_string()))?;
+        let body = STANDARD.decode(body).map_err(|error| unreadable(error.to_string()))?;
+        Ok(Self { id, headers, body: body.into(), properties })
+    }
+
     /// Its id was read from it, and not made up.
     #[must_use]
     pub fn names_its_task(&self) -> bool {

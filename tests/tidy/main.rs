@@ -14,23 +14,25 @@ const FUNCTION_LINES: usize = 70;
 
 /// Who may name whom: a room, and the rooms that it may import.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("approval", &["task"]),
     ("task", &["breaker", "error", "retry", "protocol"]),
     ("error", &["task"]),
     ("retry", &["error"]),
     ("breaker", &[]),
     ("journal", &["error", "task"]),
     ("protocol", &["error", "task"]),
-    ("lifecycle", &["error", "task", "protocol"]),
     ("trace", &["protocol", "task"]),
+    ("lifecycle", &["approval", "error", "task", "protocol"]),
     ("config", &["error"]),
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
-    ("backend", &["config", "error", "lifecycle", "protocol", "task"]),
+    ("backend", &["approval", "config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),
-    ("context", &["backend", "error", "journal", "protocol", "task", "trace"]),
-    ("client", &["backend", "config", "error", "handle", "protocol", "task", "trace"]),
+    ("context", &["approval", "backend", "error", "journal", "protocol", "task", "trace"]),
+    ("client", &["approval", "backend", "config", "error", "handle", "protocol", "task", "trace"]),
     (
         "worker",
         &[
+            "approval",
             "backend",
             "breaker",
             "client",
@@ -45,7 +47,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
-    ("cli", &["backend", "client", "config", "error", "handle", "protocol", "task", "worker"]),
+    ("cli", &["approval", "backend", "client", "config", "error", "handle", "protocol", "task", "worker"]),
 ];
 const BACKENDS: &[&str] = &["rabbitmq", "redis", "embedded"];
 const FORBIDDEN_NAMES: &[&str] =

@@ -2,14 +2,14 @@
 
 use redis::{FromRedisValue, Pipeline};
 
-use super::RedisStore;
+use super::{RedisStore, parks};
 use crate::backend::{Deed, Recorded};
 use crate::error::Error;
 use crate::protocol::State;
 use crate::task::TaskId;
 
-const STREAM: &str = "cs:audit:{cs}";
-const KEPT: usize = 100_000;
+pub(super) const STREAM: &str = "cs:audit:{cs}";
+pub(super) const KEPT: usize = 100_000;
 const REOPEN: &str = include_str!("reopen.lua");
 /// Attempts whose marks are forgotten at once.
 const ATTEMPTS: u64 = 1000;
@@ -50,8 +50,8 @@ impl RedisStore {
 
     /// Attempts that were taken before would be refused to the message that is sent again.
     async fn forget_runs(&self, id: TaskId, attempts: u64) -> Result<(), Error> {
-        let runs = (1..=attempts.clamp(1, ATTEMPTS)).map(move |n| format!("cs:run:{id}:{n}"));
-        let keys: Vec<_> = runs.collect();
+        let runs = (1..=attempts.clamp(1, ATTEMPTS)).map(|n| format!("cs:run:{id}:{n}"));
+        let keys: Vec<_> = runs.chain([parks::key(&id)]).collect();
         self.ask_soon(move |_| {
             let mut delete = Pipeline::with_capacity(keys.len());
             for key in keys {

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | `address` | the URL list, TLS, what may be shown of it |
 //! | `journal` | the values of finished steps; `journal.lua` says which record wins |
+//! | `approvals` | questions and decisions; `decide.lua` says which decision counts |
 //! | `link` | one connection that is always being kept up |
 //! | `audit` | what people did, and taking a failure back |
 //! | `finish` | the writer: many results, one round trip; `finish.lua` says who wins |
 //! | `idempotency` | which task an idempotency key stands for |
 //! | `marks` | who has taken an attempt, which tasks ran when a worker died |
+//! | `parks` | parked tasks; `take.lua` says who may run one |
 //! | `presence` | workers that are there; what the server says about itself |
 //! | `recent` | the results of the last minute, for a server that lost them |
 //! | `revoked` | marks on revoked tasks |
@@ -19,17 +21,20 @@
 //! | `waiters` | its book of who waits for what |
 
 mod address;
+mod approvals;
 mod audit;
 mod finish;
 mod idempotency;
 mod journal;
 mod link;
 mod marks;
+mod parks;
 mod presence;
 mod recent;
 mod revoked;
 mod scribe;
 mod stream;
+mod seam;
 mod subscription;
 mod tail;
 mod waiters;
@@ -60,6 +65,7 @@ use super::{
     Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
     StoreServer, StreamEntry, sealed,
 };
+use crate::approval::ApprovalId;
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State};
 use crate::task::{Revoke, TaskId};
@@ -154,6 +160,7 @@ pub(crate) struct RedisStore {
     reads: mpsc::UnboundedSender<tail::Read>,
     watches: mpsc::UnboundedSender<Watch>,
     rings: broadcast::Sender<Rung>,
+    decided: broadcast::Sender<Option<ApprovalId>>,
     tasks: TaskTracker,
     /// Ends the writer and the waits, then the connections.
     closing: CancellationToken,
@@ -207,6 +214,7 @@ impl RedisStore {
 
         let (watches, requests) = mpsc::unbounded_channel();
         let rings = broadcast::Sender::new(RINGS);
+        let decided = broadcast::Sender::new(approvals::RINGS);
         let subscription = Subscription {
             keys: keys.clone(),
             reply_channel: reply_channel.clone(),
@@ -216,6 +224,7 @@ impl RedisStore {
             pushes,
             requests,
             rings: rings.clone(),
+            decided: decided.clone(),
             closing: closing.clone(),
         };
         tasks.spawn(subscription.run());
@@ -234,6 +243,7 @@ impl RedisStore {
             reads,
             watches,
             rings,
+            decided,
             tasks,
             closing,
             disconnect,

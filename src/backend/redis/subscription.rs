@@ -23,9 +23,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Keys;
+use super::approvals::BELL;
 use super::link::{Link, PushHandler, Session};
 use super::revoked::{self, Rung};
 use super::waiters::{Answer, Waiters};
+use crate::approval::ApprovalId;
 use crate::backend::Origin;
 use crate::error::Kind;
 use crate::protocol::Document;
@@ -80,6 +82,8 @@ pub(super) struct Subscription {
     pub(super) requests: mpsc::UnboundedReceiver<Watch>,
     /// Where workers hear of marks on revoked tasks.
     pub(super) rings: broadcast::Sender<Rung>,
+    /// Where whoever waits for a decision hears of it.
+    pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
     pub(super) closing: CancellationToken,
 }
 
@@ -89,6 +93,7 @@ struct Waits {
     reply_channel: String,
     reader: Link,
     rings: broadcast::Sender<Rung>,
+    decided: broadcast::Sender<Option<ApprovalId>>,
     waiters: Waiters,
     session: Option<Session>,
     to_read: Vec<TaskId>,
@@ -121,6 +126,7 @@ impl Subscription {
             reply_channel: self.reply_channel,
             reader: self.reader,
             rings: self.rings,
+            decided: self.decided,
             waiters: Waiters::default(),
             session: None,
             to_read: Vec::new(),
@@ -196,7 +202,7 @@ impl Waits {
         self.to_unsubscribe.clear();
         self.to_subscribe = self.waiters.foreign_ids().cloned().collect();
         self.session = Some(session.clone());
-        let channels = [self.reply_channel.clone(), revoked::CHANNEL.to_owned()];
+        let channels = [&*self.reply_channel, revoked::CHANNEL, BELL].map(str::to_owned);
         self.changes.push(Box::pin(async move {
             if let Err(cause) = session.subscribe(&channels).await {
                 warn!(%cause, channel = channels[0], "cannot subscribe; trying again");
@@ -241,6 +247,11 @@ impl Waits {
             let _ = revoked::heard(&payload).map(|rung| self.rings.send(rung));
             return;
         }
+        if channel == BELL.as_bytes() {
+            let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
+            let _ = id.map(|id| self.decided.send(Some(id)));
+            return;
+        }
         // Anything else that is published there is none of our business.
         let Ok(Head { task_id }) = serde_json::from_slice(&payload) else {
             return;
@@ -276,6 +287,7 @@ impl Waits {
     fn read_all_and_marks(&mut self) {
         self.read_all();
         let _ = self.rings.send(Rung::ReadAll);
+        let _ = self.decided.send(None);
     }
 
     /// The floor under everything: whatever was missed is found now.

@@ -1,0 +1,424 @@
+//! Questions that a person decides, and what was decided. Pure: no I/O, no clock. Times are
+//! milliseconds since the epoch by the store's clock.
+
+mod digest;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::task::TaskId;
+
+pub use digest::Digest;
+
+/// A person's name, and a reason, are held under these.
+const MAX_NAME: usize = 255;
+const MAX_REASON: usize = 4 * 1024;
+
+/// Which question: `ap_` and a hash. A rerun of a task asks under the same id.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ApprovalId(String);
+
+impl ApprovalId {
+    /// The `occurrence`th approval called `name` in a run of this task, from 0.
+    #[must_use]
+    pub fn of(task: &TaskId, name: &str, occurrence: u32) -> Self {
+        let hash = digest::hash(&serde_json::json!([task.as_str(), name, occurrence]));
+        Self(format!("ap_{}", &hash[..40]))
+    }
+
+    /// A fresh id, for a question that no task asks.
+    #[must_use]
+    pub fn random() -> Self {
+        Self::of(&TaskId::random(), "", 0)
+    }
+
+    /// The id in this text, if it can be one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix("ap_")?;
+        let is_hex = digits.len() == 40 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+        is_hex.then(|| Self(text.to_owned()))
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ApprovalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ApprovalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What is to be done, exactly: what is approved is what runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    /// For example `bank.pay`.
+    pub name: String,
+    /// Of the arguments' type.
+    pub version: u32,
+    /// The arguments.
+    pub args: Value,
+}
+
+impl Action {
+    /// The fingerprint that a decision carries.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        Digest::of(self)
+    }
+}
+
+/// How bad a wrong yes would be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Risk {
+    /// Little.
+    Low,
+    /// What holds unless the author says otherwise.
+    #[default]
+    Medium,
+    /// Much.
+    High,
+    /// It cannot be undone. Its deadline never approves it.
+    Irreversible,
+}
+
+/// What holds when the deadline passes with no decision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTimeout {
+    /// It is not approved: the handler is told that it has expired.
+    #[default]
+    Reject,
+    /// It is approved, by nobody.
+    Approve,
+    /// The task fails.
+    Fail,
+}
+
+/// What a person is asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// The version of this record's format.
+    pub v: u32,
+    /// Which question.
+    pub id: ApprovalId,
+    /// The task that asks; none for a question from outside.
+    pub task: Option<TaskId>,
+    /// What the handler calls it.
+    pub name: String,
+    /// One line.
+    pub title: String,
+    /// As much as it takes, in Markdown.
+    pub summary: String,
+    /// What is to be done.
+    pub action: Action,
+    /// An approver may change the action's arguments.
+    pub editable: bool,
+    /// The JSON Schema of edited arguments.
+    pub schema: Option<Value>,
+    /// What else happens once it is approved.
+    pub effects: Vec<String>,
+    /// How bad a wrong yes would be.
+    pub risk: Risk,
+    /// Who wants it; does not approve it unless `self_approval`.
+    pub requester: Option<String>,
+    /// The requester may approve it.
+    pub self_approval: bool,
+    /// Who may decide; anybody when it is empty.
+    pub approvers: Vec<String>,
+    /// So many people must approve it; one rejection is enough.
+    pub quorum: u32,
+    /// It can be decided for this long after it was asked first, in milliseconds.
+    pub expires_in: u64,
+    /// What holds after that.
+    pub on_timeout: OnTimeout,
+}
+
+impl Question {
+    /// The version of the format that is written here.
+    pub const VERSION: u32 = 1;
+
+    /// The fingerprint of its action.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.action.digest()
+    }
+
+    /// What is wrong with it, if anything is: a line for its author.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        if self.title.trim().is_empty() {
+            return Some("it asks nothing: give it a text by `ask`".into());
+        }
+        if self.risk == Risk::Irreversible && self.on_timeout == OnTimeout::Approve {
+            return Some("what cannot be undone is not approved by a deadline".into());
+        }
+        if self.quorum == 0 {
+            return Some("its quorum is 0: somebody must decide it".into());
+        }
+        if !self.approvers.is_empty() && (self.approvers.len() as u64) < u64::from(self.quorum) {
+            let (approvers, quorum) = (self.approvers.len(), self.quorum);
+            return Some(format!("{quorum} people must approve it, and only {approvers} may"));
+        }
+        self.approvers.iter().chain(&self.requester).find_map(|name| name_fault(name))
+    }
+}
+
+/// Why this cannot be the name of a person, if it cannot.
+#[must_use]
+pub fn name_fault(name: &str) -> Option<String> {
+    let shown: String = name.escape_debug().take(40).collect();
+    if name.trim().is_empty() {
+        Some("a person without a name".into())
+    } else if name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        Some(format!("{shown}: a name has at most {MAX_NAME} bytes and no control characters"))
+    } else {
+        None
+    }
+}
+
+/// What a person says to a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    /// Yes.
+    Approve,
+    /// No.
+    Reject,
+    /// It is not asked any more.
+    Withdraw,
+}
+
+impl Choice {
+    /// The word for it in records and on the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Approve => "approve",
+            Self::Reject => "reject",
+            Self::Withdraw => "withdraw",
+        }
+    }
+
+    /// The choice with this word.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::Approve, Self::Reject, Self::Withdraw].into_iter().find(|it| it.as_str() == word)
+    }
+}
+
+/// One person's decision on a question as it was read: it carries the question's digest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    /// Which decision: the same one sent again changes nothing, and is answered alike.
+    pub id: String,
+    /// On which question.
+    pub approval: ApprovalId,
+    /// The digest of the action that the person saw.
+    pub digest: Digest,
+    /// Who decides.
+    pub by: String,
+    /// What.
+    pub choice: Choice,
+    /// Why. A rejection has one.
+    pub reason: Option<String>,
+    /// The arguments that are approved in place of those that were asked for.
+    pub edited: Option<Value>,
+}
+
+impl Decision {
+    pub(crate) fn on(question: &Question, by: &str, choice: Choice) -> Self {
+        Self {
+            id: uuid::Uuid::new_v4().to_string(),
+            approval: question.id.clone(),
+            digest: question.digest(),
+            by: by.to_owned(),
+            choice,
+            reason: None,
+            edited: None,
+        }
+    }
+
+    /// Says why, too.
+    #[must_use]
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// What is wrong with it, if anything is: a line for the person.
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        let reason = self.reason.as_deref().unwrap_or_default();
+        if self.choice == Choice::Reject && reason.trim().is_empty() {
+            return Some("a rejection needs a reason".into());
+        }
+        if reason.len() > MAX_REASON {
+            return Some(format!("the reason is over {MAX_REASON} bytes"));
+        }
+        name_fault(&self.by)
+    }
+}
+
+/// What came of a decision. It is the truth: who is told [`Answer::Applied`] has decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is decided so, by this decision.
+    Applied,
+    /// It counts, and more are needed.
+    Counted {
+        /// Who have approved so far.
+        votes: u32,
+        /// So many are needed.
+        quorum: u32,
+    },
+    /// This very decision had been taken before.
+    Replayed,
+    /// Somebody was earlier.
+    AlreadyDecided {
+        /// Who.
+        by: String,
+        /// When, in milliseconds.
+        at: i64,
+        /// What.
+        choice: Choice,
+    },
+    /// Its deadline has passed.
+    Expired {
+        /// When, in milliseconds.
+        at: i64,
+    },
+    /// What is asked has changed since it was read.
+    DigestMismatch,
+    /// This person may not decide it.
+    NotAllowed,
+    /// It is not asked any more.
+    Withdrawn,
+    /// There is no such question.
+    Unknown,
+}
+
+impl Answer {
+    /// The decision counts: now, or since it was sent the first time.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Applied | Self::Counted { .. } | Self::Replayed)
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Applied => f.write_str("applied"),
+            Self::Counted { votes, quorum } => write!(f, "counted: {votes} of {quorum}"),
+            Self::Replayed => f.write_str("this decision had been taken before"),
+            Self::AlreadyDecided { by, at, choice } => {
+                let by: String = by.escape_debug().collect();
+                write!(f, "already decided: {} by {by} at {}", choice.as_str(), date(*at))
+            }
+            Self::Expired { at } => write!(f, "its deadline passed at {}", date(*at)),
+            Self::DigestMismatch => f.write_str("what is asked has changed: look at it again"),
+            Self::NotAllowed => f.write_str("this person may not decide it"),
+            Self::Withdrawn => f.write_str("it was withdrawn"),
+            Self::Unknown => f.write_str("there is no such approval"),
+        }
+    }
+}
+
+/// A time of the store as people read it.
+pub(crate) fn date(milliseconds: i64) -> String {
+    jiff::Timestamp::from_millisecond(milliseconds)
+        .map_or_else(|_| milliseconds.to_string(), |time| time.to_string())
+}
+
+/// How a question stands at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It can be decided until then, in milliseconds.
+    Open(i64),
+    /// It was decided so.
+    Decided(Choice),
+    /// Its deadline, then, has passed with no decision.
+    Expired(i64),
+}
+
+impl Standing {
+    /// The word for it in lists.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Open(_) => "pending",
+            Self::Decided(Choice::Approve) => "approved",
+            Self::Decided(Choice::Reject) => "rejected",
+            Self::Decided(Choice::Withdraw) => "withdrawn",
+            Self::Expired(_) => "expired",
+        }
+    }
+}
+
+/// How a question that is no longer open came to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ruling {
+    /// Which question.
+    pub approval: ApprovalId,
+    /// The digest of the action that it is about.
+    pub digest: Digest,
+    /// How it stands: never open.
+    pub standing: Standing,
+    /// When, in milliseconds.
+    pub at: i64,
+    /// The decision that counts, unless the deadline passed or the asker withdrew it.
+    pub decision: Option<Decision>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_same_question_has_the_same_id_and_another_one_another() {
+        let task = TaskId::from("t");
+        let id = ApprovalId::of(&task, "pay", 0);
+        assert_eq!(id, ApprovalId::of(&task, "pay", 0));
+        assert_ne!(id, ApprovalId::of(&task, "pay", 1));
+        assert_ne!(id, ApprovalId::of(&TaskId::from("u"), "pay", 0));
+        assert_eq!(ApprovalId::parse(id.as_str()), Some(id));
+        for foreign in ["", "ap_", "ap_xyz", "ap_{cs}", "6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f"] {
+            assert_eq!(ApprovalId::parse(foreign), None);
+        }
+    }
+
+    #[test]
+    fn a_digest_knows_no_order_of_keys_and_every_value() {
+        let action = |args| Action { name: "pay".into(), version: 1, args };
+        let digest = action(json!({"a": 1, "b": {"c": [1, 2], "d": null}})).digest();
+        assert_eq!(digest, action(json!({"b": {"d": null, "c": [1, 2]}, "a": 1})).digest());
+        assert_ne!(digest, action(json!({"a": 1, "b": {"c": [2, 1], "d": null}})).digest());
+        let version = Action { version: 2, ..action(json!({})) };
+        assert_ne!(version.digest(), action(json!({})).digest());
+    }
+
+    #[test]
+    fn hostile_names_are_no_names() {
+        assert_eq!(name_fault("ana"), None);
+        for bad in ["", " ", "ana\nbob", "\u{1b}[2J", &"x".repeat(256)] {
+            assert!(name_fault(bad).is_some(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The part of the store that remembers parked tasks, questions and decisions.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::broadcast;
+
+use super::{Recorded, sealed};
+use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
+use crate::error::Error;
+use crate::lifecycle::park::Ticket;
+use crate::protocol::Message;
+use crate::task::TaskId;
+
+/// What is to be done with a message of a task that may have been parked.
+#[derive(Debug)]
+pub enum Taken {
+    /// Run it: it was never parked.
+    Unclaimed,
+    /// Run it under this number.
+    Claimed {
+        /// The claim's.
+        number: u64,
+        /// The task as it was parked, where the store has it.
+        message: Option<Message>,
+        /// What became of the questions that it asked.
+        rulings: Vec<Ruling>,
+    },
+    /// Another message carries the task on, or it has ended.
+    Over(Recorded),
+    /// Look at it again after this long.
+    Postpone(Duration),
+    /// The park is not there any more: the task has failed.
+    StateLost,
+    /// A newer Countersign has parked it.
+    Newer,
+}
+
+/// A run that is to be parked, or whose next attempt is on its way: then it asks nothing.
+#[derive(Clone, Debug)]
+pub struct Parking {
+    /// The task.
+    pub id: TaskId,
+    /// The park's number.
+    pub number: u64,
+    /// Who runs it now.
+    pub holder: String,
+    /// How long a claim holds.
+    pub lease: Duration,
+    /// The task as it is to be resumed.
+    pub message: Message,
+    /// The queue whose workers resume it.
+    pub queue: String,
+    /// Everything that it waits for.
+    pub questions: Vec<Question>,
+    /// What it has asked and wants to know no more.
+    pub abandoned: Vec<ApprovalId>,
+}
+
+/// What came of parking.
+#[derive(Debug)]
+pub enum Parked {
+    /// It waits.
+    Waiting(Recorded),
+    /// These are decided: it runs on, and holds the claim.
+    Ready(Vec<Ruling>),
+    /// Another message carries the task on.
+    Behind(Recorded),
+}
+
+/// A decision that a task waits for: its workers are to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resume {
+    /// The task.
+    pub task: TaskId,
+    /// The park that it is to be resumed from.
+    pub number: u64,
+    /// The queue whose workers resume it.
+    pub queue: String,
+    pub(in crate::backend) entry: String,
+}
+
+/// A question as the store has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// What is asked.
+    pub question: Question,
+    /// How it stands.
+    pub standing: Standing,
+    /// When it was asked, in milliseconds.
+    pub asked_at: i64,
+    /// When it was decided; while it is open, or has expired, its deadline. In milliseconds.
+    pub at: i64,
+    /// The decision that counts.
+    pub decision: Option<Decision>,
+    /// Who have approved so far.
+    pub votes: u32,
+}
+
+/// Remembers parked tasks and decisions. A part of [`super::Store`], and sealed like it.
+///
+/// Every call gives up with a connection error when the store does not answer within three command
+/// timeouts; whether it has happened is not known then. All may be repeated.
+pub trait Approvals: sealed::Sealed {
+    /// Says what is to be done with a message; see [`crate::lifecycle::park::take`].
+    fn take_parked(
+        &self,
+        id: &TaskId,
+        ticket: Ticket,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<Taken, Error>>;
+
+    /// Parks a run, and shows its questions to deciders, in one step.
+    fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>>;
+
+    /// Holds a claim for another `lease`. False: it is somebody else's by now.
+    fn renew_claim(
+        &self,
+        id: &TaskId,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<bool, Error>>;
+
+    /// Gives a claim back, so that nobody waits for its lease to end.
+    fn release_claim(&self, id: &TaskId, holder: &str) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Notes that a task that was parked has ended, and withdraws what it still asks; returns that.
+    fn end_parked(&self, id: &TaskId) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
+
+    /// Asks a question that no task waits for. One that is asked already stays as it is.
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// These questions; `None` for one that nobody asks.
+    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Option<Asked>>, Error>>;
+
+    /// The open questions with the nearest deadlines, and perhaps some that were just decided.
+    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
+
+    /// Takes a decision, with its audit entry and its entry in the outbox, in one step; see
+    /// [`crate::lifecycle::vote::decide`]. Who is told that it is applied sends what comes with it.
+    fn decide(&self, decision: &Decision)
+    -> BoxFuture<'_, Result<(Answer, Option<Resume>), Error>>;
+
+    /// Gives a question this long from now.
+    fn extend(
+        &self,
+        id: &ApprovalId,
+        by: &str,
+        time: Duration,
+    ) -> BoxFuture<'_, Result<Answer, Error>>;
+
+    /// A resume message is confirmed: its entry leaves the outbox.
+    fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Entries of the outbox that are older than a second. Nobody else is given them for a while.
+    fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>>;
+
+    /// Rings whenever something is decided: with its id, or with `None` when rings may have been
+    /// missed. Whoever hears it reads the record.
+    fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
+}

@@ -1,0 +1,218 @@
+//! Questions and decisions: `cs:ask:{cs}:<id>` is written by those who ask, `cs:dec:{cs}:<id>` by
+//! those who decide. The index `cs:pending:{cs}` has the open ones by deadline, the outbox
+//! `cs:outbox:{cs}` the resume messages that nobody is known to have sent.
+
+use std::time::Duration;
+
+use redis::{FromRedisValue, Pipeline};
+use serde::Deserialize;
+use tokio::sync::broadcast;
+
+use super::RedisStore;
+use super::audit::{KEPT, STREAM};
+use super::parks::{self, milliseconds, texts};
+use crate::approval::{Answer, ApprovalId, Choice, Decision, Digest, Question, Ruling, Standing};
+use crate::backend::{Asked, Resume};
+use crate::error::{Error, Kind};
+use crate::task::TaskId;
+
+pub(super) const PENDING: &str = "cs:pending:{cs}";
+/// Where the bell rings.
+pub(super) const BELL: &str = "cs:decided";
+const OUTBOX: &str = "cs:outbox:{cs}";
+const DECIDE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("decide.lua"));
+const EXTEND: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("extend.lua"));
+const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("read.lua"));
+const ASK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("ask.lua"));
+const SWEEP: &str = include_str!("sweep.lua");
+/// A decision outlives every rerun of its task.
+const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Entries of the outbox that one sweep takes.
+const SWEPT: usize = 500;
+/// Whoever publishes a resume message himself has done it by then, in milliseconds.
+const OVERDUE: u64 = 1000;
+
+/// How many rings may wait for somebody who is slow to hear them.
+pub(super) const RINGS: usize = 1024;
+
+impl RedisStore {
+    pub(super) async fn ask_outside(&self, question: Question) -> Result<(), Error> {
+        let asked = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            let key = format!("cs:ask:{{cs}}:{}", question.id);
+            eval.cmd("EVAL").arg(session.script(ASK)).arg(2).arg(key).arg(PENDING);
+            parks::add_question(&mut eval, &question);
+            eval
+        });
+        asked.await.map(drop)
+    }
+
+    pub(super) async fn read_asked(
+        &self,
+        ids: Vec<ApprovalId>,
+    ) -> Result<Vec<Option<Asked>>, Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(READ)).arg(0);
+            for id in ids {
+                eval.arg(id.as_str());
+            }
+            eval
+        });
+        let rows = answers.await?.pop().map(Vec::<Vec<String>>::from_redis_value);
+        let rows = rows.and_then(Result::ok).unwrap_or_default();
+        rows.iter().map(|row| read_question(row)).collect()
+    }
+
+    pub(super) async fn read_pending(&self, limit: usize) -> Result<Vec<ApprovalId>, Error> {
+        let answers = self.ask_soon(move |_| {
+            let mut range = Pipeline::with_capacity(1);
+            range.cmd("ZRANGE").arg(PENDING).arg(0).arg(limit.saturating_sub(1));
+            range
+        });
+        let ids = texts(answers.await?, PENDING)?;
+        Ok(ids.iter().filter_map(|id| ApprovalId::parse(id)).collect())
+    }
+
+    pub(super) async fn take_decision(
+        &self,
+        decision: Decision,
+    ) -> Result<(Answer, Option<Resume>), Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(DECIDE)).arg(3);
+            eval.arg(decision_key(&decision.approval)).arg(OUTBOX).arg(STREAM);
+            eval.arg(decision.approval.as_str()).arg(decision.id.as_str());
+            eval.arg(decision.choice.as_str()).arg(decision.by.as_str());
+            eval.arg(decision.digest.as_str()).arg(u8::from(decision.edited.is_some()));
+            eval.arg(serde_json::to_string(&decision).unwrap_or_default()).arg(BELL);
+            eval.arg(KEPT).arg(DECISION_KEPT.as_secs());
+            eval
+        });
+        let texts = texts(answers.await?, "decide.lua")?;
+        let resume = texts.get(1).filter(|_| texts[0] == "applied");
+        Ok((answer(&texts), resume.and_then(|entry| read_entry(entry))))
+    }
+
+    pub(super) async fn extend_question(
+        &self,
+        id: ApprovalId,
+        by: String,
+        time: Duration,
+    ) -> Result<Answer, Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(EXTEND)).arg(2).arg(decision_key(&id)).arg(STREAM);
+            eval.arg(id.as_str()).arg(milliseconds(time)).arg(by).arg(KEPT);
+            eval
+        });
+        Ok(answer(&texts(answers.await?, "extend.lua")?))
+    }
+
+    pub(super) async fn clear_resume(&self, entry: String) -> Result<(), Error> {
+        let cleared = self.ask_soon(move |_| {
+            let mut remove = Pipeline::with_capacity(1);
+            remove.cmd("ZREM").arg(OUTBOX).arg(entry);
+            remove
+        });
+        cleared.await.map(drop)
+    }
+
+    pub(super) async fn sweep_outbox(&self) -> Result<Vec<Resume>, Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(1).arg(OUTBOX).arg(OVERDUE).arg(SWEPT);
+            eval
+        });
+        let entries = texts(answers.await?, "sweep.lua")?;
+        Ok(entries.iter().filter_map(|entry| read_entry(entry)).collect())
+    }
+
+    pub(super) fn hear_decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
+        self.decided.subscribe()
+    }
+}
+
+fn decision_key(id: &ApprovalId) -> String {
+    format!("cs:dec:{{cs}}:{id}")
+}
+
+fn read_entry(entry: &str) -> Option<Resume> {
+    let (task, number, queue): (TaskId, String, String) = serde_json::from_str(entry).ok()?;
+    let number = number.parse().ok()?;
+    Some(Resume { task, number, queue, entry: entry.to_owned() })
+}
+
+/// What `decide.lua` and `extend.lua` answer.
+fn answer(texts: &[String]) -> Answer {
+    let text = |n: usize| texts.get(n).map(String::as_str).unwrap_or_default();
+    let at = |n: usize| text(n).parse().unwrap_or(0);
+    let count = |n: usize| text(n).parse().unwrap_or(0);
+    match text(0) {
+        "applied" => Answer::Applied,
+        "counted" => Answer::Counted { votes: count(1), quorum: count(2) },
+        "replayed" => Answer::Replayed,
+        "decided" => Answer::AlreadyDecided {
+            by: text(1).to_owned(),
+            at: at(2),
+            choice: Choice::named(text(3)).unwrap_or(Choice::Reject),
+        },
+        "expired" => Answer::Expired { at: at(1) },
+        "digest" => Answer::DigestMismatch,
+        "forbidden" => Answer::NotAllowed,
+        "withdrawn" => Answer::Withdrawn,
+        _ => Answer::Unknown,
+    }
+}
+
+/// Five texts for each ruling. One that cannot be read counts for nothing.
+pub(super) fn read_rulings(texts: &[String]) -> Vec<Ruling> {
+    let read = |texts: &[String]| {
+        let [id, digest, state, at, document] = texts else { return None };
+        let at = at.parse().ok()?;
+        Some(Ruling {
+            approval: ApprovalId::parse(id)?,
+            digest: Digest::from(digest.clone()),
+            standing: standing(state, at)?,
+            at,
+            decision: serde_json::from_str(document).ok(),
+        })
+    };
+    texts.chunks(5).filter_map(read).collect()
+}
+
+fn standing(state: &str, at: i64) -> Option<Standing> {
+    match state {
+        "open" => Some(Standing::Open(at)),
+        "expired" => Some(Standing::Expired(at)),
+        choice => Choice::named(choice).map(Standing::Decided),
+    }
+}
+
+/// What of a question's format is read before the rest.
+#[derive(Deserialize)]
+struct Format {
+    v: u32,
+}
+
+/// Six texts of `read.lua`; `None` for a question that is unknown.
+fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
+    let [state, at, question, decision, votes, asked_at] = row else { return Ok(None) };
+    let at = at.parse().unwrap_or(0);
+    let Some(standing) = standing(state, at) else { return Ok(None) };
+    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
+    if let Ok(Format { v }) = serde_json::from_str(question)
+        && v > Question::VERSION
+    {
+        let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
+        return Err(unreadable(cause).into());
+    }
+    Ok(Some(Asked {
+        question: serde_json::from_str(question).map_err(|error| unreadable(error.to_string()))?,
+        standing,
+        asked_at: asked_at.parse().unwrap_or(0),
+        at,
+        decision: serde_json::from_str(decision).ok(),
+        votes: votes.parse().unwrap_or(0),
+    }))
+}

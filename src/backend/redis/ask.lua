@@ -1,0 +1,15 @@
+-- Asks a question that no task waits for. One that is asked already stays as it is.
+-- KEYS[1] the question
+-- KEYS[2] the index of open questions
+-- ARGV    id, digest, document, time to decide in ms, quorum, requester, self-approval, approvers,
+--         editable
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+local now = now_in_ms()
+local deadline = whole(now + tonumber(ARGV[4]))
+redis.call('HSET', KEYS[1], 'v', '1', 'digest', ARGV[2], 'document', ARGV[3],
+  'deadline', deadline, 'quorum', ARGV[5], 'requester', ARGV[6], 'self', ARGV[7],
+  'approvers', ARGV[8], 'editable', ARGV[9], 'open', '1', 'task', '', 'at', whole(now))
+redis.call('ZADD', KEYS[2], deadline, ARGV[1])
+return 1

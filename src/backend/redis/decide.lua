@@ -1,0 +1,73 @@
+-- Takes a decision: `decide` of lifecycle/vote.rs. With it, in one step: the audit entry, the entry
+-- in the outbox by which the task is resumed, and the bell.
+-- KEYS[1] the decision record
+-- KEYS[2] the outbox
+-- KEYS[3] the audit stream
+-- ARGV    approval id, decision id, choice, who, digest, edited, the decision, channel of the bell,
+--         how many entries the audit keeps about, how long a decision is kept in seconds
+-- Returns the answer, and what belongs to it; for one that is applied, what to send.
+local PARK = 'cs:park:{cs}:'
+local id, decision, choice, by, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local now = now_in_ms()
+
+local fields = { 'digest', 'quorum', 'requester', 'self', 'approvers', 'editable', 'task' }
+local ask = redis.call('HMGET', ASK .. id, unpack(fields))
+if not ask[1] then
+  return { 'unknown' }
+end
+local state, at = standing(id, now)
+if redis.call('HGET', KEYS[1], 'digest') ~= ask[1] then
+  redis.call('DEL', KEYS[1])
+end
+local ballot = redis.call('HMGET', KEYS[1], 'decision', 'by', 'vote:' .. by, 'votes')
+if ballot[1] == decision or ballot[3] == decision then
+  return { 'replayed' }
+elseif state == 'withdraw' then
+  return { 'withdrawn' }
+elseif state == 'approve' or state == 'reject' then
+  return { 'decided', ballot[2], whole(at), state }
+elseif state == 'expired' then
+  return { 'expired', whole(at) }
+elseif digest ~= ask[1] then
+  return { 'digest' }
+end
+
+local quorum = tonumber(ask[2])
+local is_requester = ask[3] == by
+local is_named = ask[5] == '' or string.find(ask[5], '\n' .. by .. '\n', 1, true)
+local is_own = choice == 'approve' and is_requester and ask[4] ~= '1'
+local is_refused_edit = ARGV[6] == '1' and not (ask[6] == '1' and quorum == 1)
+if not (choice == 'withdraw' and is_requester)
+  and (not is_named or is_own or is_refused_edit) then
+  return { 'forbidden' }
+end
+
+local audit = { 'XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'what', choice, 'approval', id,
+  'task', ask[7] or '', 'by', by, 'digest', digest, 'decision', ARGV[7] }
+redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest)
+redis.call('EXPIRE', KEYS[1], ARGV[10])
+if choice == 'approve' then
+  local votes = tonumber(ballot[4] or '0')
+  if not ballot[3] then
+    votes = votes + 1
+    redis.call('HSET', KEYS[1], 'vote:' .. by, decision, 'votes', whole(votes))
+    redis.call(unpack(audit))
+  end
+  if votes < quorum then
+    return { 'counted', whole(votes), whole(quorum) }
+  end
+else
+  redis.call(unpack(audit))
+end
+redis.call('HSET', KEYS[1], 'choice', choice, 'by', by, 'at', whole(now), 'decision', decision,
+  'document', ARGV[7])
+redis.call('PUBLISH', ARGV[8], id)
+
+local park = redis.call('HMGET', PARK .. (ask[7] or ''), 'number', 'queue', 'waits', 'ended')
+local waits = ' ' .. (park[3] or '') .. ' '
+if not park[1] or park[4] == '1' or not string.find(waits, ' ' .. id .. ' ', 1, true) then
+  return { 'applied' }
+end
+local entry = cjson.encode({ ask[7], park[1], park[2] or '' })
+redis.call('ZADD', KEYS[2], whole(now), entry)
+return { 'applied', entry }

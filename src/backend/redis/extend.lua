@@ -1,0 +1,26 @@
+-- Gives a question more time: `extend` of lifecycle/vote.rs.
+-- KEYS[1] the decision record
+-- KEYS[2] the audit stream
+-- ARGV    approval id, how much longer from now in ms, who, how many entries the audit keeps about
+-- Returns the answer, and what belongs to it.
+local id, now = ARGV[1], now_in_ms()
+local state, at = standing(id, now)
+if state == 'unknown' then
+  return { 'unknown' }
+elseif state == 'withdraw' then
+  return { 'withdrawn' }
+elseif state == 'expired' then
+  return { 'expired', whole(at) }
+elseif state ~= 'open' then
+  return { 'decided', redis.call('HGET', KEYS[1], 'by'), whole(at), state }
+end
+local digest = redis.call('HGET', ASK .. id, 'digest')
+if redis.call('HGET', KEYS[1], 'digest') ~= digest then
+  redis.call('DEL', KEYS[1])
+end
+local deadline = whole(now + tonumber(ARGV[2]))
+redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest, 'deadline', deadline)
+redis.call('PERSIST', KEYS[1])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'what', 'extend', 'approval', id,
+  'task', redis.call('HGET', ASK .. id, 'task') or '', 'by', ARGV[3], 'until', deadline)
+return { 'applied' }

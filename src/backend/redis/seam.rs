@@ -1,0 +1,87 @@
+//! The store's part that is about approvals, by the names of its seam.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::broadcast;
+
+use super::RedisStore;
+use crate::approval::{Answer, ApprovalId, Decision, Question};
+use crate::backend::{Approvals, Asked, Parked, Parking, Resume, Taken};
+use crate::error::Error;
+use crate::lifecycle::park::Ticket;
+use crate::task::TaskId;
+
+impl Approvals for RedisStore {
+    fn take_parked(
+        &self,
+        id: &TaskId,
+        ticket: Ticket,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<Taken, Error>> {
+        Box::pin(self.take_ticket(id.clone(), ticket, holder.to_owned(), lease))
+    }
+
+    fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>> {
+        Box::pin(self.park_run(parking))
+    }
+
+    fn renew_claim(
+        &self,
+        id: &TaskId,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        Box::pin(self.lease(id.clone(), holder.to_owned(), Some(lease)))
+    }
+
+    fn release_claim(&self, id: &TaskId, holder: &str) -> BoxFuture<'_, Result<(), Error>> {
+        let released = self.lease(id.clone(), holder.to_owned(), None);
+        Box::pin(async move { released.await.map(drop) })
+    }
+
+    fn end_parked(&self, id: &TaskId) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
+        Box::pin(self.end_park(id.clone()))
+    }
+
+    fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.ask_outside(question))
+    }
+
+    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Option<Asked>>, Error>> {
+        Box::pin(self.read_asked(ids.to_vec()))
+    }
+
+    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
+        Box::pin(self.read_pending(limit))
+    }
+
+    fn decide(
+        &self,
+        decision: &Decision,
+    ) -> BoxFuture<'_, Result<(Answer, Option<Resume>), Error>> {
+        Box::pin(self.take_decision(decision.clone()))
+    }
+
+    fn extend(
+        &self,
+        id: &ApprovalId,
+        by: &str,
+        time: Duration,
+    ) -> BoxFuture<'_, Result<Answer, Error>> {
+        Box::pin(self.extend_question(id.clone(), by.to_owned(), time))
+    }
+
+    fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(self.clear_resume(resume.entry.clone()))
+    }
+
+    fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>> {
+        Box::pin(self.sweep_outbox())
+    }
+
+    fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
+        self.hear_decisions()
+    }
+}

@@ -1,0 +1,55 @@
+-- Says what is to be done with a message of a task that may have been parked: `take` of
+-- lifecycle/park.rs.
+-- KEYS[1] the park record
+-- KEYS[2] the index of open questions
+-- ARGV    kind of ticket, its number, holder, lease in ms, longest wait in ms
+-- Returns what to do, and a number; for a claim then the stored message and what became of the
+-- questions of the task.
+local OVERTAKEN = 1000
+local kind, number, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local lease, recheck = tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = now_in_ms()
+
+local function claim(waits)
+  redis.call('HSET', KEYS[1], 'v', '1', 'number', ARGV[2], 'holder', holder,
+    'until', whole(now + lease), 'waits', waits)
+end
+
+local park = redis.call('HMGET', KEYS[1], 'number', 'waits', 'holder', 'until', 'ended', 'v')
+if not park[1] then
+  if kind == 'wake' then
+    return { 'lost', '0' }
+  elseif kind == 'resume' then
+    return { 'ack', '0' }
+  elseif number == 0 then
+    return { 'unclaimed', '0' }
+  end
+  claim('')
+  return { 'claimed', ARGV[2], '' }
+end
+if park[6] ~= '1' then
+  return { 'newer', '0' }
+end
+local stored, waits = tonumber(park[1]), park[2] or ''
+local is_ahead = number > stored
+if park[5] == '1' or number < stored or (is_ahead and kind == 'resume') then
+  return { 'ack', '0' }
+end
+local left = tonumber(park[4] or '0') - now
+if (park[3] or '') ~= '' and park[3] ~= holder and left > 0 then
+  return { 'postpone', whole(is_ahead and math.min(left, OVERTAKEN) or left) }
+end
+local due = due_in(waits, now)
+if due > 0 and kind == 'resume' then
+  return { 'ack', '0' }
+end
+if due > 0 and kind == 'wake' and not is_ahead then
+  return { 'postpone', whole(math.min(due, recheck)) }
+end
+claim(is_ahead and '' or waits)
+local asked = redis.call('HGET', KEYS[1], 'asked') or ''
+local answer = add_rulings({ 'claimed', ARGV[2], redis.call('HGET', KEYS[1], 'message') or '' }, asked, now)
+for n = 4, #answer, 5 do
+  redis.call('ZREM', KEYS[2], answer[n])
+end
+return answer

@@ -1,0 +1,171 @@
+//! Who has decided what. `backend/redis/decide.lua` is this again, inside the store.
+
+use crate::approval::{Answer, Choice, Digest, Standing};
+
+/// What a question says about who may decide it, and until when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Of what is asked.
+    pub digest: Digest,
+    /// Until then, unless it was extended.
+    pub deadline: i64,
+    /// So many must approve.
+    pub quorum: u32,
+    /// Who asks.
+    pub requester: Option<String>,
+    /// Who asks may approve.
+    pub self_approval: bool,
+    /// Who may decide; anybody when it is empty.
+    pub approvers: Vec<String>,
+    /// The arguments may be changed.
+    pub editable: bool,
+    /// The asker has withdrawn it.
+    pub withdrawn: bool,
+}
+
+/// What was said to a question so far, under one digest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ballot {
+    /// What the votes are about.
+    pub digest: Option<Digest>,
+    /// Who approved, and by which decision.
+    pub votes: Vec<(String, String)>,
+    /// What counts.
+    pub decided: Option<Decided>,
+    /// The deadline that holds instead of the question's own.
+    pub extended: Option<i64>,
+}
+
+/// The decision that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Its id.
+    pub decision: String,
+    /// What.
+    pub choice: Choice,
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at: i64,
+}
+
+/// One decision, as far as it matters here.
+#[derive(Clone, Debug)]
+pub struct Vote<'a> {
+    /// Its id.
+    pub decision: &'a str,
+    /// What.
+    pub choice: Choice,
+    /// Who.
+    pub by: &'a str,
+    /// Of what the person saw.
+    pub digest: &'a Digest,
+    /// With changed arguments.
+    pub edited: bool,
+}
+
+impl Ballot {
+    /// Forgets what was said to another question under the same id.
+    fn about(&mut self, digest: &Digest) -> &mut Self {
+        if self.digest.as_ref() != Some(digest) {
+            *self = Self { digest: Some(digest.clone()), ..Self::default() };
+        }
+        self
+    }
+
+    fn has(&self, vote: &Vote<'_>) -> bool {
+        let decided = self.decided.as_ref();
+        decided.is_some_and(|decided| decided.decision == vote.decision)
+            || self.votes.iter().any(|(by, id)| by == vote.by && id == vote.decision)
+    }
+}
+
+/// How a question stands at `now`. After the deadline it is expired, whether anybody noticed or not.
+#[must_use]
+pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
+    let ballot = Some(ballot).filter(|ballot| ballot.digest.as_ref() == Some(&terms.digest));
+    if let Some(decided) = ballot.and_then(|ballot| ballot.decided.as_ref()) {
+        return Standing::Decided(decided.choice);
+    }
+    if terms.withdrawn {
+        return Standing::Decided(Choice::Withdraw);
+    }
+    let deadline = ballot.and_then(|ballot| ballot.extended).unwrap_or(terms.deadline);
+    if now > deadline { Standing::Expired(deadline) } else { Standing::Open(deadline) }
+}
+
+/// A decision arrives. The first one that is enough wins, and whoever is later is told so.
+pub fn decide(terms: Option<&Terms>, ballot: &mut Ballot, vote: &Vote<'_>, now: i64) -> Answer {
+    let Some(terms) = terms else { return Answer::Unknown };
+    let standing = standing(terms, ballot, now);
+    let ballot = ballot.about(&terms.digest);
+    if ballot.has(vote) {
+        return Answer::Replayed;
+    }
+    match (standing, &ballot.decided) {
+        (Standing::Decided(Choice::Withdraw), _) => return Answer::Withdrawn,
+        (Standing::Decided(choice), Some(Decided { by, at, .. })) => {
+            return Answer::AlreadyDecided { by: by.clone(), at: *at, choice };
+        }
+        (Standing::Decided(_), None) => return Answer::Withdrawn,
+        (Standing::Expired(at), _) => return Answer::Expired { at },
+        (Standing::Open(_), _) => {}
+    }
+    if *vote.digest != terms.digest {
+        return Answer::DigestMismatch;
+    }
+    if !may(terms, vote) {
+        return Answer::NotAllowed;
+    }
+    if vote.choice == Choice::Approve {
+        if !ballot.votes.iter().any(|(by, _)| by == vote.by) {
+            ballot.votes.push((vote.by.to_owned(), vote.decision.to_owned()));
+        }
+        let votes = u32::try_from(ballot.votes.len()).unwrap_or(u32::MAX);
+        if votes < terms.quorum {
+            return Answer::Counted { votes, quorum: terms.quorum };
+        }
+    }
+    ballot.decided = Some(Decided {
+        decision: vote.decision.to_owned(),
+        choice: vote.choice,
+        by: vote.by.to_owned(),
+        at: now,
+    });
+    Answer::Applied
+}
+
+/// Whether this person may say this. Who asks may take the question back.
+fn may(terms: &Terms, vote: &Vote<'_>) -> bool {
+    let is_requester = terms.requester.as_deref() == Some(vote.by);
+    if vote.choice == Choice::Withdraw && is_requester {
+        return true;
+    }
+    let is_named = terms.approvers.is_empty() || terms.approvers.iter().any(|by| by == vote.by);
+    let is_own = vote.choice == Choice::Approve && is_requester && !terms.self_approval;
+    let is_editable = terms.editable && terms.quorum == 1;
+    is_named && !is_own && (!vote.edited || is_editable)
+}
+
+/// Somebody gives a question more time, until then.
+pub fn extend(terms: Option<&Terms>, ballot: &mut Ballot, until: i64, now: i64) -> Answer {
+    let Some(terms) = terms else { return Answer::Unknown };
+    let standing = standing(terms, ballot, now);
+    let ballot = ballot.about(&terms.digest);
+    match (standing, &ballot.decided) {
+        (Standing::Open(_), _) => {
+            ballot.extended = Some(until);
+            Answer::Applied
+        }
+        (Standing::Expired(at), _) => Answer::Expired { at },
+        (Standing::Decided(Choice::Withdraw), _) | (Standing::Decided(_), None) => {
+            Answer::Withdrawn
+        }
+        (Standing::Decided(choice), Some(Decided { by, at, .. })) => {
+            Answer::AlreadyDecided { by: by.clone(), at: *at, choice }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn digest(text: &str) -> Digest {
+    Digest::from(text.to_owned())
+}
+
+fn terms() -> Terms {
+    Terms {
+        digest: digest("d"),
+        deadline: 100,
+        quorum: 1,
+        requester: Some("rita".into()),
+        self_approval: false,
+        approvers: Vec::new(),
+        editable: true,
+        withdrawn: false,
+    }
+}
+
+fn vote<'a>(by: &'a str, choice: Choice, digest: &'a Digest) -> Vote<'a> {
+    Vote { decision: by, choice, by, digest, edited: false }
+}
+
+#[test]
+fn the_first_decision_wins_and_the_loser_is_told_the_winner() {
+    let (terms, seen, mut ballot) = (terms(), digest("d"), Ballot::default());
+    let ana = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&terms), &mut ballot, &ana, 5), Answer::Applied);
+    let bob = vote("bob", Choice::Reject, &seen);
+    let told = Answer::AlreadyDecided { by: "ana".into(), at: 5, choice: Choice::Approve };
+    assert_eq!(decide(Some(&terms), &mut ballot, &bob, 6), told);
+    assert_eq!(decide(Some(&terms), &mut ballot, &ana, 500), Answer::Replayed);
+    assert_eq!(standing(&terms, &ballot, 500), Standing::Decided(Choice::Approve));
+}
+
+#[test]
+fn after_the_deadline_everything_is_refused() {
+    let (terms, seen, mut ballot) = (terms(), digest("d"), Ballot::default());
+    let late = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&terms), &mut ballot, &late, 101), Answer::Expired { at: 100 });
+    assert_eq!(extend(Some(&terms), &mut ballot, 300, 101), Answer::Expired { at: 100 });
+    assert_eq!(extend(Some(&terms), &mut ballot, 300, 100), Answer::Applied);
+    assert_eq!(decide(Some(&terms), &mut ballot, &late, 300), Answer::Applied);
+}
+
+#[test]
+fn a_quorum_counts_people_and_one_rejection_is_enough() {
+    let (seen, mut ballot) = (digest("d"), Ballot::default());
+    let terms = Terms { quorum: 3, ..terms() };
+    let counted = |votes| Answer::Counted { votes, quorum: 3 };
+    let ana = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&terms), &mut ballot, &ana, 1), counted(1));
+    let again = Vote { decision: "other", ..ana.clone() };
+    assert_eq!(decide(Some(&terms), &mut ballot, &again, 1), counted(1));
+    assert_eq!(
+        decide(Some(&terms), &mut ballot, &vote("bob", Choice::Approve, &seen), 1),
+        counted(2)
+    );
+    let mut rejected = ballot.clone();
+    let no = vote("ana", Choice::Reject, &seen);
+    assert_eq!(
+        decide(Some(&terms), &mut rejected, &Vote { decision: "no", ..no }, 1),
+        Answer::Applied
+    );
+    assert_eq!(
+        decide(Some(&terms), &mut ballot, &vote("eve", Choice::Approve, &seen), 1),
+        Answer::Applied
+    );
+}
+
+#[test]
+fn who_asks_does_not_approve_and_who_is_not_named_does_nothing() {
+    let (seen, own) = (digest("d"), terms());
+    let rita = vote("rita", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&own), &mut Ballot::default(), &rita, 1), Answer::NotAllowed);
+    let allowed = Terms { self_approval: true, ..own.clone() };
+    assert_eq!(decide(Some(&allowed), &mut Ballot::default(), &rita, 1), Answer::Applied);
+    let named = Terms { approvers: vec!["ana".into()], ..own.clone() };
+    for choice in [Choice::Approve, Choice::Reject, Choice::Withdraw] {
+        let eve = vote("eve", choice, &seen);
+        assert_eq!(decide(Some(&named), &mut Ballot::default(), &eve, 1), Answer::NotAllowed);
+    }
+    let back = vote("rita", Choice::Withdraw, &seen);
+    let mut ballot = Ballot::default();
+    assert_eq!(decide(Some(&named), &mut ballot, &back, 1), Answer::Applied);
+    assert_eq!(
+        decide(Some(&named), &mut ballot, &vote("ana", Choice::Approve, &seen), 1),
+        Answer::Withdrawn
+    );
+}
+
+#[test]
+fn a_changed_question_is_asked_anew() {
+    let (terms, seen, mut ballot) = (terms(), digest("d"), Ballot::default());
+    let ana = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&terms), &mut ballot, &ana, 1), Answer::Applied);
+    let changed = Terms { digest: digest("e"), ..terms };
+    assert_eq!(standing(&changed, &ballot, 1), Standing::Open(100));
+    let bob = vote("bob", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&changed), &mut ballot, &bob, 1), Answer::DigestMismatch);
+}
+
+proptest! {
+    /// Of any sequence of decisions exactly one is told that it was applied, and what it said stays.
+    #[test]
+    fn one_decision_counts(
+        quorum in 1_u32..4,
+        votes in prop::collection::vec((0_u8..4, 0_u8..3, 0_u8..2, 0_i64..150), 1..40),
+    ) {
+        let terms = Terms { quorum, ..terms() };
+        let mut ballot = Ballot::default();
+        let mut winner = None;
+        for (n, (who, choice, seen, now)) in votes.into_iter().enumerate() {
+            let by = ["ana", "bob", "eve", "rita"][usize::from(who)];
+            let choice = [Choice::Approve, Choice::Reject, Choice::Withdraw][usize::from(choice)];
+            let seen = digest(["d", "e"][usize::from(seen)]);
+            let id = n.to_string();
+            let vote = Vote { decision: &id, ..vote(by, choice, &seen) };
+            let answer = decide(Some(&terms), &mut ballot, &vote, now);
+            if answer == Answer::Applied {
+                prop_assert!(winner.is_none() && now <= terms.deadline && seen == terms.digest);
+                winner = Some((by, choice));
+            }
+            if let Some((by, choice)) = winner {
+                let decided = ballot.decided.as_ref().map(|it| (it.by.as_str(), it.choice));
+                prop_assert_eq!(decided, Some((by, choice)));
+            }
+        }
+    }
+}
