@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::approval::ApprovalId;
 use crate::task::TaskId;
 
 /// An error of this library. Opaque; the predicates tell apart what callers branch on.
@@ -38,6 +39,10 @@ pub(crate) enum Kind {
     Revoked { id: TaskId, reason: String },
     #[error("{what}: {cause}")]
     Codec { what: String, cause: String },
+    #[error("there is no approval {id}: it was never asked, or a week has passed since its end")]
+    NoApproval { id: ApprovalId },
+    #[error("{0}")]
+    Decision(String),
     #[error("this client is closed")]
     Closed,
 }
@@ -51,6 +56,18 @@ impl Error {
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(*self.0, Kind::Timeout { .. })
+    }
+
+    /// Nobody asks, or has asked lately, what was to be decided.
+    #[must_use]
+    pub fn is_no_approval(&self) -> bool {
+        matches!(*self.0, Kind::NoApproval { .. })
+    }
+
+    /// A question or a decision lacks something, and was not sent.
+    #[must_use]
+    pub fn is_decision(&self) -> bool {
+        matches!(*self.0, Kind::Decision(_))
     }
 
     /// A server could not be reached, or the connection to it broke.

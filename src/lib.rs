@@ -36,13 +36,14 @@ pub mod task;
 mod trace;
 pub mod worker;
 
+pub use approval::{ApprovalId, Question};
 pub use backend::{Said, StreamEntry};
 pub use breaker::CircuitBreaker;
 #[cfg(feature = "cli")]
 pub use cli::{run_worker, shutdown_signal};
 pub use client::{Client, Enqueue, Follow};
 pub use config::Config;
-pub use context::Context;
+pub use context::{Approval, Context, Decided, Verdict};
 pub use error::{Error, Failure, TaskError, TaskResult};
 pub use handle::{Handle, gather, gather_within};
 pub use protocol::Arguments;

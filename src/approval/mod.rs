@@ -12,6 +12,8 @@ use crate::task::TaskId;
 
 pub use digest::Digest;
 
+/// In milliseconds: how long a question is open unless it is said otherwise.
+const DAY: u64 = 24 * 60 * 60 * 1000;
 /// A person's name, and a reason, are held under these.
 const MAX_NAME: usize = 255;
 const MAX_REASON: usize = 4 * 1024;
@@ -151,6 +153,30 @@ pub struct Question {
 impl Question {
     /// The version of the format that is written here.
     pub const VERSION: u32 = 1;
+
+    /// A question that no task waits for, open for a day, for anybody to decide.
+    pub fn new(title: impl Into<String>) -> Self {
+        let title = title.into();
+        Self {
+            v: Self::VERSION,
+            id: ApprovalId::random(),
+            task: None,
+            name: String::new(),
+            summary: String::new(),
+            action: Action { name: title.clone(), version: 1, args: Value::Null },
+            editable: false,
+            schema: None,
+            effects: Vec::new(),
+            risk: Risk::default(),
+            requester: None,
+            self_approval: false,
+            approvers: Vec::new(),
+            quorum: 1,
+            expires_in: DAY,
+            on_timeout: OnTimeout::default(),
+            title,
+        }
+    }
 
     /// The fingerprint of its action.
     #[must_use]

@@ -8,8 +8,7 @@ use tokio::sync::broadcast;
 use super::{Recorded, sealed};
 use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
 use crate::error::Error;
-use crate::lifecycle::park::Ticket;
-use crate::protocol::Message;
+use crate::protocol::{Message, Ticket};
 use crate::task::TaskId;
 
 /// What is to be done with a message of a task that may have been parked.
@@ -22,7 +21,7 @@ pub enum Taken {
         /// The claim's.
         number: u64,
         /// The task as it was parked, where the store has it.
-        message: Option<Message>,
+        message: Option<Box<Message>>,
         /// What became of the questions that it asked.
         rulings: Vec<Ruling>,
     },
@@ -60,8 +59,8 @@ pub struct Parking {
 /// What came of parking.
 #[derive(Debug)]
 pub enum Parked {
-    /// It waits.
-    Waiting(Recorded),
+    /// It waits, and the next deadline is so far ahead.
+    Waiting(Recorded, Duration),
     /// These are decided: it runs on, and holds the claim.
     Ready(Vec<Ruling>),
     /// Another message carries the task on.
@@ -91,6 +90,8 @@ pub struct Asked {
     pub asked_at: i64,
     /// When it was decided; while it is open, or has expired, its deadline. In milliseconds.
     pub at: i64,
+    /// When it was read, in milliseconds by the store's clock.
+    pub read_at: i64,
     /// The decision that counts.
     pub decision: Option<Decision>,
     /// Who have approved so far.

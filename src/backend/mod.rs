@@ -8,9 +8,9 @@ mod rabbitmq;
 #[cfg(feature = "rabbitmq")]
 mod redis;
 
+mod approvals;
 mod delivery;
 mod kept;
-mod approvals;
 mod presence;
 
 use std::fmt;
@@ -26,11 +26,11 @@ use crate::error::{Error, Kind};
 use crate::protocol::{Document, Message, State};
 use crate::task::{Revoke, TaskId};
 
+pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
 #[cfg(feature = "rabbitmq")]
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Settled};
 pub use kept::{Kept, Line, Said, Scope, StreamEntry};
-pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
 pub use presence::{Presence, StoreServer};
 
 /// A broker and a store that belong together.

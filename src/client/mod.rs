@@ -1,5 +1,6 @@
 //! The producer's side: put tasks on their way, and find out what became of them.
 
+mod approvals;
 mod dead_letters;
 mod enqueue;
 mod follow;
@@ -20,6 +21,7 @@ use crate::handle::Handle;
 use crate::protocol::{Arguments, Document};
 use crate::task::{Task, TaskId};
 
+pub use approvals::{Requested, Resolution};
 pub use dead_letters::{DeadLetter, DeadLetters, Replay};
 pub use enqueue::Enqueue;
 pub use follow::Follow;

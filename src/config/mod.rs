@@ -62,6 +62,8 @@ pub struct Config {
     pub max_journal: usize,
     pub max_stream_entry: usize,
     pub idempotency_expires: Duration,
+    pub hold: Duration,
+    pub lease: Duration,
     pub worker: WorkerSettings,
     pub drain_deadline: Duration,
     /// By name; a queue that is not here is classic, with an empty argument table.
@@ -158,6 +160,8 @@ impl Config {
             max_journal: read.size("limits.journal"),
             max_stream_entry: read.size("limits.stream_entry"),
             idempotency_expires: read.duration("client.idempotency_expires"),
+            hold: read.duration("approvals.hold"),
+            lease: read.duration("approvals.lease"),
             worker: WorkerSettings {
                 queues: read.list("worker.queues"),
                 concurrency: read.count("worker.concurrency"),

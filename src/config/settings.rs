@@ -147,6 +147,20 @@ pub const SETTINGS: &[Setting] = &[
         "the largest entry of a task's stream; a larger one fails its task",
     ),
     setting(
+        "approvals.hold",
+        "COUNTERSIGN_APPROVALS_HOLD",
+        &[],
+        "200ms",
+        "how long a run that waits for a decision keeps its slot before it is parked",
+    ),
+    setting(
+        "approvals.lease",
+        "COUNTERSIGN_APPROVALS_LEASE",
+        &[],
+        "30s",
+        "how long a resumed task is left to its worker without a sign of life of it",
+    ),
+    setting(
         "worker.queues",
         "COUNTERSIGN_WORKER_QUEUES",
         &[],

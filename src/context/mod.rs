@@ -1,5 +1,7 @@
 //! What a handler knows of the run it is part of.
 
+mod approval;
+mod desk;
 mod run;
 mod step;
 mod stream;
@@ -16,6 +18,7 @@ use crate::protocol::Envelope;
 use crate::task::TaskId;
 use crate::trace::TraceParent;
 
+pub use approval::{Approval, Decided, Verdict};
 use run::Section;
 pub(crate) use run::{Run, Surroundings};
 pub use stream::Output;

@@ -8,6 +8,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::desk::Desk;
 use super::stream::Numbers;
 use crate::backend::{Kept, Scope, Store};
 use crate::error::Error;
@@ -47,6 +48,8 @@ pub(crate) struct Run {
     /// It met something that only a newer worker can read.
     pub(super) outdated: AtomicBool,
     uncut: watch::Sender<Uncut>,
+    /// What it asks.
+    pub(crate) desk: Desk,
 }
 
 /// What earlier runs have left, as far as this one has asked for it.
@@ -90,6 +93,7 @@ impl Run {
             leaves: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
             uncut: watch::Sender::default(),
+            desk: Desk::default(),
         }
     }
 
@@ -104,7 +108,6 @@ impl Run {
     }
 
     /// Whether the code that asks is polled by a step of its run. What a step spawns is not.
-    #[expect(dead_code, reason = "approvals and sleeps ask")]
     pub(crate) fn is_inside_step() -> bool {
         STEP.try_with(|_| ()).is_ok()
     }
@@ -117,6 +120,23 @@ impl Run {
     /// Whether it failed only because this worker is too old for what it found.
     pub(crate) fn is_outdated(&self) -> bool {
         self.outdated.load(Ordering::Relaxed)
+    }
+
+    /// Completes when it is in no step and in no protected section.
+    pub(crate) async fn idle(&self) {
+        let is_idle = |uncut: &Uncut| uncut.sections == 0 && uncut.steps == 0;
+        let _ = self.uncut.subscribe().wait_for(is_idle).await;
+    }
+
+    /// Completes when it waits for a decision, and may be dropped for it. Cancel safe.
+    pub(crate) async fn wants_to_park(&self) {
+        loop {
+            self.desk.asked().await;
+            self.idle().await;
+            if !self.desk.questions().is_empty() {
+                return;
+            }
+        }
     }
 
     /// Completes when it may be dropped: no protected section runs, and no step, or one that has

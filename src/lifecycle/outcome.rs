@@ -29,6 +29,8 @@ pub enum Outcome {
     Postponed(Duration),
     /// It began, and only a newer worker can go on with it.
     Outdated,
+    /// It waits for decisions, and is resumed by one.
+    Parked,
     /// It must not run: it expired, or somebody took it back.
     Revoked(&'static str),
     /// It has run before: this is its result.

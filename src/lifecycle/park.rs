@@ -2,9 +2,8 @@
 //! `park.lua` are these functions again, inside the store, and a test compares them.
 
 use crate::approval::ApprovalId;
+use crate::protocol::{Ticket, TicketKind};
 
-/// Numbers of parks are exact in a script's doubles.
-pub const HIGHEST_PARK: u64 = 1 << 53;
 /// A wake comes at least this often, in milliseconds, to look whether its park is still there.
 pub const RECHECK: i64 = 60 * 60 * 1000;
 /// A message that overtakes its own record is looked at again after this long, in milliseconds.
@@ -30,26 +29,6 @@ pub struct Claim {
     pub holder: String,
     /// Until then, unless it is renewed.
     pub until: i64,
-}
-
-/// What a message of a parked task says about itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ticket {
-    /// Why it was sent.
-    pub kind: TicketKind,
-    /// The park that it belongs to; 0 for a message from before the first.
-    pub number: u64,
-}
-
-/// Why a message was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TicketKind {
-    /// By the producer, or for another attempt.
-    Original,
-    /// By a decision.
-    Resume,
-    /// Before the park, to come when it is due.
-    Wake,
 }
 
 /// Whether something that a task waits for is there.

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use super::encode::date;
 use super::{Child, Envelope, Lineage, kombu};
+use crate::approval::ApprovalId;
 use crate::error::{Error, Failure, Kind};
 use crate::task::TaskId;
 
@@ -27,6 +28,9 @@ pub enum State {
     /// A state of somebody's own. Never terminal.
     Custom(String),
 }
+
+/// The state of a task that waits for a decision.
+pub const PARKED: &str = "PARKED";
 
 /// One result document, encoded.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +156,18 @@ impl Document {
     #[must_use]
     pub fn failure_of(id: &TaskId, failure: &Failure, now: Timestamp) -> Self {
         Content::exception(State::Failure, failure).written(id, &Lineage::default(), now)
+    }
+
+    /// The task waits for these questions to be decided. Celery's clients go on waiting.
+    #[must_use]
+    pub fn parked(task: &Envelope, questions: &[ApprovalId], now: Timestamp) -> Self {
+        let result = serde_json::json!({ "approvals": questions });
+        let state = State::Custom(PARKED.to_owned());
+        Content { state, result, traceback: None, children: &[] }.written(
+            &task.id,
+            &task.lineage,
+            now,
+        )
     }
 
     /// The task failed, and is tried again.

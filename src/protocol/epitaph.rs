@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Headers, Message};
+use super::{Headers, Message, Ticket};
 
 /// Why it could not be run.
 pub const REASON: &str = "x-countersign-reason";
@@ -49,6 +49,7 @@ impl Message {
     #[must_use]
     pub fn revived(mut self) -> Self {
         self.strip_history();
+        Ticket::remove(&mut self.headers);
         for name in [REASON, SOURCE, DIED_AT, UNKNOWN_SINCE] {
             self.headers.remove(name);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::error::Failure;
+use crate::error::{Error, Failure};
 
 impl Failure {
     /// No worker here knows the task `name`.
@@ -38,6 +38,19 @@ impl Failure {
     pub fn result_too_large(size: usize, limit: usize) -> Self {
         let told = format!("the result is {size} bytes, over the limit of {limit} (limits.result)");
         Self::new("countersign.errors", "ResultTooLarge", told)
+    }
+
+    /// The store has lost the task while it was parked.
+    #[must_use]
+    pub fn state_lost() -> Self {
+        let told = "the store has lost what this task waited for: nobody can decide it any more";
+        Self::new("countersign.errors", "StateLost", told)
+    }
+
+    /// The task waits for a decision, and cannot be parked.
+    #[must_use]
+    pub fn unparkable(error: &Error) -> Self {
+        Self::new("countersign.errors", "Unparkable", format!("it cannot be parked: {error}"))
     }
 
     /// The arguments do not fit the task.

@@ -17,10 +17,12 @@ mod kombu;
 mod message;
 mod repr;
 mod signature;
+mod ticket;
 
 pub use arguments::{Arguments, Kwargs};
 pub use canvas::{Canvas, Child, FollowUp, FollowUps};
-pub use document::{Document, State};
+pub use document::{Document, PARKED, State};
 pub use envelope::{Envelope, Limits, Lineage, Unreadable};
 pub use epitaph::{DIED_AT, Epitaph, REASON, SOURCE, UNKNOWN_SINCE};
 pub use message::{HEADER_LIMIT, Headers, Message, Properties};
+pub use ticket::{Ticket, TicketKind};

@@ -13,12 +13,14 @@ use serde_json::Value;
 use tokio::time::sleep;
 use tracing::{Instrument, debug, error, info_span, warn};
 
+use super::claim::Claim;
 use super::gate::Slot;
 use super::handler::{Answer, Registered};
+use super::park::{End, Parkable};
 use super::suspects::{self, Standing};
 use super::watchdog::Watched;
 use super::{Crew, canvas, settle};
-use crate::backend::Delivery;
+use crate::backend::{Delivery, Queue};
 use crate::context::Context;
 use crate::error::Failure;
 use crate::lifecycle::Outcome;
@@ -45,14 +47,18 @@ pub(super) async fn execute(
     delivery: &Delivery,
     envelope: &Arc<Envelope>,
     slot: &Slot,
+    queue: &Queue,
+    claim: &mut Claim,
 ) -> Outcome {
-    if let Some(document) = known(crew, delivery, envelope).await {
+    let is_resumed = claim.is_of_parked();
+    let is_rerun = delivery.redelivered || envelope.attempt > 1 || is_resumed;
+    if is_rerun && let Some(document) = known(crew, envelope).await {
         return Outcome::Known(document);
     }
     if crew.revoked.contains(&envelope.id) {
         return Outcome::Revoked("revoked");
     }
-    if envelope.expires.is_some_and(|at| Timestamp::now() > at.saturating_add(SKEW).unwrap_or(at)) {
+    if !is_resumed && has_expired(envelope) {
         return Outcome::Revoked("expired");
     }
     if let Some(early) = envelope.eta.and_then(|eta| settle::ahead(eta, Timestamp::now())) {
@@ -68,14 +74,13 @@ pub(super) async fn execute(
         Ok(admitted) => admitted,
         Err(pause) => return Outcome::Postponed(pause),
     };
-    if is_repeated(crew, delivery, envelope, handler).await {
+    if !is_resumed && is_repeated(crew, delivery, envelope, handler).await {
         return Outcome::Repeated;
     }
     let _place = match suspects::place(crew, delivery).await {
         Standing::Innocent(place) => place,
         Standing::Convicted(times) => return Outcome::Convicted(times),
     };
-    let is_rerun = delivery.redelivered || envelope.attempt > 1;
     let ending = crew.ending.child_token();
     let context =
         Context::new(Arc::clone(envelope), is_rerun, ending, Arc::clone(&crew.surroundings));
@@ -86,10 +91,16 @@ pub(super) async fn execute(
         attempt = envelope.attempt,
         traceparent = %context.trace(),
     );
-    let outcome = run(crew, handler, context, envelope, slot).instrument(span).await;
+    let running = Running { crew, handler, context: &context, envelope, slot, queue, claim };
+    let outcome = running.run().instrument(span).await;
     admitted.report(&envelope.name, &outcome);
     suspects::acquit(crew, delivery).await;
     outcome
+}
+
+fn has_expired(envelope: &Envelope) -> bool {
+    let late = |at: Timestamp| Timestamp::now() > at.saturating_add(SKEW).unwrap_or(at);
+    envelope.expires.is_some_and(late)
 }
 
 /// Whether another copy of this message has taken the attempt. One that was delivered before may
@@ -112,12 +123,8 @@ async fn is_repeated(
     }
 }
 
-/// The result of a run before this one, looked up only when there may have been one. While the
-/// store is away it waits.
-async fn known(crew: &Crew, delivery: &Delivery, envelope: &Envelope) -> Option<Document> {
-    if !delivery.redelivered && envelope.attempt == 1 {
-        return None;
-    }
+/// The result of a run before this one. While the store is away it waits.
+async fn known(crew: &Crew, envelope: &Envelope) -> Option<Document> {
     let look = async {
         loop {
             match crew.backends.store.read(&envelope.id).await {
@@ -134,48 +141,62 @@ async fn known(crew: &Crew, delivery: &Delivery, envelope: &Envelope) -> Option<
     found.filter(|document| document.state.is_terminal())
 }
 
-async fn run(
-    crew: &Crew,
-    handler: &Registered,
-    context: Context,
-    envelope: &Arc<Envelope>,
-    slot: &Slot,
-) -> Outcome {
-    let (soft, hard) = limits(crew, handler, envelope);
-    let grace = handler.policy.step_grace;
-    let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        handler.start(context.clone(), &envelope.arguments, slot)
-    }));
-    let began = Timestamp::now();
-    debug!("started {} {}", envelope.name, envelope.id);
-    let mut run = match started {
-        Ok(Ok(run)) => {
-            let watched = Watched::new(run, Arc::clone(envelope));
-            trace::CURRENT.scope(place(&context, envelope), watched).boxed()
+/// A run that is about to begin.
+struct Running<'r> {
+    crew: &'r Crew,
+    handler: &'r Registered,
+    context: &'r Context,
+    envelope: &'r Arc<Envelope>,
+    slot: &'r Slot,
+    queue: &'r Queue,
+    claim: &'r mut Claim,
+}
+
+impl Running<'_> {
+    async fn run(self) -> Outcome {
+        let Self { crew, handler, context, envelope, slot, queue, claim } = self;
+        let (soft, hard) = limits(crew, handler, envelope);
+        let grace = handler.policy.step_grace;
+        let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            handler.start(context.clone(), &envelope.arguments, slot)
+        }));
+        let began = Timestamp::now();
+        debug!("started {} {}", envelope.name, envelope.id);
+        let mut run = match started {
+            Ok(Ok(run)) => {
+                let watched = Watched::new(run, Arc::clone(envelope));
+                trace::CURRENT.scope(place(context, envelope), watched).boxed()
+            }
+            Ok(Err(failure)) => return Outcome::Failed(failure),
+            Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
+        };
+        let parkable = Parkable { crew, queue, context, envelope, claim };
+        let outcome = tokio::select! {
+            biased;
+            end = AssertUnwindSafe(parkable.drive(&mut run)).catch_unwind() => match end {
+                Ok(End::Answered(_)) if was_terminated(crew, context) => {
+                    Outcome::Revoked(TERMINATED)
+                }
+                Ok(End::Answered(_)) if context.run().is_outdated() => outdated(context),
+                Ok(End::Answered(answer)) => ended(crew, handler, envelope, answer, began),
+                Ok(End::Parked) => Outcome::Parked,
+                Ok(End::Lost) => Outcome::Postponed(crew.config.lease),
+                Ok(End::Refused(error)) => Outcome::Failed(Failure::unparkable(&error)),
+                Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
+            },
+            () = aborted(crew, context, grace) => Outcome::Released,
+            () = terminated(crew, context, grace) => Outcome::Revoked(TERMINATED),
+            () = time_limit(context, soft, hard, grace) => {
+                warn!("stopped after its hard limit of {} s", hard.as_secs_f64());
+                Outcome::Failed(Failure::time_limit_exceeded(hard))
+            }
+        };
+        drop_guarded(run);
+        if outcome.ends_its_task() && context.run().leaves_something() {
+            crew.backends.store.ended(context.id());
         }
-        Ok(Err(failure)) => return Outcome::Failed(failure),
-        Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
-    };
-    let outcome = tokio::select! {
-        biased;
-        answer = AssertUnwindSafe(&mut run).catch_unwind() => match answer {
-            Ok(_) if was_terminated(crew, &context) => Outcome::Revoked(TERMINATED),
-            Ok(_) if context.run().is_outdated() => outdated(&context),
-            Ok(answer) => ended(crew, handler, envelope, answer, began),
-            Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
-        },
-        () = aborted(crew, &context, grace) => Outcome::Released,
-        () = terminated(crew, &context, grace) => Outcome::Revoked(TERMINATED),
-        () = time_limit(&context, soft, hard, grace) => {
-            warn!("stopped after its hard limit of {} s", hard.as_secs_f64());
-            Outcome::Failed(Failure::time_limit_exceeded(hard))
-        }
-    };
-    drop_guarded(run);
-    if outcome.ends_its_task() && context.run().leaves_something() {
-        crew.backends.store.ended(context.id());
+        outcome
     }
-    outcome
 }
 
 fn place(context: &Context, envelope: &Envelope) -> trace::Place {

@@ -47,6 +47,7 @@ impl Registered {
         let handler = Arc::new(handler);
         let start = move |context: Context, arguments: &Arguments, slot: &Slot| {
             let task = arguments.read::<T>(T::NAME)?;
+            context.run().desk.close("a blocking handler cannot wait for a decision");
             let (handler, slot) = (Arc::clone(&handler), slot.clone());
             let run = move || {
                 let answered = handler(context, task).and_then(|output| answer(&output));

@@ -1,13 +1,16 @@
 //! A worker: it takes tasks from its queues, runs their handlers, and settles what came of them.
 
 mod canvas;
+mod claim;
 mod drain;
 mod execute;
 mod gate;
 mod handler;
 mod limits;
+mod park;
 mod pulse;
 mod remote;
+mod resume;
 mod revoked;
 mod settle;
 mod suspects;
@@ -33,7 +36,7 @@ use crate::config::Config;
 use crate::context::{Context, Surroundings};
 use crate::error::{Error, Kind, TaskResult};
 use crate::journal::Limits;
-use crate::protocol::Envelope;
+use crate::protocol::{Envelope, Ticket};
 use crate::task::{Policy, Task, TaskId};
 use gate::{Gate, Slot};
 use handler::Registered;
@@ -241,11 +244,15 @@ impl Worker {
         let mut intakes = JoinSet::new();
         let mut consuming = Vec::new();
         for (queue, gate) in &crew.queues {
-            let deliveries = crew.backends.broker.consume(queue, crew.prefetch);
-            consuming.push(deliveries.consuming());
-            let (crew, stop) = (Arc::clone(&crew), stop.clone());
-            intakes.spawn(intake(crew, queue.clone(), gate.clone(), deliveries, stop));
+            for source in [queue.clone(), queue.resume()] {
+                let deliveries = crew.backends.broker.consume(&source, crew.prefetch);
+                consuming.push(deliveries.consuming());
+                let intake =
+                    Intake { queue: queue.clone(), source, gate: gate.clone(), deliveries };
+                intakes.spawn(intake.run(Arc::clone(&crew), stop.clone()));
+            }
         }
+        resume::sweep(&crew, stop.clone());
         let pulse = pulse::start(&crew, consuming);
         shutdown.await;
         pulse::say_draining(&crew);
@@ -348,56 +355,68 @@ struct Crew {
     abandoned: std::sync::Mutex<Vec<TaskId>>,
 }
 
-/// Takes messages of one queue, each as soon as a slot is free to run it in, until it is stopped.
-/// While the store is away none starts: its result could not be kept. Returns how many were given
-/// back unstarted.
-///
-/// The message is there before the slot is taken: a queue with no messages holds no slot.
-async fn intake(
-    crew: Arc<Crew>,
+/// The messages of one queue, or of its parked tasks, and the slots that they run in.
+struct Intake {
     queue: Queue,
+    /// Where they come from.
+    source: Queue,
     gate: Option<Gate>,
-    mut deliveries: Deliveries,
-    stop: CancellationToken,
-) -> usize {
-    let mut unstarted = None;
-    let take = async {
-        crew.revoked.loaded().await;
-        loop {
-            unstarted = deliveries.next().await;
-            let own = match &gate {
-                Some(gate) => Some(gate.admit().await),
-                None => None,
-            };
-            let slot = crew.gate.admit().await.within(own);
-            if !crew.backends.store.is_connected() {
-                crew.backends.store.connected().await;
+    deliveries: Deliveries,
+}
+
+impl Intake {
+    /// Takes messages, each as soon as a slot is free to run it in, until it is stopped. While the
+    /// store is away none starts: its result could not be kept. Returns how many were given back
+    /// unstarted.
+    ///
+    /// The message is there before the slot is taken: a queue with no messages holds no slot.
+    async fn run(self, crew: Arc<Crew>, stop: CancellationToken) -> usize {
+        let Self { queue, source, gate, mut deliveries } = self;
+        let mut unstarted = None;
+        let take = async {
+            crew.revoked.loaded().await;
+            loop {
+                unstarted = deliveries.next().await;
+                let own = match &gate {
+                    Some(gate) => Some(gate.admit().await),
+                    None => None,
+                };
+                let slot = crew.gate.admit().await.within(own);
+                if !crew.backends.store.is_connected() {
+                    crew.backends.store.connected().await;
+                }
+                let Some(delivery) = unstarted.take() else { return };
+                if !delivery.is_stale() {
+                    crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
+                }
             }
-            let Some(delivery) = unstarted.take() else { return };
-            if !delivery.is_stale() {
-                crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
-            }
+        };
+        stop.run_until_cancelled(take).await;
+        let left = unstarted.into_iter().chain(deliveries.stop().await);
+        let mut returned = 0;
+        for delivery in left {
+            settle::give_back(&crew, &source, delivery).await;
+            returned += 1;
         }
-    };
-    stop.run_until_cancelled(take).await;
-    let left = unstarted.into_iter().chain(deliveries.stop().await);
-    let mut returned = 0;
-    for delivery in left {
-        settle::give_back(&crew, &queue, delivery).await;
-        returned += 1;
+        info!(returned, "stopped consuming {}", source.name);
+        returned
     }
-    info!(returned, "stopped consuming {}", queue.name);
-    returned
 }
 
 /// One delivery, from the queue to its end.
 async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slot) {
     delivery.redelivered |= delivery.message.is_returned();
+    let Some((delivery, mut claim)) = resume::admit(&crew, &queue, delivery).await else {
+        crew.finished.fetch_add(1, Ordering::Relaxed);
+        return;
+    };
     match Envelope::decode(&delivery.message, crew.config.max_arguments) {
-        Ok(envelope) => {
+        Ok(mut envelope) => {
+            Ticket::remove(&mut envelope.headers);
             let envelope = Arc::new(envelope);
-            let outcome = execute::execute(&crew, &delivery, &envelope, &slot).await;
-            settle::settle(&crew, &queue, delivery, &envelope, outcome).await;
+            let outcome =
+                execute::execute(&crew, &delivery, &envelope, &slot, &queue, &mut claim).await;
+            settle::settle(&crew, &queue, delivery, &envelope, outcome, claim).await;
         }
         Err(unreadable) => settle::bury_unreadable(&crew, &queue, delivery, unreadable).await,
     }

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, error, info, warn};
 
+use super::claim::Claim;
 use super::execute::FIRST_BEGAN;
 use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
@@ -38,60 +39,75 @@ pub(super) async fn settle(
     delivery: Delivery,
     envelope: &Envelope,
     outcome: Outcome,
+    mut claim: Claim,
 ) {
     let now = Timestamp::now();
     match outcome {
-        Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json).await,
-        Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure).await,
+        Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json, &claim).await,
+        Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure, &claim).await,
         Outcome::Retry { failure, pause, first_began } => {
             let next = next_attempt(envelope, pause, first_began, now);
             info!(task.name = %envelope.name, task.id = %envelope.id, "retry in {pause:?}: {failure}");
             let told = (!envelope.ignore_result)
                 .then(|| finish(envelope, Document::retry(envelope, &failure, now)));
-            send_on(crew, queue, delivery, next.encode(), pause, told).await;
+            let message =
+                claim.next_ticket().map_or_else(|| next.encode(), |it| it.on(next.encode()));
+            let beside = async {
+                tell(crew, told).await;
+                claim.pass_on(crew, queue, &next).await;
+            };
+            send_on(crew, queue, delivery, message, pause, beside).await;
         }
         Outcome::Postponed(pause) => {
-            let message = again(envelope, delivery.redelivered);
-            send_on(crew, queue, delivery, message, pause, None).await;
+            let message = claim.ticketed(again(envelope, delivery.redelivered));
+            let home = claim.home(queue);
+            let beside = claim.release(crew, &envelope.id);
+            send_on(crew, &home, delivery, message, pause, beside).await;
         }
         Outcome::Outdated => {
-            let message = again(envelope, true);
-            send_on(crew, queue, delivery, message, OUTDATED_PAUSE, None).await;
+            let message = claim.ticketed(again(envelope, true));
+            let home = claim.home(queue);
+            let beside = claim.release(crew, &envelope.id);
+            send_on(crew, &home, delivery, message, OUTDATED_PAUSE, beside).await;
         }
+        Outcome::Parked => wait(crew, delivery, envelope, claim).await,
         Outcome::Revoked(reason) => {
             let document = Document::revoked(envelope, reason, now);
-            record(crew, queue, delivery, envelope, document, None).await;
+            record(crew, queue, delivery, envelope, document, None, &claim).await;
         }
         Outcome::Known(document) => {
             // The run before may have ended between its failure and what follows that.
             let failure = (document.state == State::Failure).then(|| document.failure());
-            record(crew, queue, delivery, envelope, document, failure.as_ref()).await;
+            record(crew, queue, delivery, envelope, document, failure.as_ref(), &claim).await;
         }
         Outcome::Repeated => {
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
             ack(delivery, crew.backends.store.ignore(&envelope.id));
         }
         Outcome::Refused(failure) => {
-            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure).await;
+            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
         Outcome::Convicted(times) => {
             let failure = Failure::worker_lost(times);
             suspects::acquit(crew, &delivery).await;
-            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure).await;
+            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
                 let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                let message = again(&later, delivery.redelivered);
-                return send_on(crew, queue, delivery, message, pause, None).await;
+                let message = claim.ticketed(again(&later, delivery.redelivered));
+                let home = claim.home(queue);
+                let beside = claim.release(crew, &envelope.id);
+                return send_on(crew, &home, delivery, message, pause, beside).await;
             }
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
-            bury_task(crew, queue, delivery, envelope, &reason, &failure).await;
+            bury_task(crew, queue, delivery, envelope, &reason, &failure, &claim).await;
         }
         Outcome::Released => {
             abandon(crew, &envelope.id);
-            give_back(crew, queue, delivery).await;
+            claim.release(crew, &envelope.id).await;
+            give_back(crew, &claim.home(queue), delivery).await;
         }
     }
 }
@@ -101,6 +117,17 @@ pub(super) fn ahead(eta: Timestamp, now: Timestamp) -> Option<Duration> {
     Duration::try_from(eta.duration_since(now)).ok().filter(|ahead| *ahead > PROMPT)
 }
 
+/// Says that it waits for decisions, then acks: its park is stored.
+async fn wait(crew: &Crew, delivery: Delivery, envelope: &Envelope, claim: Claim) {
+    let Some((recorded, questions)) = claim.parked else { return release(crew, delivery) };
+    let document = Document::parked(envelope, &questions, Timestamp::now());
+    let told = (!envelope.ignore_result).then(|| finish(envelope, document));
+    match crew.give_up.run_until_cancelled(tell(crew, told)).await {
+        Some(()) => ack(delivery, recorded),
+        None => release(crew, delivery),
+    }
+}
+
 /// Sends what is to follow, then stores the answer, then acks.
 async fn succeed(
     crew: &Crew,
@@ -108,18 +135,21 @@ async fn succeed(
     delivery: Delivery,
     envelope: &Envelope,
     answer: &RawValue,
+    claim: &Claim,
 ) {
     let mut children = Vec::new();
     if let Ok(Some(canvas)) = Canvas::read(&envelope.embed) {
         let sent = Box::pin(canvas::after_success(crew, queue, envelope, &canvas, answer));
         match crew.give_up.run_until_cancelled(sent).await {
             Some(Ok(sent)) => children = sent,
-            Some(Err(failure)) => return fail(crew, queue, delivery, envelope, &failure).await,
+            Some(Err(failure)) => {
+                return fail(crew, queue, delivery, envelope, &failure, claim).await;
+            }
             None => return release(crew, delivery),
         }
     }
     let document = Document::success(envelope, answer, &children, Timestamp::now());
-    record(crew, queue, delivery, envelope, document, None).await;
+    record(crew, queue, delivery, envelope, document, None, claim).await;
 }
 
 async fn fail(
@@ -128,10 +158,11 @@ async fn fail(
     delivery: Delivery,
     envelope: &Envelope,
     failure: &Failure,
+    claim: &Claim,
 ) {
     info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
     let document = Document::failed(envelope, failure, Timestamp::now());
-    record(crew, queue, delivery, envelope, document, Some(failure)).await;
+    record(crew, queue, delivery, envelope, document, Some(failure), claim).await;
 }
 
 /// Stores how a task ended, does what follows if it has failed, then acks.
@@ -142,6 +173,7 @@ async fn record(
     envelope: &Envelope,
     document: Document,
     failure: Option<&Failure>,
+    claim: &Claim,
 ) {
     let effects = async {
         let recorded = if envelope.ignore_result {
@@ -152,6 +184,7 @@ async fn record(
         if let Some(failure) = failure {
             Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
         }
+        claim.end(crew, &envelope.id).await;
         recorded
     };
     match crew.give_up.run_until_cancelled(effects).await {
@@ -204,18 +237,18 @@ fn next_attempt(
 
 /// Sends a copy on its way through the delay ladder, tells the waiters, then acks: the next attempt
 /// is confirmed before this one is gone.
-async fn send_on(
+pub(super) async fn send_on(
     crew: &Crew,
     queue: &Queue,
     delivery: Delivery,
     message: Message,
     pause: Duration,
-    told: Option<Finish>,
+    beside: impl Future<Output = ()>,
 ) {
     let effects = async {
         let recorded = publish(crew, message, queue.clone(), Some(pause)).await;
         if recorded.is_ok() {
-            tell(crew, told).await;
+            beside.await;
         }
         recorded
     };
@@ -264,12 +297,14 @@ async fn bury_task(
     envelope: &Envelope,
     reason: &str,
     failure: &Failure,
+    claim: &Claim,
 ) {
     let document = Document::failed(envelope, failure, Timestamp::now());
     let told = (!envelope.ignore_result).then(|| finish(envelope, document));
     let effects = async {
         tell(crew, told).await;
         canvas::after_failure(crew, queue, envelope, failure).await;
+        claim.end(crew, &envelope.id).await;
     };
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;
 }
@@ -347,7 +382,7 @@ fn finish(envelope: &Envelope, document: Document) -> Finish {
     Finish { document, reply_to: envelope.reply_to.clone() }
 }
 
-fn ack(delivery: Delivery, recorded: Recorded) {
+pub(super) fn ack(delivery: Delivery, recorded: Recorded) {
     match delivery.ack(recorded) {
         Ok(_settled) => {}
         Err(delivery) => {

@@ -16,11 +16,11 @@ const FUNCTION_LINES: usize = 70;
 const ROOMS: &[(&str, &[&str])] = &[
     ("approval", &["task"]),
     ("task", &["breaker", "error", "retry", "protocol"]),
-    ("error", &["task"]),
+    ("error", &["approval", "task"]),
     ("retry", &["error"]),
     ("breaker", &[]),
     ("journal", &["error", "task"]),
-    ("protocol", &["error", "task"]),
+    ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
     ("lifecycle", &["approval", "error", "task", "protocol"]),
     ("config", &["error"]),
@@ -47,7 +47,13 @@ const ROOMS: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
-    ("cli", &["approval", "backend", "client", "config", "error", "handle", "protocol", "task", "worker"]),
+    (
+        "cli",
+        &[
+            "approval", "backend", "client", "config", "error", "handle", "protocol", "task",
+            "worker",
+        ],
+    ),
 ];
 const BACKENDS: &[&str] = &["rabbitmq", "redis", "embedded"];
 const FORBIDDEN_NAMES: &[&str] =

@@ -195,9 +195,9 @@ struct Format {
     v: u32,
 }
 
-/// Six texts of `read.lua`; `None` for a question that is unknown.
+/// Seven texts of `read.lua`; `None` for a question that is unknown.
 fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
-    let [state, at, question, decision, votes, asked_at] = row else { return Ok(None) };
+    let [state, at, question, decision, votes, asked_at, read_at] = row else { return Ok(None) };
     let at = at.parse().unwrap_or(0);
     let Some(standing) = standing(state, at) else { return Ok(None) };
     let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
@@ -212,6 +212,7 @@ fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
         standing,
         asked_at: asked_at.parse().unwrap_or(0),
         at,
+        read_at: read_at.parse().unwrap_or(0),
         decision: serde_json::from_str(decision).ok(),
         votes: votes.parse().unwrap_or(0),
     }))

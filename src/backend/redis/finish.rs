@@ -18,6 +18,7 @@ use super::recent::Recent;
 use super::{Keys, REPLY_PREFIX};
 use crate::backend::Finish;
 use crate::error::{Error, Kind};
+use crate::protocol::{Document, PARKED};
 
 /// The most results in one pipeline, and the most bytes before it is cut off.
 const BATCH: usize = 128;
@@ -28,6 +29,9 @@ const IN_FLIGHT: usize = 2;
 pub(super) const ALWAYS_TAKEN: usize = 1024 * 1024;
 /// How many connections one large document may break before it is given up.
 pub(super) const LARGE_TRIES: u32 = 5;
+
+/// The script's word for keeping a result without end.
+const FOR_EVER: &str = "0";
 
 /// A result on its way, and who waits for it to be stored (none: it is being re-asserted).
 #[derive(Debug)]
@@ -190,7 +194,7 @@ impl Script {
                 .arg("1")
                 .arg(self.keys.of(&document.id))
                 .arg(&*document.json)
-                .arg(&self.expires)
+                .arg(if is_parked(document) { FOR_EVER } else { &self.expires })
                 .arg(reply.unwrap_or_default());
         }
         pipeline
@@ -230,6 +234,11 @@ impl Script {
         }
         refused
     }
+}
+
+/// However long the decision takes, whoever waits finds the task.
+fn is_parked(document: &Document) -> bool {
+    document.state.as_str() == PARKED
 }
 
 fn fate(answer: Value, finish: &Finish) -> Fate {

@@ -12,8 +12,8 @@ use super::approvals::{PENDING, read_rulings};
 use crate::approval::{ApprovalId, Question};
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::error::{Error, Kind};
-use crate::lifecycle::park::{RECHECK, Ticket, TicketKind};
-use crate::protocol::Message;
+use crate::lifecycle::park::RECHECK;
+use crate::protocol::{Message, Ticket, TicketKind};
 use crate::task::TaskId;
 
 const TAKE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("take.lua"));
@@ -52,6 +52,7 @@ impl RedisStore {
             Some("claimed") => {
                 let message = texts.get(2).filter(|json| !json.is_empty());
                 let message = message.map(|json| Message::from_json(id, json)).transpose()?;
+                let message = message.map(Box::new);
                 let rulings = read_rulings(texts.get(3..).unwrap_or_default());
                 Taken::Claimed { number, message, rulings }
             }
@@ -75,7 +76,10 @@ impl RedisStore {
         });
         let texts = texts(answers.await?, "park.lua")?;
         Ok(match texts.first().map(String::as_str) {
-            Some("waiting") => Parked::Waiting(Recorded::new(id)),
+            Some("waiting") => {
+                let due = texts.get(1).and_then(|due| due.parse().ok()).unwrap_or(u64::MAX);
+                Parked::Waiting(Recorded::new(id), Duration::from_millis(due))
+            }
             Some("ready") => Parked::Ready(read_rulings(&texts[1..])),
             _ => Parked::Behind(Recorded::new(id)),
         })

@@ -1,7 +1,7 @@
 -- Reads questions and how they stand.
 -- ARGV    approval ids
 -- Returns for each: state, when it was decided or ends, the question, the decision, votes, when it
--- was asked. Nothing of one that is unknown but its state.
+-- was asked, and now. Nothing of one that is unknown but its state.
 local now, answer = now_in_ms(), {}
 for _, id in ipairs(ARGV) do
   local state, at = standing(id, now)
@@ -9,6 +9,6 @@ for _, id in ipairs(ARGV) do
   local ballot = redis.call('HMGET', DECISION .. id, 'digest', 'document', 'votes')
   local is_same = ballot[1] == ask[2]
   answer[#answer + 1] = { state, whole(at), ask[1] or '', is_same and ballot[2] or '',
-    is_same and ballot[3] or '0', ask[3] or '0' }
+    is_same and ballot[3] or '0', ask[3] or '0', whole(now) }
 end
 return answer

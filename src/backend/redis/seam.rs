@@ -9,7 +9,7 @@ use super::RedisStore;
 use crate::approval::{Answer, ApprovalId, Decision, Question};
 use crate::backend::{Approvals, Asked, Parked, Parking, Resume, Taken};
 use crate::error::Error;
-use crate::lifecycle::park::Ticket;
+use crate::protocol::Ticket;
 use crate::task::TaskId;
 
 impl Approvals for RedisStore {

@@ -5,6 +5,7 @@ mod cpu;
 mod echo;
 mod fail;
 mod mark;
+mod refund;
 mod retry;
 mod sleep;
 mod tsum;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
             .handle(fail::fail, Policy::default())
             .handle(sleep::sleep, Policy::default())
             .handle(echo::echo, Policy::default())
+            .handle(refund::refund, Policy::default())
             .handle(retry::retry, Policy { retry: patient, ..Policy::default() })
             .handle(move |_, task: Mark| mark(marks.clone(), task), Policy::default())
             .handle_blocking(cpu::cpu, Policy::default())

@@ -1,0 +1,242 @@
+//! The decider's side of approvals, and questions of services that are no tasks.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
+
+use super::Client;
+use crate::approval::{
+    Answer, ApprovalId, Choice, Decision, OnTimeout, Question, Standing, name_fault,
+};
+use crate::backend::{Asked, Parcel, Queue, Resume};
+use crate::error::{Error, Kind};
+use crate::protocol::Ticket;
+
+/// A decided task is resumed by the decider within this; after it, by a worker.
+const RESUME_DEADLINE: Duration = Duration::from_secs(5);
+/// Whoever waits reads at least this often, whatever was or was not heard.
+const REREAD: Duration = Duration::from_secs(15);
+
+impl Asked {
+    /// Yes, by this person.
+    #[must_use]
+    pub fn approve(&self, by: &str) -> Decision {
+        Decision::on(&self.question, by, Choice::Approve)
+    }
+
+    /// Yes, by this person, with these arguments in place of those that were asked for.
+    #[must_use]
+    pub fn approve_with(&self, by: &str, args: Value) -> Decision {
+        Decision { edited: Some(args), ..self.approve(by) }
+    }
+
+    /// No, by this person, for this reason.
+    #[must_use]
+    pub fn reject(&self, by: &str, reason: impl Into<String>) -> Decision {
+        Decision::on(&self.question, by, Choice::Reject).because(reason)
+    }
+
+    /// It is not to be asked any more.
+    #[must_use]
+    pub fn withdraw(&self, by: &str) -> Decision {
+        Decision::on(&self.question, by, Choice::Withdraw)
+    }
+}
+
+/// What came of a question from outside.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Resolution {
+    /// `approved`, `rejected`, `withdrawn`, `expired`; or `timeout`, when nobody has decided yet.
+    pub status: &'static str,
+    /// The answer is yes.
+    pub approved: bool,
+    /// Who decided.
+    pub by: Option<String>,
+    /// Why.
+    pub reason: Option<String>,
+    /// The arguments that were approved.
+    pub args: Option<Value>,
+}
+
+/// A question that no task waits for.
+#[derive(Clone, Debug)]
+pub struct Requested {
+    client: Client,
+    id: ApprovalId,
+}
+
+impl Client {
+    /// A question, for a person to look at; a decision on it is made by [`Asked::approve`] and
+    /// [`Asked::reject`], and taken by [`Client::decide`].
+    ///
+    /// # Errors
+    /// There is no such question; the store does not answer.
+    pub async fn approval(&self, id: &ApprovalId) -> Result<Asked, Error> {
+        let found = self.backends().store.asked(std::slice::from_ref(id)).await?.pop().flatten();
+        found.ok_or_else(|| Kind::NoApproval { id: id.clone() }.into())
+    }
+
+    /// The open questions with the nearest deadlines, at most so many.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn pending_approvals(&self, limit: usize) -> Result<Vec<Asked>, Error> {
+        let ids = self.backends().store.pending(limit).await?;
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let asked = self.backends().store.asked(&ids).await?;
+        let is_open = |asked: &Asked| matches!(asked.standing, Standing::Open(_));
+        Ok(asked.into_iter().flatten().filter(is_open).collect())
+    }
+
+    /// Takes a decision. The answer is the truth: one decision counts, and whoever is later is told
+    /// which. A task that waits for it is resumed at once; if that cannot be sent, a worker sends
+    /// it within a few seconds.
+    ///
+    /// Sent again after an error, the same decision counts once.
+    ///
+    /// # Errors
+    /// The decision lacks something; or the store does not answer, and whether it was taken is not
+    /// known.
+    pub async fn decide(&self, decision: &Decision) -> Result<Answer, Error> {
+        if let Some(fault) = decision.fault() {
+            return Err(Kind::Decision(fault).into());
+        }
+        let (answer, resume) = self.backends().store.decide(decision).await?;
+        if let Some(resume) = resume
+            && let Err(error) = self.resume(&resume).await
+        {
+            warn!(task.id = %resume.task, "decided, and left to the workers to resume: {error}");
+        }
+        Ok(answer)
+    }
+
+    async fn resume(&self, resume: &Resume) -> Result<(), Error> {
+        let parcel = Parcel {
+            message: Ticket::resume(&resume.task, resume.number),
+            queue: Queue::configured(&resume.queue, self.config()).resume(),
+            delay: None,
+            timeout: self.config().publish_timeout.min(RESUME_DEADLINE),
+        };
+        let _ = self.backends().broker.publish(parcel).await?;
+        self.backends().store.resume_sent(resume).await
+    }
+
+    /// Gives a question this long from now.
+    ///
+    /// # Errors
+    /// A person without a name; the store does not answer.
+    pub async fn extend_approval(
+        &self,
+        id: &ApprovalId,
+        by: &str,
+        time: Duration,
+    ) -> Result<Answer, Error> {
+        if let Some(fault) = name_fault(by) {
+            return Err(Kind::Decision(fault).into());
+        }
+        self.backends().store.extend(id, by, time).await
+    }
+
+    /// Asks a question that no task waits for, for any service. It is there when this returns.
+    ///
+    /// ```no_run
+    /// # async fn example(client: countersign::Client) -> Result<(), countersign::Error> {
+    /// use countersign::approval::{Question, Risk};
+    /// let question = Question { risk: Risk::High, ..Question::new("Deploy version 7?") };
+    /// let requested = client.request_approval(question).await?;
+    /// let resolution = requested.wait(std::time::Duration::from_secs(600)).await?;
+    /// println!("{}", resolution.approved);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The question lacks something; the store does not answer.
+    pub async fn request_approval(&self, question: Question) -> Result<Requested, Error> {
+        if let Some(fault) = question.fault() {
+            return Err(Kind::Decision(fault).into());
+        }
+        let id = question.id.clone();
+        self.backends().store.ask(question).await?;
+        Ok(Requested { client: self.clone(), id })
+    }
+
+    /// A question that was asked before, to wait for again.
+    #[must_use]
+    pub fn requested_approval(&self, id: &ApprovalId) -> Requested {
+        Requested { client: self.clone(), id: id.clone() }
+    }
+}
+
+impl Requested {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &ApprovalId {
+        &self.id
+    }
+
+    /// What came of it; after `timeout` without a decision, [`Resolution::status`] says `timeout`.
+    /// It stays as it is then: one may wait again, as often as one likes.
+    ///
+    /// # Errors
+    /// There is no such question; the store does not answer.
+    pub async fn wait(&self, timeout: Duration) -> Result<Resolution, Error> {
+        let until = Instant::now() + timeout;
+        // Subscribed before it is read.
+        let mut bell = self.client.backends().store.decisions();
+        loop {
+            let asked = self.client.approval(&self.id).await?;
+            let left = match asked.standing {
+                Standing::Open(deadline) => {
+                    Duration::from_millis(deadline.abs_diff(asked.read_at) + 1)
+                }
+                _ => return Ok(resolution(asked)),
+            };
+            let next = async {
+                tokio::select! {
+                    () = heard(&mut bell, &self.id) => {}
+                    () = sleep(left.min(REREAD)) => {}
+                }
+            };
+            if timeout_at(until, next).await.is_err() {
+                let status = "timeout";
+                return Ok(Resolution {
+                    status,
+                    approved: false,
+                    by: None,
+                    reason: None,
+                    args: None,
+                });
+            }
+        }
+    }
+}
+
+/// Completes when this question may have been decided.
+async fn heard(bell: &mut tokio::sync::broadcast::Receiver<Option<ApprovalId>>, id: &ApprovalId) {
+    use tokio::sync::broadcast::error::RecvError;
+    loop {
+        match bell.recv().await {
+            Ok(Some(other)) if other != *id => {}
+            Ok(_) | Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+fn resolution(asked: Asked) -> Resolution {
+    let Asked { question, standing, decision, .. } = asked;
+    let expired = matches!(standing, Standing::Expired(_));
+    let approved = standing == Standing::Decided(Choice::Approve)
+        || (expired && question.on_timeout == OnTimeout::Approve);
+    let (by, reason, edited) = match decision {
+        Some(Decision { by, reason, edited, .. }) => (Some(by), reason, edited),
+        None => (None, None, None),
+    };
+    let args = approved.then(|| edited.unwrap_or(question.action.args));
+    Resolution { status: standing.as_str(), approved, by, reason, args }
+}

@@ -1,0 +1,286 @@
+//! Asking a person, from inside a task.
+
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context as Polled, Poll};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{Context, Run};
+use crate::approval::{Action, ApprovalId, Choice, OnTimeout, Question, Risk, Ruling, Standing};
+use crate::error::{TaskError, TaskResult};
+
+const EXPIRED: &str = "nobody: its deadline passed";
+const ASKER: &str = "the task itself";
+
+/// A question to a person. Await it for the decision: until then the task is parked, and holds
+/// nothing. It survives the restart of every process.
+///
+/// The handler is dropped, and runs again from its beginning when something is decided: what it did
+/// before the question belongs into steps ([`Context::step`]). Several questions that are awaited
+/// together (`join!`) are asked together. What spawned tasks of the handler wait for ends with an
+/// error when it is parked.
+///
+/// The deadline is [`Approval::expires_in`]: a timer around the approval starts anew at each run.
+/// Dropped undecided, it is withdrawn.
+#[must_use = "a question is asked when it is awaited"]
+#[derive(Debug)]
+pub struct Approval<A = ()> {
+    context: Context,
+    draft: Result<Question, String>,
+    has_action: bool,
+    asked: Option<ApprovalId>,
+    args: PhantomData<fn() -> A>,
+}
+
+/// What came of a question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decided<A = ()> {
+    /// How it was decided.
+    pub verdict: Verdict<A>,
+    /// Who decided; in words, if it was nobody.
+    pub by: String,
+    /// When, in milliseconds since the epoch.
+    pub at: i64,
+    reason: Option<String>,
+}
+
+/// How a question was decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict<A = ()> {
+    /// Yes.
+    Approved {
+        /// The action's arguments, as they were approved.
+        args: A,
+        /// They are not those that were asked for.
+        edited: bool,
+    },
+    /// No.
+    Rejected,
+    /// Nobody decided in time.
+    Expired,
+    /// Somebody took the question back.
+    Withdrawn,
+}
+
+impl<A> Decided<A> {
+    /// The answer is yes.
+    #[must_use]
+    pub fn is_approved(&self) -> bool {
+        matches!(self.verdict, Verdict::Approved { .. })
+    }
+
+    /// Why; empty when nobody said.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.reason.as_deref().unwrap_or_default()
+    }
+}
+
+impl Context {
+    /// A question called `name`, for a person to decide. Questions of one name are told apart by
+    /// their order in the run.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use countersign::{Context, TaskError, TaskResult};
+    /// async fn refund(ctx: Context, cents: u64) -> TaskResult<String> {
+    ///     let decided = ctx
+    ///         .approval("over-limit")
+    ///         .ask(format!("Refund {cents} cents?"))
+    ///         .expires_in(Duration::from_secs(48 * 60 * 60))
+    ///         .await?;
+    ///     if !decided.is_approved() {
+    ///         let (by, reason) = (&decided.by, decided.reason());
+    ///         return Err(TaskError::fatal(format!("refused by {by}: {reason}")));
+    ///     }
+    ///     Ok("refunded".into())
+    /// }
+    /// ```
+    pub fn approval(&self, name: impl Into<String>) -> Approval {
+        let name = name.into();
+        let occurrence = self.run.desk.occurrence(&name);
+        let envelope = &self.run.envelope;
+        let arguments =
+            json!({ "args": envelope.arguments.args, "kwargs": envelope.arguments.kwargs });
+        let question = Question {
+            id: ApprovalId::of(&envelope.id, &name, occurrence),
+            task: Some(envelope.id.clone()),
+            action: Action { name: envelope.name.clone(), version: 1, args: arguments },
+            name,
+            ..Question::new("")
+        };
+        Approval {
+            context: self.clone(),
+            draft: Ok(question),
+            has_action: false,
+            asked: None,
+            args: PhantomData,
+        }
+    }
+}
+
+impl<A> Approval<A> {
+    fn set(mut self, change: impl FnOnce(&mut Question)) -> Self {
+        if let Ok(question) = &mut self.draft {
+            change(question);
+        }
+        self
+    }
+
+    /// What is asked, in one line.
+    pub fn ask(self, title: impl Into<String>) -> Self {
+        self.set(|question| question.title = title.into())
+    }
+
+    /// What is asked, at length, in Markdown.
+    pub fn summary(self, markdown: impl Into<String>) -> Self {
+        self.set(|question| question.summary = markdown.into())
+    }
+
+    /// One more thing that happens once it is approved.
+    pub fn effect(self, effect: impl Into<String>) -> Self {
+        self.set(|question| question.effects.push(effect.into()))
+    }
+
+    /// How bad a wrong yes would be.
+    pub fn risk(self, risk: Risk) -> Self {
+        self.set(|question| question.risk = risk)
+    }
+
+    /// Who wants it. This person does not approve it.
+    pub fn requested_by(self, name: impl Into<String>) -> Self {
+        self.set(|question| question.requester = Some(name.into()))
+    }
+
+    /// Who wants it may approve it.
+    pub fn self_approval(self) -> Self {
+        self.set(|question| question.self_approval = true)
+    }
+
+    /// Who may decide: anybody, unless said otherwise.
+    pub fn approvers<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
+        self.set(|question| question.approvers = names.into_iter().map(Into::into).collect())
+    }
+
+    /// So many people must approve it; one rejection is enough.
+    pub fn quorum(self, people: u32) -> Self {
+        self.set(|question| question.quorum = people)
+    }
+
+    /// It can be decided for this long: a day, unless said otherwise.
+    pub fn expires_in(self, time: Duration) -> Self {
+        self.set(|question| question.expires_in = milliseconds(time))
+    }
+
+    /// What holds when nobody decides in time: it is not approved, unless said otherwise.
+    pub fn on_timeout(self, then: OnTimeout) -> Self {
+        self.set(|question| question.on_timeout = then)
+    }
+
+    /// The JSON Schema that changed arguments must fit.
+    pub fn schema(self, schema: Value) -> Self {
+        self.set(|question| question.schema = Some(schema))
+    }
+
+    /// What is to be done if it is approved. The arguments are given away, and only an approving
+    /// decision gives them back: as they were asked for, or as the person changed them.
+    pub fn action<B>(mut self, name: impl Into<String>, args: B) -> Approval<B>
+    where
+        B: Serialize + DeserializeOwned,
+    {
+        let draft = std::mem::replace(&mut self.draft, Err(String::new()));
+        let draft = draft.and_then(|question| {
+            let args = serde_json::to_value(args)
+                .map_err(|error| format!("the action's arguments are no JSON: {error}"))?;
+            let action = Action { name: name.into(), version: 1, args };
+            Ok(Question { action, editable: true, ..question })
+        });
+        let context = self.context.clone();
+        Approval { context, draft, has_action: true, asked: None, args: PhantomData }
+    }
+}
+
+impl<A: DeserializeOwned> Future for Approval<A> {
+    type Output = TaskResult<Decided<A>>;
+
+    fn poll(self: Pin<&mut Self>, polled: &mut Polled<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let question = match &this.draft {
+            Ok(question) => question,
+            Err(fault) => return Poll::Ready(Err(TaskError::fatal(fault.clone()))),
+        };
+        if let Some(fault) = fault(question) {
+            return Poll::Ready(Err(TaskError::fatal(format!("{}: {fault}", question.name))));
+        }
+        let ruling = match this.context.run.desk.poll(question, polled.waker()) {
+            Poll::Pending => {
+                this.asked = Some(question.id.clone());
+                return Poll::Pending;
+            }
+            Poll::Ready(ruling) => ruling,
+        };
+        this.asked = None;
+        Poll::Ready(ruling.and_then(|ruling| conclude(question, ruling, this.has_action)))
+    }
+}
+
+impl<A> Drop for Approval<A> {
+    fn drop(&mut self) {
+        if let Some(id) = &self.asked {
+            self.context.run.desk.abandon(id);
+        }
+    }
+}
+
+fn fault(question: &Question) -> Option<String> {
+    if Run::is_inside_step() {
+        return Some("an approval inside a step would cut the step: ask before it".into());
+    }
+    question.fault()
+}
+
+/// What the handler is told.
+fn conclude<A: DeserializeOwned>(
+    question: &Question,
+    ruling: Ruling,
+    has_action: bool,
+) -> TaskResult<Decided<A>> {
+    let (by, reason, edited) = match ruling.decision {
+        Some(decision) => (decision.by, decision.reason, decision.edited),
+        None if matches!(ruling.standing, Standing::Expired(_)) => (EXPIRED.into(), None, None),
+        None => (ASKER.into(), None, None),
+    };
+    let approved = |edited: Option<Value>| {
+        let is_edited = edited.is_some();
+        let args = if has_action {
+            edited.unwrap_or_else(|| question.action.args.clone())
+        } else {
+            Value::Null
+        };
+        let args = serde_json::from_value(args).map_err(|error| {
+            let name = &question.name;
+            TaskError::fatal(format!("{name}: the approved arguments do not fit: {error}"))
+        })?;
+        Ok::<_, TaskError>(Verdict::Approved { args, edited: is_edited })
+    };
+    let verdict = match (ruling.standing, question.on_timeout) {
+        (Standing::Decided(Choice::Approve), _) => approved(edited)?,
+        (Standing::Decided(Choice::Reject), _) => Verdict::Rejected,
+        (Standing::Decided(Choice::Withdraw), _) => Verdict::Withdrawn,
+        (Standing::Expired(_) | Standing::Open(_), OnTimeout::Reject) => Verdict::Expired,
+        (Standing::Expired(_) | Standing::Open(_), OnTimeout::Approve) => approved(None)?,
+        (Standing::Expired(_) | Standing::Open(_), OnTimeout::Fail) => {
+            let name = &question.name;
+            return Err(TaskError::fatal(format!("{name}: nobody decided in time")));
+        }
+    };
+    Ok(Decided { verdict, by, at: ruling.at, reason })
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 52)
+}

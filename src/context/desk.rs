@@ -1,0 +1,124 @@
+//! What a run asks, between its handler, which waits, and its worker, which parks it.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use tokio::sync::Notify;
+
+use crate::approval::{ApprovalId, Question, Ruling};
+use crate::error::TaskError;
+
+/// The questions of one run.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    papers: Mutex<Papers>,
+    asked: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Papers {
+    /// What is known to be decided.
+    rulings: HashMap<ApprovalId, Ruling>,
+    /// In the order in which they were asked.
+    waiting: Vec<Waiting>,
+    /// Asked in this run, and dropped undecided.
+    abandoned: Vec<ApprovalId>,
+    occurrences: HashMap<String, u32>,
+    /// Why nothing can be asked any more.
+    closed: Option<&'static str>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    question: Question,
+    waker: Waker,
+}
+
+impl Desk {
+    fn papers(&self) -> MutexGuard<'_, Papers> {
+        self.papers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which approval of this name it is that begins now, from 0.
+    pub(super) fn occurrence(&self, name: &str) -> u32 {
+        let mut papers = self.papers();
+        let next = papers.occurrences.entry(name.to_owned()).or_default();
+        let this = *next;
+        *next += 1;
+        this
+    }
+
+    /// How `question` was decided; until that is known, `waker` is woken.
+    pub(super) fn poll(
+        &self,
+        question: &Question,
+        waker: &Waker,
+    ) -> Poll<Result<Ruling, TaskError>> {
+        let mut papers = self.papers();
+        if let Some(why) = papers.closed {
+            return Poll::Ready(Err(TaskError::fatal(format!("{}: {why}", question.name))));
+        }
+        let known = papers.rulings.get(&question.id).cloned();
+        if let Some(ruling) = known.filter(|ruling| ruling.digest == question.digest()) {
+            papers.waiting.retain(|waiting| waiting.question.id != question.id);
+            return Poll::Ready(Ok(ruling));
+        }
+        match papers.waiting.iter_mut().find(|waiting| waiting.question.id == question.id) {
+            Some(waiting) => waiting.waker.clone_from(waker),
+            None => {
+                papers.abandoned.retain(|id| *id != question.id);
+                let waiting = Waiting { question: question.clone(), waker: waker.clone() };
+                papers.waiting.push(waiting);
+                self.asked.notify_one();
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Nobody waits for this one any more. Parking drops handlers too: that is no change of mind.
+    pub(super) fn abandon(&self, id: &ApprovalId) {
+        let mut papers = self.papers();
+        let before = papers.waiting.len();
+        papers.waiting.retain(|waiting| waiting.question.id != *id);
+        if papers.closed.is_none() && papers.waiting.len() < before {
+            tracing::info!(approval = %id, "dropped undecided: it is withdrawn");
+            papers.abandoned.push(id.clone());
+        }
+    }
+
+    /// Completes when something is waited for. Cancel safe.
+    pub(crate) async fn asked(&self) {
+        while self.papers().waiting.is_empty() {
+            self.asked.notified().await;
+        }
+    }
+
+    /// Everything that is waited for.
+    pub(crate) fn questions(&self) -> Vec<Question> {
+        self.papers().waiting.iter().map(|waiting| waiting.question.clone()).collect()
+    }
+
+    /// What was asked and is not waited for any more.
+    pub(crate) fn abandoned(&self) -> Vec<ApprovalId> {
+        self.papers().abandoned.clone()
+    }
+
+    /// These are decided: whoever waits for one goes on.
+    pub(crate) fn tell(&self, rulings: Vec<Ruling>) {
+        let mut papers = self.papers();
+        for ruling in rulings {
+            let decided = |waiting: &mut Waiting| waiting.question.id == ruling.approval;
+            let woken: Vec<_> = papers.waiting.extract_if(.., decided).collect();
+            papers.rulings.insert(ruling.approval.clone(), ruling);
+            woken.into_iter().for_each(|waiting| waiting.waker.wake());
+        }
+    }
+
+    /// From now on every approval ends with an error that says why: also in what was spawned.
+    pub(crate) fn close(&self, why: &'static str) {
+        let mut papers = self.papers();
+        papers.closed = Some(why);
+        papers.waiting.drain(..).for_each(|waiting| waiting.waker.wake());
+    }
+}

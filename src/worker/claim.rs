@@ -1,0 +1,158 @@
+//! The right to run a task that has been parked, and what is known of its parks.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+use super::{Crew, park};
+use crate::approval::{ApprovalId, Ruling};
+use crate::backend::{Parking, Queue, Recorded};
+use crate::protocol::{Envelope, Message, Ticket, TicketKind};
+use crate::task::TaskId;
+
+/// One delivery's claim. A task that was never parked has an empty one, which costs nothing.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    /// What the message said.
+    ticket: Option<Ticket>,
+    /// The task's last park, as far as this delivery knows; 0 before the first.
+    pub(super) number: u64,
+    /// A name that no other delivery has, once it is needed.
+    holder: Option<String>,
+    lease: Option<Lease>,
+    /// What was decided before the run begins.
+    pub(super) rulings: Vec<Ruling>,
+    /// The proof that the task waits, and so that its message may be acked.
+    pub(super) parked: Option<(Recorded, Vec<ApprovalId>)>,
+}
+
+/// A lease that is renewed until it is dropped.
+#[derive(Debug)]
+struct Lease {
+    lost: CancellationToken,
+    renewal: JoinHandle<()>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl Claim {
+    pub(super) fn of(ticket: Option<Ticket>) -> Self {
+        Self { ticket, number: ticket.map_or(0, |ticket| ticket.number), ..Self::default() }
+    }
+
+    /// The task has been parked before, or was about to be.
+    pub(super) fn is_of_parked(&self) -> bool {
+        self.number > 0
+    }
+
+    pub(super) fn holder(&mut self) -> String {
+        self.holder.get_or_insert_with(|| uuid::Uuid::new_v4().simple().to_string()).clone()
+    }
+
+    /// The store has granted it, under this number: it is renewed from now on.
+    pub(super) fn hold(&mut self, crew: &Crew, id: &TaskId, number: u64) {
+        self.number = number;
+        let lost = CancellationToken::new();
+        let (store, lease) = (crew.backends.store.clone(), crew.config.lease);
+        let (id, holder, told) = (id.clone(), self.holder(), lost.clone());
+        let renewal = tokio::spawn(async move {
+            loop {
+                sleep(lease / 3).await;
+                match store.renew_claim(&id, &holder, lease).await {
+                    Ok(true) => {}
+                    Ok(false) => return told.cancel(),
+                    Err(error) => warn!(task.id = %id, "cannot renew its lease: {error}"),
+                }
+            }
+        });
+        self.lease = Some(Lease { lost, renewal });
+    }
+
+    /// Nobody runs the task any more on this claim.
+    pub(super) fn let_go(&mut self) {
+        self.lease = None;
+    }
+
+    /// Completes when another worker has the claim.
+    pub(super) async fn lost(&self) {
+        match &self.lease {
+            Some(lease) => lease.lost.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Gives it back, so that the next who has the message need not wait for the lease to end.
+    pub(super) async fn release(&mut self, crew: &Crew, id: &TaskId) {
+        if self.lease.take().is_some() {
+            let holder = self.holder();
+            if let Err(error) = crew.backends.store.release_claim(id, &holder).await {
+                warn!(task.id = %id, "cannot give its claim back: {error}");
+            }
+        }
+    }
+
+    /// Where this delivery's message came from.
+    pub(super) fn home(&self, queue: &Queue) -> Queue {
+        match self.ticket {
+            Some(Ticket { kind: TicketKind::Resume | TicketKind::Wake, .. }) => queue.resume(),
+            _ => queue.clone(),
+        }
+    }
+
+    /// A copy of the task with what this delivery's message said.
+    pub(super) fn ticketed(&self, message: Message) -> Message {
+        match self.ticket {
+            Some(ticket) => ticket.on(message),
+            None => message,
+        }
+    }
+
+    /// What the message of the next attempt says, so that those of this one's parks are behind.
+    pub(super) fn next_ticket(&self) -> Option<Ticket> {
+        let number = self.number + 1;
+        self.is_of_parked().then_some(Ticket { kind: TicketKind::Original, number })
+    }
+
+    /// The next attempt is on its way, and is ahead of everything that this one has sent.
+    pub(super) async fn pass_on(&mut self, crew: &Crew, queue: &Queue, next: &Envelope) {
+        let Some(ticket) = self.next_ticket() else { return };
+        self.let_go();
+        let parking = Parking {
+            id: next.id.clone(),
+            number: ticket.number,
+            holder: self.holder(),
+            lease: crew.config.lease,
+            message: next.encode(),
+            queue: queue.name.clone(),
+            questions: Vec::new(),
+            abandoned: Vec::new(),
+        };
+        let _ = park::store(crew, parking).await;
+    }
+
+    /// The task has ended: late messages of it are to find that, and its open questions go.
+    pub(super) async fn end(&self, crew: &Crew, id: &TaskId) {
+        if !self.is_of_parked() {
+            return;
+        }
+        loop {
+            match crew.backends.store.end_parked(id).await {
+                Ok(withdrawn) if withdrawn.is_empty() => return,
+                Ok(withdrawn) => {
+                    return info!(task.id = %id, ?withdrawn, "ended with open questions");
+                }
+                Err(error) => warn!(task.id = %id, "cannot note its end: {error}; trying again"),
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+}

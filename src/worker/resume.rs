@@ -1,0 +1,162 @@
+//! Messages of tasks that may have been parked: who may run them, and who sends them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::claim::Claim;
+use super::{Crew, settle};
+use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
+use crate::error::{Error, Failure};
+use crate::lifecycle::Outcome;
+use crate::protocol::{Envelope, Ticket, TicketKind};
+
+/// How often the outbox is looked at.
+const SWEEP: Duration = Duration::from_secs(1);
+/// What only a newer worker can go on with is offered again after this long.
+const NEWER_PAUSE: Duration = Duration::from_secs(5);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Says whether this delivery is to be run, and settles it if not. Only a message that says that
+/// its task was parked, or that may have been run before, costs a question to the store.
+pub(super) async fn admit(
+    crew: &Crew,
+    queue: &Queue,
+    mut delivery: Delivery,
+) -> Option<(Delivery, Claim)> {
+    let ticket = match Ticket::read(&delivery.message) {
+        Ok(ticket) => ticket,
+        Err(unreadable) => {
+            settle::bury_unreadable(crew, queue, delivery, unreadable).await;
+            return None;
+        }
+    };
+    let mut claim = Claim::of(ticket);
+    if ticket.is_none() && !delivery.redelivered {
+        return Some((delivery, claim));
+    }
+    let original = Ticket { kind: TicketKind::Original, number: 0 };
+    let Some(taken) = take(crew, &delivery, ticket.unwrap_or(original), &mut claim).await else {
+        drop(delivery.release());
+        return None;
+    };
+    match taken {
+        Taken::Unclaimed => Some((delivery, claim)),
+        Taken::Claimed { number, message, rulings } => {
+            claim.hold(crew, delivery.id(), number);
+            claim.rulings = rulings;
+            match (message, ticket) {
+                (Some(message), _) => delivery.message = claim.ticketed(*message),
+                (None, Some(Ticket { kind: TicketKind::Resume, .. })) => {
+                    // It has no arguments, and another message of the task has.
+                    claim.release(crew, delivery.id()).await;
+                    let ignored = crew.backends.store.ignore(delivery.id());
+                    settle::ack(delivery, ignored);
+                    return None;
+                }
+                (None, _) => {}
+            }
+            Some((delivery, claim))
+        }
+        Taken::Over(recorded) => {
+            settle::ack(delivery, recorded);
+            None
+        }
+        Taken::Postpone(pause) => {
+            let pause = pause + Duration::from_millis(1);
+            put_off(crew, queue, &claim, delivery, pause).await;
+            None
+        }
+        Taken::Newer => {
+            warn!(task.id = %delivery.id(), "a newer Countersign has parked it: left to that");
+            put_off(crew, queue, &claim, delivery, NEWER_PAUSE).await;
+            None
+        }
+        Taken::StateLost => {
+            end_lost(crew, queue, delivery, claim).await;
+            None
+        }
+    }
+}
+
+/// Asks the store for as long as it takes; `None` when the worker gives up.
+async fn take(
+    crew: &Crew,
+    delivery: &Delivery,
+    ticket: Ticket,
+    claim: &mut Claim,
+) -> Option<Taken> {
+    let holder = claim.holder();
+    let asking = async {
+        loop {
+            let store = &crew.backends.store;
+            match store.take_parked(delivery.id(), ticket, &holder, crew.config.lease).await {
+                Ok(taken) => return taken,
+                Err(error) => warn!(task.id = %delivery.id(), "cannot ask for it: {error}"),
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+    };
+    crew.give_up.run_until_cancelled(asking).await
+}
+
+/// The same message again, after a while.
+async fn put_off(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery, pause: Duration) {
+    let mut copy = delivery.message.clone();
+    copy.strip_history();
+    settle::send_on(crew, &claim.home(queue), delivery, copy, pause, async {}).await;
+}
+
+/// The store has lost the park of a task: nobody can decide it any more, so it has failed.
+async fn end_lost(crew: &Crew, queue: &Queue, delivery: Delivery, claim: Claim) {
+    let id = delivery.id().clone();
+    warn!(task.id = %id, "the store has lost it while it was parked");
+    let deed = Deed { what: "state lost", id, queue: queue.name.clone(), by: crew.name.clone() };
+    if let Err(error) = crew.backends.store.audit(deed).await {
+        warn!("cannot note that a task was lost: {error}");
+    }
+    match Envelope::decode(&delivery.message, crew.config.max_arguments) {
+        Ok(mut envelope) => {
+            Ticket::remove(&mut envelope.headers);
+            let outcome = Outcome::Failed(Failure::state_lost());
+            settle::settle(crew, queue, delivery, &envelope, outcome, claim).await;
+        }
+        Err(unreadable) => settle::bury_unreadable(crew, queue, delivery, unreadable).await,
+    }
+}
+
+/// Sends the resume messages that whoever decided has not sent, until it is stopped.
+pub(super) fn sweep(crew: &Arc<Crew>, stop: CancellationToken) {
+    let worker = Arc::clone(crew);
+    tokio::spawn(async move {
+        let sweeping = async {
+            loop {
+                let pause = SWEEP.mul_f64(rand::rng().random_range(0.8..1.2));
+                sleep(pause).await;
+                let overdue = worker.backends.store.overdue_resumes().await.unwrap_or_default();
+                for resume in overdue {
+                    match send(&worker, &resume).await {
+                        Ok(()) => info!(task.id = %resume.task, "resumed from the outbox"),
+                        Err(error) => warn!(task.id = %resume.task, "cannot resume it: {error}"),
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(sweeping).await;
+    });
+}
+
+async fn send(crew: &Crew, resume: &Resume) -> Result<(), Error> {
+    let parcel = Parcel {
+        message: Ticket::resume(&resume.task, resume.number),
+        queue: Queue::configured(&resume.queue, &crew.config).resume(),
+        delay: None,
+        timeout: crew.config.publish_timeout,
+    };
+    let _ = crew.backends.broker.publish(parcel).await?;
+    crew.backends.store.resume_sent(resume).await
+}

@@ -1,0 +1,67 @@
+//! `demo.refund(order, cents)`: reserves the money, asks a person above a limit, and captures it.
+
+use std::time::Duration;
+
+use countersign::approval::Risk;
+use countersign::{Context, Task, TaskError, TaskResult, Verdict};
+use serde::{Deserialize, Serialize};
+
+/// More than this is nothing for a program to decide.
+const LIMIT: u64 = 10_000;
+
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Refund {
+    order: String,
+    cents: u64,
+}
+
+impl Task for Refund {
+    const NAME: &'static str = "demo.refund";
+    const QUEUE: Option<&'static str> = Some("demo");
+    type Output = String;
+}
+
+/// What is approved, exactly.
+#[derive(Serialize, Deserialize)]
+struct Capture {
+    order: String,
+    cents: u64,
+}
+
+pub(crate) async fn refund(ctx: Context, Refund { order, cents }: Refund) -> TaskResult<String> {
+    let reserved = ctx.step("reserve", || reserve(&order, cents)).await?;
+    ctx.progress(&format!("reserved: {reserved}")).await?;
+    let mut capture = Capture { order, cents };
+    if cents > LIMIT {
+        capture = approved(&ctx, capture).await?;
+    }
+    let receipt = ctx.step("capture", || take(&capture, &reserved)).await?;
+    ctx.progress(&format!("captured: {receipt}")).await?;
+    Ok(receipt)
+}
+
+async fn approved(ctx: &Context, capture: Capture) -> TaskResult<Capture> {
+    let decided = ctx
+        .approval("over-limit")
+        .ask(format!("Refund {} cents for {}?", capture.cents, capture.order))
+        .effect("the customer gets the money")
+        .risk(Risk::High)
+        .expires_in(Duration::from_secs(48 * 60 * 60))
+        .action("demo.capture", capture)
+        .await?;
+    let reason = decided.reason().to_owned();
+    match decided.verdict {
+        Verdict::Approved { args, .. } => Ok(args),
+        Verdict::Rejected => Err(TaskError::fatal(format!("refused by {}: {reason}", decided.by))),
+        Verdict::Expired => Err(TaskError::fatal("nobody decided in time")),
+        Verdict::Withdrawn => Err(TaskError::fatal("the question was withdrawn")),
+    }
+}
+
+async fn reserve(order: &str, cents: u64) -> TaskResult<String> {
+    Ok(format!("hold-{order}-{cents}"))
+}
+
+async fn take(capture: &Capture, reserved: &str) -> TaskResult<String> {
+    Ok(format!("refunded {} cents for {} ({reserved})", capture.cents, capture.order))
+}
