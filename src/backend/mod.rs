@@ -26,7 +26,7 @@ use crate::error::{Error, Kind};
 use crate::protocol::{Document, Message, State};
 use crate::task::{Revoke, TaskId};
 
-pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
+pub use approvals::{Approvals, Asked, AuditEntry, Parked, Parking, Resume, Taken};
 #[cfg(feature = "rabbitmq")]
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Settled};

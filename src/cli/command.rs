@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
 use super::output::Format;
-use super::{config, doctor, exit, failures, health, logs, queues, run, tasks, workers};
+use super::{approvals, config, doctor, exit, failures, health, logs, queues, run, tasks, workers};
 use crate::client::Client;
 use crate::config::{CONFIG_FLAG, Config};
 use crate::error::Error;
@@ -40,10 +40,12 @@ const EXAMPLES: &str = "Examples:
   countersign tasks revoke 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f --terminate
   countersign failures list -Q billing
   countersign failures replay --all -Q billing
+  countersign approvals list
   countersign doctor
 
 Data goes to standard output, logs and progress to standard error.
 Exit codes: 0 done; 1 the awaited task failed, or doctor found an error; 2 wrong command line;
+3 what the awaited task asked was not approved;
 69 a server did not answer, or is not healthy; 75 a time-out passed; 78 wrong configuration.";
 
 #[derive(Debug, Subcommand)]
@@ -58,6 +60,9 @@ enum Verb {
     /// Show, send again or throw away the messages that no worker could run
     #[command(subcommand)]
     Failures(failures::Failures),
+    /// Show what people are asked, and decide it
+    #[command(subcommand)]
+    Approvals(approvals::Approvals),
     /// Show the workers that are there
     Workers,
     /// Say whether both servers answer, and whether queues are consumed
@@ -127,6 +132,7 @@ fn perform(
             Verb::Tasks(verb) => verb.perform(&client, format).await,
             Verb::Queues(verb) => verb.perform(&client, format).await,
             Verb::Failures(verb) => verb.perform(&client, format).await,
+            Verb::Approvals(verb) => verb.perform(&client, format).await,
             Verb::Workers => workers::perform(&client, format).await,
             Verb::Health(verb) => Ok(verb.perform(&client, format).await),
             Verb::Doctor => Ok(doctor::perform(&client, format).await),

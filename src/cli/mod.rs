@@ -1,5 +1,6 @@
 //! What binaries do with their command line, logs, signals and exit codes.
 
+mod approvals;
 mod batch;
 mod command;
 mod config;
@@ -26,6 +27,8 @@ pub mod exit {
     pub const FAILURE: u8 = 1;
     /// The command line is wrong.
     pub const USAGE: u8 = 2;
+    /// What the awaited task asked was not approved.
+    pub const REFUSED: u8 = 3;
     /// A server did not answer.
     pub const UNAVAILABLE: u8 = 69;
     /// A drain left tasks behind: they were given back, another worker will run them.

@@ -79,6 +79,20 @@ fn table(names: &[&str], records: &[Value]) -> String {
     text
 }
 
+/// A text that somebody else wrote, on one line: what could move a terminal's cursor, or the order
+/// in which the text is read, is shown as its code.
+pub(super) fn plain(text: &str) -> String {
+    let is_hostile = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_hostile(c) { plain.extend(c.escape_unicode()) } else { plain.push(c) }
+    }
+    plain
+}
+
 /// A value on one line, without what could move a terminal's cursor.
 fn cell(value: &Value) -> String {
     let text = match value {
@@ -86,7 +100,8 @@ fn cell(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         other => other.to_string(),
     };
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    plain(&text)
 }
 
 #[cfg(test)]
@@ -94,6 +109,11 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn hostile_text_is_shown_as_codes() {
+        assert_eq!(plain("a\u{1b}[2J\u{202e}b\nc"), "a\\u{1b}[2J\\u{202e}b\\u{a}c");
+    }
 
     #[test]
     fn columns_are_aligned_and_control_characters_are_gone() {

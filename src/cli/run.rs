@@ -23,7 +23,8 @@ use crate::protocol::Arguments;
   countersign run demo.add 2 3 -Q demo --count 1000
   countersign run demo.add --from tasks.jsonl -Q demo     # lines such as [2, 3] or {\"x\": 2, \"y\": 3}
 
-Exit codes: 0 taken by the broker, and with --wait succeeded; 1 failed; 75 not ended within --timeout.")]
+Exit codes: 0 taken by the broker, and with --wait succeeded; 1 failed; 3 what
+it asked was not approved; 75 not ended within --timeout.")]
 pub(super) struct Run {
     /// The task's registered name
     name: String,
@@ -140,6 +141,7 @@ fn value(text: &str) -> Box<RawValue> {
 /// The exit code that says what became of an awaited task.
 pub(super) fn verdict(error: &Error) -> Option<u8> {
     match &*error.0 {
+        Kind::Failed { failure, .. } if failure.is_refusal() => Some(exit::REFUSED),
         Kind::Failed { .. } | Kind::Revoked { .. } => Some(exit::FAILURE),
         _ => None,
     }

@@ -11,7 +11,7 @@ use super::Client;
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, OnTimeout, Question, Standing, name_fault,
 };
-use crate::backend::{Asked, Parcel, Queue, Resume};
+use crate::backend::{Asked, AuditEntry, Parcel, Queue, Resume};
 use crate::error::{Error, Kind};
 use crate::protocol::Ticket;
 
@@ -140,6 +140,14 @@ impl Client {
             return Err(Kind::Decision(fault).into());
         }
         self.backends().store.extend(id, by, time).await
+    }
+
+    /// What people did lately, newest first, at most so many entries.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn audit_entries(&self, limit: usize) -> Result<Vec<AuditEntry>, Error> {
+        self.backends().store.audit_entries(limit).await
     }
 
     /// Asks a question that no task waits for, for any service. It is there when this returns.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Run};
 use crate::approval::{Action, ApprovalId, Choice, OnTimeout, Question, Risk, Ruling, Standing};
-use crate::error::{TaskError, TaskResult};
+use crate::error::{Failure, Retryable, TaskError, TaskResult};
 
 const EXPIRED: &str = "nobody: its deadline passed";
 const ASKER: &str = "the task itself";
@@ -73,6 +73,24 @@ impl<A> Decided<A> {
         matches!(self.verdict, Verdict::Approved { .. })
     }
 
+    /// The approved arguments.
+    ///
+    /// # Errors
+    /// It is not approved: a failure that is not retried, says who refused it and why, and is known
+    /// to be a refusal wherever the task is waited for ([`Failure::is_refusal`]).
+    ///
+    /// [`Failure::is_refusal`]: crate::Failure::is_refusal
+    pub fn approved(self) -> TaskResult<A> {
+        let (by, reason) = (self.by, self.reason.unwrap_or_default());
+        let told = match self.verdict {
+            Verdict::Approved { args, .. } => return Ok(args),
+            Verdict::Rejected => format!("refused by {by}: {reason}"),
+            Verdict::Expired => "nobody approved it in time".to_owned(),
+            Verdict::Withdrawn => format!("the question was withdrawn by {by}"),
+        };
+        Err(TaskError { failure: Failure::refused(told), retry: Retryable::Never })
+    }
+
     /// Why; empty when nobody said.
     #[must_use]
     pub fn reason(&self) -> &str {
@@ -86,18 +104,14 @@ impl Context {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use countersign::{Context, TaskError, TaskResult};
+    /// # use countersign::{Context, TaskResult};
     /// async fn refund(ctx: Context, cents: u64) -> TaskResult<String> {
     ///     let decided = ctx
     ///         .approval("over-limit")
     ///         .ask(format!("Refund {cents} cents?"))
     ///         .expires_in(Duration::from_secs(48 * 60 * 60))
     ///         .await?;
-    ///     if !decided.is_approved() {
-    ///         let (by, reason) = (&decided.by, decided.reason());
-    ///         return Err(TaskError::fatal(format!("refused by {by}: {reason}")));
-    ///     }
-    ///     Ok("refunded".into())
+    ///     Ok(if decided.is_approved() { "refunded" } else { "kept" }.into())
     /// }
     /// ```
     pub fn approval(&self, name: impl Into<String>) -> Approval {

@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use crate::error::{Error, Failure};
 
+const REFUSED: &str = "Refused";
+
 impl Failure {
     /// No worker here knows the task `name`.
     #[must_use]
@@ -45,6 +47,18 @@ impl Failure {
     pub fn state_lost() -> Self {
         let told = "the store has lost what this task waited for: nobody can decide it any more";
         Self::new("countersign.errors", "StateLost", told)
+    }
+
+    /// A person, or a deadline, said no.
+    #[must_use]
+    pub(crate) fn refused(told: impl Into<String>) -> Self {
+        Self::new("countersign.errors", REFUSED, told)
+    }
+
+    /// Whether the task failed because what it asked was not approved.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.exc_type == REFUSED && self.exc_module == "countersign.errors"
     }
 
     /// The task waits for a decision, and cannot be parked.

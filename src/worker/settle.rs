@@ -47,16 +47,9 @@ pub(super) async fn settle(
         Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure, &claim).await,
         Outcome::Retry { failure, pause, first_began } => {
             let next = next_attempt(envelope, pause, first_began, now);
+            let told = Document::retry(envelope, &failure, now);
             info!(task.name = %envelope.name, task.id = %envelope.id, "retry in {pause:?}: {failure}");
-            let told = (!envelope.ignore_result)
-                .then(|| finish(envelope, Document::retry(envelope, &failure, now)));
-            let message =
-                claim.next_ticket().map_or_else(|| next.encode(), |it| it.on(next.encode()));
-            let beside = async {
-                tell(crew, told).await;
-                claim.pass_on(crew, queue, &next).await;
-            };
-            send_on(crew, queue, delivery, message, pause, beside).await;
+            try_again(crew, queue, delivery, next, pause, told, claim).await;
         }
         Outcome::Postponed(pause) => {
             let message = claim.ticketed(again(envelope, delivery.redelivered));
@@ -115,6 +108,29 @@ pub(super) async fn settle(
 /// How long it is until `eta`, if that is worth a detour. The ladder rounds up to its lowest level.
 pub(super) fn ahead(eta: Timestamp, now: Timestamp) -> Option<Duration> {
     Duration::try_from(eta.duration_since(now)).ok().filter(|ahead| *ahead > PROMPT)
+}
+
+/// Sends the next attempt, and says why there is one.
+async fn try_again(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    next: Envelope,
+    pause: Duration,
+    told: Document,
+    mut claim: Claim,
+) {
+    let message = next.encode();
+    let message = match claim.next_ticket() {
+        Some(ticket) => ticket.on(message),
+        None => message,
+    };
+    let told = (!next.ignore_result).then(|| finish(&next, told));
+    let beside = async {
+        tell(crew, told).await;
+        claim.pass_on(crew, queue, &next).await;
+    };
+    send_on(crew, queue, delivery, message, pause, beside).await;
 }
 
 /// Says that it waits for decisions, then acks: its park is stored.

@@ -32,9 +32,6 @@ const SWEPT: usize = 500;
 /// Whoever publishes a resume message himself has done it by then, in milliseconds.
 const OVERDUE: u64 = 1000;
 
-/// How many rings may wait for somebody who is slow to hear them.
-pub(super) const RINGS: usize = 1024;
-
 impl RedisStore {
     pub(super) async fn ask_outside(&self, question: Question) -> Result<(), Error> {
         let asked = self.ask_soon(move |session| {
@@ -129,7 +126,7 @@ impl RedisStore {
     }
 
     pub(super) fn hear_decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
-        self.decided.subscribe()
+        self.bells.decided.subscribe()
     }
 }
 

@@ -49,7 +49,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -57,15 +57,13 @@ use tokio_util::task::TaskTracker;
 use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
 use self::link::{Backoff, Deadlines, Keeper, Link};
-use self::revoked::Rung;
 use self::scribe::{Call, Scribe};
-use self::subscription::{Subscription, Watch};
+use self::subscription::{Bells, Subscription, Watch};
 use self::tail::Tail;
 use super::{
     Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
     StoreServer, StreamEntry, sealed,
 };
-use crate::approval::ApprovalId;
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State};
 use crate::task::{Revoke, TaskId};
@@ -74,8 +72,6 @@ use crate::task::{Revoke, TaskId};
 const REPLY_PREFIX: &str = "cs:reply:";
 /// Callers that may hand over a result before the next one waits for room.
 const HANDED_OVER: usize = 256;
-/// Marks that a worker may be slow to hear before it reads all of them again.
-const RINGS: usize = 256;
 
 /// How to reach Redis, and how results are kept there.
 #[derive(Clone)]
@@ -159,8 +155,7 @@ pub(crate) struct RedisStore {
     calls: mpsc::Sender<Call>,
     reads: mpsc::UnboundedSender<tail::Read>,
     watches: mpsc::UnboundedSender<Watch>,
-    rings: broadcast::Sender<Rung>,
-    decided: broadcast::Sender<Option<ApprovalId>>,
+    bells: Bells,
     tasks: TaskTracker,
     /// Ends the writer and the waits, then the connections.
     closing: CancellationToken,
@@ -213,8 +208,7 @@ impl RedisStore {
         tasks.spawn(tail.run());
 
         let (watches, requests) = mpsc::unbounded_channel();
-        let rings = broadcast::Sender::new(RINGS);
-        let decided = broadcast::Sender::new(approvals::RINGS);
+        let bells = Bells::default();
         let subscription = Subscription {
             keys: keys.clone(),
             reply_channel: reply_channel.clone(),
@@ -223,8 +217,7 @@ impl RedisStore {
             subscribed,
             pushes,
             requests,
-            rings: rings.clone(),
-            decided: decided.clone(),
+            bells: bells.clone(),
             closing: closing.clone(),
         };
         tasks.spawn(subscription.run());
@@ -242,8 +235,7 @@ impl RedisStore {
             calls,
             reads,
             watches,
-            rings,
-            decided,
+            bells,
             tasks,
             closing,
             disconnect,

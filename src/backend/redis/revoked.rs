@@ -79,7 +79,7 @@ impl RedisStore {
     pub(super) fn follow_revocations(&self) -> mpsc::Receiver<Vec<Revocation>> {
         let (tell, told) = mpsc::channel(BACKLOG);
         let follower = Follower {
-            rings: self.rings.subscribe(),
+            rings: self.bells.revoked.subscribe(),
             link: self.link.clone(),
             tell,
             closing: self.closing.clone(),

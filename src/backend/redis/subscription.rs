@@ -39,6 +39,8 @@ const TAKEN_AT_ONCE: usize = 256;
 const READ_AT_ONCE: usize = 500;
 const READS_IN_FLIGHT: usize = 2;
 const SUBSCRIBED_AT_ONCE: usize = 1000;
+/// Rings that somebody may be slow to hear before he has to read all of them again.
+const RINGS: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A wait that begins.
@@ -70,6 +72,21 @@ pub(super) fn pushes() -> (PushHandler, Pushes) {
     (handler, pushes)
 }
 
+/// What rings in this process, whoever listens.
+#[derive(Clone, Debug)]
+pub(super) struct Bells {
+    /// Where workers hear of marks on revoked tasks.
+    pub(super) revoked: broadcast::Sender<Rung>,
+    /// Where whoever waits for a decision hears of it; `None`: some may have been missed.
+    pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
+}
+
+impl Default for Bells {
+    fn default() -> Self {
+        Self { revoked: broadcast::Sender::new(RINGS), decided: broadcast::Sender::new(RINGS) }
+    }
+}
+
 /// What the task needs to start.
 #[derive(Debug)]
 pub(super) struct Subscription {
@@ -80,10 +97,7 @@ pub(super) struct Subscription {
     pub(super) subscribed: Link,
     pub(super) pushes: Pushes,
     pub(super) requests: mpsc::UnboundedReceiver<Watch>,
-    /// Where workers hear of marks on revoked tasks.
-    pub(super) rings: broadcast::Sender<Rung>,
-    /// Where whoever waits for a decision hears of it.
-    pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
+    pub(super) bells: Bells,
     pub(super) closing: CancellationToken,
 }
 
@@ -92,8 +106,7 @@ struct Waits {
     keys: Keys,
     reply_channel: String,
     reader: Link,
-    rings: broadcast::Sender<Rung>,
-    decided: broadcast::Sender<Option<ApprovalId>>,
+    bells: Bells,
     waiters: Waiters,
     session: Option<Session>,
     to_read: Vec<TaskId>,
@@ -125,8 +138,7 @@ impl Subscription {
             keys: self.keys,
             reply_channel: self.reply_channel,
             reader: self.reader,
-            rings: self.rings,
-            decided: self.decided,
+            bells: self.bells,
             waiters: Waiters::default(),
             session: None,
             to_read: Vec::new(),
@@ -244,12 +256,12 @@ impl Waits {
         };
         if channel == revoked::CHANNEL.as_bytes() {
             // Without a worker in this process nobody listens.
-            let _ = revoked::heard(&payload).map(|rung| self.rings.send(rung));
+            let _ = revoked::heard(&payload).map(|rung| self.bells.revoked.send(rung));
             return;
         }
         if channel == BELL.as_bytes() {
             let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
-            let _ = id.map(|id| self.decided.send(Some(id)));
+            let _ = id.map(|id| self.bells.decided.send(Some(id)));
             return;
         }
         // Anything else that is published there is none of our business.
@@ -286,8 +298,8 @@ impl Waits {
     /// Whatever was published may have been missed.
     fn read_all_and_marks(&mut self) {
         self.read_all();
-        let _ = self.rings.send(Rung::ReadAll);
-        let _ = self.decided.send(None);
+        let _ = self.bells.revoked.send(Rung::ReadAll);
+        let _ = self.bells.decided.send(None);
     }
 
     /// The floor under everything: whatever was missed is found now.

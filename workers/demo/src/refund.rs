@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign::approval::Risk;
-use countersign::{Context, Task, TaskError, TaskResult, Verdict};
+use countersign::{Context, Task, TaskResult};
 use serde::{Deserialize, Serialize};
 
 /// More than this is nothing for a program to decide.
@@ -49,13 +49,7 @@ async fn approved(ctx: &Context, capture: Capture) -> TaskResult<Capture> {
         .expires_in(Duration::from_secs(48 * 60 * 60))
         .action("demo.capture", capture)
         .await?;
-    let reason = decided.reason().to_owned();
-    match decided.verdict {
-        Verdict::Approved { args, .. } => Ok(args),
-        Verdict::Rejected => Err(TaskError::fatal(format!("refused by {}: {reason}", decided.by))),
-        Verdict::Expired => Err(TaskError::fatal("nobody decided in time")),
-        Verdict::Withdrawn => Err(TaskError::fatal("the question was withdrawn")),
-    }
+    decided.approved()
 }
 
 async fn reserve(order: &str, cents: u64) -> TaskResult<String> {

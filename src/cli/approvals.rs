@@ -1,0 +1,263 @@
+//! `countersign approvals`: what people are asked, and what they say to it.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::exit;
+use super::output::{Format, plain};
+use super::worker::duration;
+use crate::approval::{Answer, ApprovalId, Decision, Standing, date};
+use crate::backend::{Asked, AuditEntry};
+use crate::client::Client;
+use crate::error::Error;
+
+const EXAMPLES: &str = "Examples:
+  countersign approvals list
+  countersign approvals approve ap_2f1c6a... --by ana
+  countersign approvals approve ap_2f1c6a... --by ci --yes --digest 9b74c98...
+  countersign approvals reject ap_2f1c6a... --by ana -m 'not without a receipt'
+
+Exit codes: 0 the decision was taken; 1 it was not, and the answer says why.";
+const WATCH_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
+pub(super) enum Approvals {
+    /// List open questions, those with the nearest deadlines first
+    List {
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Show a question, and what was said to it
+    Get {
+        /// The approval's id
+        id: String,
+    },
+    /// Say yes. Shows what is asked, and asks for a confirmation
+    Approve(Approve),
+    /// Say no
+    Reject {
+        #[command(flatten)]
+        person: Person,
+        /// Why: the task is told
+        #[arg(short, long)]
+        message: String,
+    },
+    /// Give a question this long from now
+    Extend {
+        #[command(flatten)]
+        person: Person,
+        /// For example 2h
+        #[arg(value_parser = duration)]
+        time: Duration,
+    },
+    /// Take a question back: its task is told that it was withdrawn
+    Withdraw {
+        #[command(flatten)]
+        person: Person,
+    },
+    /// Show what was decided lately, and by whom; newest first
+    Audit {
+        /// At most so many entries
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Print questions as they are asked, until it is stopped
+    Watch,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Person {
+    /// The approval's id
+    id: String,
+    /// Who decides
+    #[arg(long, env = "USER")]
+    by: String,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Approve {
+    #[command(flatten)]
+    person: Person,
+    /// A remark for the audit
+    #[arg(short, long)]
+    message: Option<String>,
+    /// Approve these arguments instead of those that were asked for
+    #[arg(long, value_name = "JSON")]
+    args: Option<String>,
+    /// Do not ask for a confirmation; needs the digest of what was looked at
+    #[arg(long, requires = "digest")]
+    yes: bool,
+    /// The digest that `get` shows: if what is asked has changed since, nothing is approved
+    #[arg(long, value_name = "DIGEST")]
+    digest: Option<String>,
+}
+
+impl Approvals {
+    pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        match self {
+            Self::List { limit } => {
+                let asked = client.pending_approvals(limit).await?;
+                let names = ["id", "title", "risk", "deadline", "requester", "task"];
+                format.print_list(&names, &asked.iter().map(record).collect::<Vec<_>>());
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Get { id } => {
+                format.print(&[record(&read(client, &id).await?)]);
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Approve(approve) => approve.perform(client, format).await,
+            Self::Reject { person, message } => {
+                let asked = read(client, &person.id).await?;
+                decide(client, &asked.reject(&person.by, message), format).await
+            }
+            Self::Withdraw { person } => {
+                let asked = read(client, &person.id).await?;
+                decide(client, &asked.withdraw(&person.by), format).await
+            }
+            Self::Extend { person: Person { id, by }, time } => {
+                let asked = read(client, &id).await?;
+                let answer = client.extend_approval(&asked.question.id, &by, time).await?;
+                Ok(told(&asked.question.id, &answer, format))
+            }
+            Self::Audit { limit } => {
+                let entries = client.audit_entries(limit).await?;
+                let records: Vec<_> = entries.into_iter().map(audit_record).collect();
+                let names = ["at", "what", "by", "approval", "task"];
+                format.print_list(&names, &records);
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Watch => watch(client, format).await,
+        }
+    }
+}
+
+impl Approve {
+    async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+        let Self { person: Person { id, by }, message, args, yes, digest } = self;
+        let asked = read(client, &id).await?;
+        let mut decision = match args.as_deref().map(serde_json::from_str::<Value>) {
+            None => asked.approve(&by),
+            Some(Ok(args)) => asked.approve_with(&by, args),
+            Some(Err(error)) => return Ok(usage(&format!("--args is no JSON: {error}"))),
+        };
+        decision.reason = message;
+        if let Some(digest) = digest {
+            decision.digest = digest.into();
+        }
+        if !yes {
+            if !std::io::stdin().is_terminal() {
+                return Ok(usage("nobody can confirm it here: say --yes and --digest"));
+            }
+            eprint!("{}", shown(&asked, &decision));
+            if !is_confirmed() {
+                eprintln!("countersign: nothing was approved");
+                return Ok(ExitCode::from(exit::FAILURE));
+            }
+        }
+        decide(client, &decision, format).await
+    }
+}
+
+async fn read(client: &Client, id: &str) -> Result<Asked, Error> {
+    match ApprovalId::parse(id) {
+        Some(id) => client.approval(&id).await,
+        None => {
+            let told = format!("{}: an approval's id is ap_ and 40 digits", plain(id));
+            Err(Error::from(crate::error::Kind::Decision(told)))
+        }
+    }
+}
+
+async fn decide(client: &Client, decision: &Decision, format: Format) -> Result<ExitCode, Error> {
+    let answer = client.decide(decision).await?;
+    Ok(told(&decision.approval, &answer, format))
+}
+
+fn told(id: &ApprovalId, answer: &Answer, format: Format) -> ExitCode {
+    format.print(&[json!({ "id": id, "taken": answer.is_taken(), "answer": answer.to_string() })]);
+    ExitCode::from(if answer.is_taken() { 0 } else { exit::FAILURE })
+}
+
+/// What a person reads before they say yes. Nothing in it can move a terminal's cursor.
+fn shown(asked: &Asked, decision: &Decision) -> String {
+    let question = &asked.question;
+    let mut lines = vec![plain(&question.title)];
+    lines.extend(question.summary.lines().map(plain));
+    lines.push(format!("  action    {}", plain(&question.action.name)));
+    lines.push(format!("  arguments {}", plain(&question.action.args.to_string())));
+    if let Some(edited) = &decision.edited {
+        lines.push(format!("  instead   {}", plain(&edited.to_string())));
+    }
+    lines.extend(question.effects.iter().map(|effect| format!("  effect    {}", plain(effect))));
+    lines.push(format!("  risk      {:?}", question.risk));
+    if let Some(requester) = &question.requester {
+        lines.push(format!("  asked by  {}", plain(requester)));
+    }
+    lines.push(format!("  deadline  {}", date(asked.at)));
+    lines.push(format!("  digest    {}", decision.digest));
+    lines.push(format!("Approve as {}? [y/N] ", plain(&decision.by)));
+    lines.join("\n")
+}
+
+fn is_confirmed() -> bool {
+    let _ = std::io::stderr().flush();
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line);
+    read.is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
+}
+
+fn usage(fault: &str) -> ExitCode {
+    eprintln!("countersign: {fault}");
+    ExitCode::from(exit::USAGE)
+}
+
+fn record(asked: &Asked) -> Value {
+    let question = &asked.question;
+    json!({
+        "id": question.id,
+        "state": asked.standing.as_str(),
+        "title": question.title,
+        "summary": question.summary,
+        "action": question.action,
+        "digest": question.digest().as_str(),
+        "effects": question.effects,
+        "risk": question.risk,
+        "requester": question.requester,
+        "approvers": question.approvers,
+        "quorum": question.quorum,
+        "votes": asked.votes,
+        "asked_at": date(asked.asked_at),
+        "deadline": matches!(asked.standing, Standing::Open(_) | Standing::Expired(_))
+            .then(|| date(asked.at)),
+        "decision": asked.decision,
+        "task": question.task,
+    })
+}
+
+fn audit_record(AuditEntry { at, fields }: AuditEntry) -> Value {
+    let mut record = json!({ "at": date(at) });
+    for (name, value) in fields {
+        record[name] = value.into();
+    }
+    record
+}
+
+async fn watch(client: &Client, format: Format) -> Result<ExitCode, Error> {
+    let mut known = std::collections::HashSet::new();
+    loop {
+        let asked = client.pending_approvals(1000).await?;
+        let open: std::collections::HashSet<_> =
+            asked.iter().map(|asked| asked.question.id.clone()).collect();
+        for asked in asked.iter().filter(|asked| !known.contains(&asked.question.id)) {
+            format.print_line(&record(asked));
+        }
+        known = open;
+        tokio::time::sleep(WATCH_PAUSE).await;
+    }
+}
