@@ -286,6 +286,56 @@ async fn a_step_that_does_not_end_is_cut_after_its_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_about_to_be_dropped_begins_no_step() {
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let handler = move |ctx: Context, Charge { cents }: Charge| {
+        let begun = Arc::clone(&counted);
+        async move {
+            let slow = || async {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok::<_, TaskError>(cents)
+            };
+            ctx.step("hold", slow).await?;
+            ctx.step("capture", || async {
+                begun.fetch_add(1, Ordering::SeqCst);
+                Ok::<_, TaskError>(cents)
+            })
+            .await
+        }
+    };
+    let policy = Policy { hard_limit: Duration::from_millis(50), ..Policy::default() };
+    let running = Running::start(|worker| worker.handle(handler, policy)).await;
+    assert_eq!(failure(&running).await.exc_type, "TimeLimitExceeded");
+    assert_eq!(begun.load(Ordering::SeqCst), 0);
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_outlives_its_run_begins_no_step() {
+    let go = Arc::new(Notify::new());
+    let (told, mut tell) = tokio::sync::mpsc::channel(1);
+    let may_go = Arc::clone(&go);
+    let handler = move |ctx: Context, Charge { cents }: Charge| {
+        let (go, told) = (Arc::clone(&may_go), told.clone());
+        async move {
+            tokio::spawn(async move {
+                go.notified().await;
+                let late = ctx.step("late", || async { Ok::<_, TaskError>(cents) }).await;
+                told.send(late).await
+            });
+            Ok(cents)
+        }
+    };
+    let running = Running::start(|worker| worker.handle(handler, Policy::default())).await;
+    assert_eq!(running.call(Charge { cents: 4 }).await.unwrap(), 4);
+    go.notify_one();
+    let late = timeout(PATIENCE, tell.recv()).await.unwrap().unwrap();
+    assert!(late.unwrap_err().to_string().contains("outlived its run"));
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_journal_goes_when_its_result_goes() {
     let handler = |ctx: Context, Charge { cents }: Charge| async move {
         ctx.step("hold", || async { Ok::<_, TaskError>(cents) }).await

@@ -353,7 +353,7 @@ pub trait Store: Approvals + fmt::Debug + Send + Sync {
     /// a week more.
     fn ended(&self, id: &TaskId);
 
-    /// Entries of a task's stream after that number, as they are now: the first few hundred. Gives
+    /// Entries of a task's stream after that number, as they are now: the first few of them. Gives
     /// up like [`Store::read`].
     fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>>;
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::desk::Desk;
 use super::stream::Numbers;
 use crate::backend::{Kept, Scope, Store};
-use crate::error::Error;
+use crate::error::{Error, TaskError, TaskResult};
 use crate::journal::{Journal, Limits};
 use crate::protocol::Envelope;
 use crate::task::TaskId;
@@ -59,11 +59,21 @@ struct Memory {
     streamed: std::collections::HashSet<String>,
 }
 
-/// How many of each a run is in.
+/// How many of each a run is in, and how near its end it is.
 #[derive(Debug, Default)]
 struct Uncut {
     sections: usize,
     steps: usize,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    #[default]
+    Running,
+    /// It is dropped as soon as nothing hinders that.
+    Ending,
+    Over,
 }
 
 /// What is not cut: a protected section, which ends by its own limit, or a step.
@@ -141,17 +151,51 @@ impl Run {
 
     /// Completes when it may be dropped: no protected section runs, and no step, or one that has
     /// not ended in this long.
+    ///
+    /// From now on it begins no step, except in a protected section.
     pub(crate) async fn cuttable(&self, grace: Duration) {
+        self.uncut.send_modify(|uncut| uncut.stage = uncut.stage.max(Stage::Ending));
         let mut uncut = self.uncut.subscribe();
         let _ = timeout(grace, uncut.wait_for(|uncut| uncut.steps == 0)).await;
         let _ = uncut.wait_for(|uncut| uncut.sections == 0).await;
     }
 
+    /// Says that its handler has ended or was dropped. What that has spawned is waited for no more.
+    pub(crate) fn over(&self) {
+        self.uncut.send_modify(|uncut| {
+            let left = uncut.sections + uncut.steps;
+            if uncut.stage != Stage::Over {
+                self.around.sections.fetch_sub(left, Ordering::Relaxed);
+            }
+            uncut.stage = Stage::Over;
+        });
+    }
+
     /// Counts as busy until the guard is dropped.
     pub(super) fn enter(&self, section: Section) -> Inside<'_> {
-        self.around.sections.fetch_add(1, Ordering::Relaxed);
-        self.uncut.send_modify(|uncut| *uncut.count(section) += 1);
+        self.uncut.send_modify(|uncut| {
+            *uncut.count(section) += 1;
+            if uncut.stage != Stage::Over {
+                self.around.sections.fetch_add(1, Ordering::Relaxed);
+            }
+        });
         Inside { run: self, section }
+    }
+
+    /// The same, for a step. Of a run that is about to be dropped it never returns.
+    ///
+    /// # Errors
+    /// The run is over: something that it has spawned asks.
+    pub(super) async fn enter_step(&self) -> TaskResult<Inside<'_>> {
+        let (stage, sections) = {
+            let uncut = self.uncut.borrow();
+            (uncut.stage, uncut.sections)
+        };
+        match stage {
+            Stage::Ending if sections == 0 => std::future::pending().await,
+            Stage::Running | Stage::Ending => Ok(self.enter(Section::Step)),
+            Stage::Over => Err(TaskError::fatal("a step was begun by what outlived its run")),
+        }
     }
 
     /// Polls `work` as the inside of a step.
@@ -211,7 +255,11 @@ pub(super) struct Inside<'r> {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.run.uncut.send_modify(|uncut| *uncut.count(self.section) -= 1);
-        self.run.around.sections.fetch_sub(1, Ordering::Relaxed);
+        self.run.uncut.send_modify(|uncut| {
+            *uncut.count(self.section) -= 1;
+            if uncut.stage != Stage::Over {
+                self.run.around.sections.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
     }
 }

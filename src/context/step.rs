@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
-use super::run::{Run, Section};
+use super::run::Run;
 use super::stream::Numbers;
 use crate::error::{TaskError, TaskResult};
 use crate::journal::{self, Fault};
@@ -64,7 +64,7 @@ impl Context {
         if let Some(entry) = known {
             return self.recall(&name, &entry);
         }
-        let _busy = self.run.enter(Section::Step);
+        let _busy = self.run.enter_step().await?;
         let numbers = Arc::new(Numbers::of_step(&name));
         if self.run.has_streamed(&name).await? {
             numbers.restart(&self.run).await?;

@@ -192,6 +192,7 @@ impl Running<'_> {
             }
         };
         drop_guarded(run);
+        context.run().over();
         if outcome.ends_its_task() && context.run().leaves_something() {
             crew.backends.store.ended(context.id());
         }

@@ -16,6 +16,8 @@ use crate::task::TaskId;
 /// What a task leaves is kept this long after its last write while it has not ended, besides the
 /// time for which results are kept; and this long after its end when those are kept for ever.
 const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
+/// At least so long after its end: the result may not be stored yet.
+const HOUR_SECONDS: u64 = 60 * 60;
 
 impl RedisStore {
     /// Asks until there is an answer.
@@ -50,7 +52,10 @@ impl RedisStore {
 
     /// What a task leaves is kept from now on as long as its result. Returns at once.
     pub(super) fn keep_as_result(&self, id: &TaskId) {
-        let seconds = if self.result_seconds == 0 { WEEK_SECONDS } else { self.result_seconds };
+        let seconds = match self.result_seconds {
+            0 => WEEK_SECONDS,
+            seconds => seconds.max(HOUR_SECONDS),
+        };
         for keys in [vec![key(id)], vec![stream::key(id), stream::heads_key(id)]] {
             let (answer, _) = oneshot::channel();
             let arguments = vec![text(&seconds.to_string())];

@@ -14,8 +14,10 @@ use crate::task::TaskId;
 
 /// About so many entries of a stream are kept: the last.
 const KEPT: usize = 10_000;
-/// Entries that are read at once.
-pub(super) const READ_AT_ONCE: usize = 256;
+/// Entries that are read at once, of all streams together and of each. An entry may be large.
+const READ_AT_ONCE: usize = 256;
+const FEWEST_OF_EACH: usize = 4;
+const MOST_OF_EACH: usize = 64;
 const BODY: &str = "body";
 const STEP: &str = "step ";
 /// The newest form of entries that this version reads.
@@ -91,7 +93,9 @@ impl RedisStore {
 /// Reads what comes after those numbers; waits that many milliseconds for anything to come.
 pub(super) fn read(streams: &[(String, u64)], block: Option<u64>) -> Pipeline {
     let mut pipeline = Pipeline::with_capacity(1);
-    let read = pipeline.cmd("XREAD").arg("COUNT").arg(READ_AT_ONCE);
+    let share = READ_AT_ONCE / streams.len().max(1);
+    let count = share.clamp(FEWEST_OF_EACH, MOST_OF_EACH);
+    let read = pipeline.cmd("XREAD").arg("COUNT").arg(count);
     if let Some(milliseconds) = block {
         read.arg("BLOCK").arg(milliseconds);
     }
