@@ -70,7 +70,7 @@ impl RedisStore {
     pub(super) async fn last_number(&self, id: TaskId) -> Result<u64, Error> {
         let answers = self.ask_soon(move |_| {
             let mut get = Pipeline::with_capacity(1);
-            get.cmd("HGET").arg(heads_key(&id)).arg("next");
+            get.cmd("HGET").arg(heads_key(&id)).arg("last");
             get
         });
         let number = answers.await?.pop().map(Option::<u64>::from_redis_value);
