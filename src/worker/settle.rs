@@ -52,16 +52,12 @@ pub(super) async fn settle(
             try_again(crew, queue, delivery, next, pause, told, claim).await;
         }
         Outcome::Postponed(pause) => {
-            let message = claim.ticketed(again(envelope, delivery.redelivered));
-            let home = claim.home(queue);
-            let beside = claim.release(crew, &envelope.id);
-            send_on(crew, &home, delivery, message, pause, beside).await;
+            let message = again(envelope, delivery.redelivered);
+            postpone(crew, queue, delivery, message, pause, claim).await;
         }
         Outcome::Outdated => {
-            let message = claim.ticketed(again(envelope, true));
-            let home = claim.home(queue);
-            let beside = claim.release(crew, &envelope.id);
-            send_on(crew, &home, delivery, message, OUTDATED_PAUSE, beside).await;
+            let message = again(envelope, true);
+            postpone(crew, queue, delivery, message, OUTDATED_PAUSE, claim).await;
         }
         Outcome::Parked => wait(crew, delivery, envelope, claim).await,
         Outcome::Revoked(reason) => {
@@ -88,10 +84,8 @@ pub(super) async fn settle(
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
                 let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                let message = claim.ticketed(again(&later, delivery.redelivered));
-                let home = claim.home(queue);
-                let beside = claim.release(crew, &envelope.id);
-                return send_on(crew, &home, delivery, message, pause, beside).await;
+                let message = again(&later, delivery.redelivered);
+                return postpone(crew, queue, delivery, message, pause, claim).await;
             }
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
@@ -249,6 +243,20 @@ fn next_attempt(
     next.lineage.parent_id = Some(envelope.id.clone());
     next.headers.insert(FIRST_BEGAN.into(), Value::String(first_began.to_string()));
     next
+}
+
+/// Sends the same attempt again, `pause` from now, under the ticket that it came by.
+async fn postpone(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    message: Message,
+    pause: Duration,
+    mut claim: Claim,
+) {
+    let (message, home, id) = (claim.ticketed(message), claim.home(queue), delivery.id().clone());
+    let beside = claim.release(crew, &id);
+    send_on(crew, &home, delivery, message, pause, beside).await;
 }
 
 /// Sends a copy on its way through the delay ladder, tells the waiters, then acks: the next attempt

@@ -56,7 +56,7 @@ use tokio_util::task::TaskTracker;
 
 use self::address::Addresses;
 use self::finish::{Job, Script, Writer};
-use self::link::{Backoff, Deadlines, Keeper, Link};
+use self::link::{Backoff, Deadlines, Keeper, Link, PushHandler};
 use self::scribe::{Call, Scribe};
 use self::subscription::{Bells, Subscription, Watch};
 use self::tail::Tail;
@@ -175,18 +175,10 @@ impl RedisStore {
         let addresses = Addresses::parse(&settings.url, settings.ca_pem.as_deref())?;
         let shown = addresses.shown();
         let (closing, disconnect) = (CancellationToken::new(), CancellationToken::new());
-        let deadlines =
-            Deadlines { connect: settings.connect_timeout, command: settings.command_timeout };
         let keys = Keys::new(&settings.key_prefix);
         let reply_channel = format!("{REPLY_PREFIX}{}", settings.client_id);
 
-        let keeper = |pushes, outspoken| Keeper {
-            addresses: addresses.clone(),
-            deadlines,
-            closing: disconnect.clone(),
-            pushes,
-            outspoken,
-        };
+        let keeper = keepers(&settings, addresses, disconnect.clone());
         let link = keeper(None, true).start();
         let (push, pushes) = subscription::pushes();
         let subscribed = keeper(Some(push), false).start();
@@ -240,6 +232,23 @@ impl RedisStore {
             closing,
             disconnect,
         }))
+    }
+}
+
+/// Makes the keepers of the store's connections: one that is outspoken tells of what it lost.
+fn keepers(
+    settings: &RedisSettings,
+    addresses: Addresses,
+    closing: CancellationToken,
+) -> impl Fn(Option<PushHandler>, bool) -> Keeper {
+    let deadlines =
+        Deadlines { connect: settings.connect_timeout, command: settings.command_timeout };
+    move |pushes, outspoken| Keeper {
+        addresses: addresses.clone(),
+        deadlines,
+        closing: closing.clone(),
+        pushes,
+        outspoken,
     }
 }
 
