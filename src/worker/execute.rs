@@ -52,7 +52,7 @@ pub(super) async fn execute(
 ) -> Outcome {
     let is_resumed = claim.is_of_parked();
     let is_rerun = delivery.redelivered || envelope.attempt > 1 || is_resumed;
-    if is_rerun && let Some(document) = known(crew, envelope).await {
+    if is_rerun && let Some(document) = Box::pin(known(crew, envelope)).await {
         return Outcome::Known(document);
     }
     if crew.revoked.contains(&envelope.id) {

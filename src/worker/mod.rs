@@ -418,7 +418,9 @@ async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slo
                 execute::execute(&crew, &delivery, &envelope, &slot, &queue, &mut claim).await;
             settle::settle(&crew, &queue, delivery, &envelope, outcome, claim).await;
         }
-        Err(unreadable) => settle::bury_unreadable(&crew, &queue, delivery, unreadable).await,
+        Err(unreadable) => {
+            Box::pin(settle::bury_unreadable(&crew, &queue, delivery, unreadable)).await;
+        }
     }
     crew.finished.fetch_add(1, Ordering::Relaxed);
 }

@@ -26,19 +26,26 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 pub(super) async fn admit(
     crew: &Crew,
     queue: &Queue,
-    mut delivery: Delivery,
+    delivery: Delivery,
 ) -> Option<(Delivery, Claim)> {
-    let ticket = match Ticket::read(&delivery.message) {
-        Ok(ticket) => ticket,
+    match Ticket::read(&delivery.message) {
+        Ok(None) if !delivery.redelivered => Some((delivery, Claim::of(None))),
+        // Boxed, so that a task that was never parked has no room for it.
+        Ok(ticket) => Box::pin(claim(crew, queue, delivery, ticket)).await,
         Err(unreadable) => {
-            settle::bury_unreadable(crew, queue, delivery, unreadable).await;
-            return None;
+            Box::pin(settle::bury_unreadable(crew, queue, delivery, unreadable)).await;
+            None
         }
-    };
-    let mut claim = Claim::of(ticket);
-    if ticket.is_none() && !delivery.redelivered {
-        return Some((delivery, claim));
     }
+}
+
+async fn claim(
+    crew: &Crew,
+    queue: &Queue,
+    mut delivery: Delivery,
+    ticket: Option<Ticket>,
+) -> Option<(Delivery, Claim)> {
+    let mut claim = Claim::of(ticket);
     let original = Ticket { kind: TicketKind::Original, number: 0 };
     let Some(taken) = take(crew, &delivery, ticket.unwrap_or(original), &mut claim).await else {
         drop(delivery.release());

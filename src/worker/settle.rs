@@ -39,6 +39,21 @@ pub(super) async fn settle(
     delivery: Delivery,
     envelope: &Envelope,
     outcome: Outcome,
+    claim: Claim,
+) {
+    match outcome {
+        Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json, &claim).await,
+        // Boxed, as every rare way is: what a task may need takes room from when it is spawned.
+        other => Box::pin(settle_undone(crew, queue, delivery, envelope, other, claim)).await,
+    }
+}
+
+async fn settle_undone(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    outcome: Outcome,
     mut claim: Claim,
 ) {
     let now = Timestamp::now();
@@ -153,7 +168,8 @@ async fn succeed(
         match crew.give_up.run_until_cancelled(sent).await {
             Some(Ok(sent)) => children = sent,
             Some(Err(failure)) => {
-                return fail(crew, queue, delivery, envelope, &failure, claim).await;
+                let failed = fail(crew, queue, delivery, envelope, &failure, claim);
+                return Box::pin(failed).await;
             }
             None => return release(crew, delivery),
         }
@@ -194,7 +210,9 @@ async fn record(
         if let Some(failure) = failure {
             Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
         }
-        claim.end(crew, &envelope.id).await;
+        if claim.is_of_parked() {
+            Box::pin(claim.end(crew, &envelope.id)).await;
+        }
         recorded
     };
     match crew.give_up.run_until_cancelled(effects).await {
@@ -202,7 +220,7 @@ async fn record(
         Some(Err(error)) => {
             error!(task.id = %envelope.id, "the result cannot be stored: {error}");
             let reason = format!("result cannot be stored: {error}");
-            bury(crew, queue, delivery, &reason, async {}).await;
+            Box::pin(bury(crew, queue, delivery, &reason, async {})).await;
         }
         None => release(crew, delivery),
     }
