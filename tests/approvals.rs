@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::approval::{Answer, ApprovalId, Choice};
-use countersign::{Client, Context, Handle, Policy, Task, TaskError, TaskResult, Verdict};
+use countersign::approval::{Answer, ApprovalId, Choice, Question};
+use countersign::{Client, Context, Handle, Policy, Retry, Task, TaskError, TaskResult, Verdict};
 use serde::{Deserialize, Serialize};
 use support::Running;
 
@@ -121,5 +121,128 @@ async fn several_under_one_join_are_one_park_and_each_decision_resumes() {
     }
     assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 14);
     assert!(runs.load(Ordering::SeqCst) <= 3, "once for each decision, at most");
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_deciders_race_and_every_loser_is_told_the_winner() {
+    let running = Running::start(|worker| worker.handle(pay, Policy::default())).await;
+    let client = &running.client;
+    for _ in 0..5 {
+        let handle = client.enqueue(Pay { cents: 1 }).queue(&running.queue).await.unwrap();
+        let asked = client.approval(&shown(client, &handle, "pay").await).await.unwrap();
+        let deciders = (0..50).map(|n| {
+            let (client, decision) = (client.clone(), asked.approve(&format!("person-{n}")));
+            tokio::spawn(async move { (decision.by.clone(), client.decide(&decision).await) })
+        });
+        let (mut winners, mut named) = (Vec::new(), Vec::new());
+        for decider in deciders.collect::<Vec<_>>() {
+            match decider.await.unwrap() {
+                (who, Ok(Answer::Applied)) => winners.push(who),
+                (_, Ok(Answer::AlreadyDecided { by, .. })) => named.push(by),
+                (who, other) => panic!("{who}: {other:?}"),
+            }
+        }
+        assert_eq!(winners.len(), 1);
+        assert_eq!(named, vec![winners[0].clone(); 49]);
+        assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 1);
+    }
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_decides_in_time() {
+    let expiring = |ctx: Context, task: Pay| async move {
+        let asked = ctx.approval("pay").ask("In a second?").expires_in(Duration::from_secs(1));
+        assert_eq!(asked.await?.verdict, Verdict::Expired);
+        Ok(task.cents)
+    };
+    let running = Running::start(|worker| worker.handle(expiring, Policy::default())).await;
+    assert_eq!(running.call(Pay { cents: 3 }).await.unwrap(), 3);
+    running.drain().await;
+}
+
+/// A retry after a resume is not taken for a message of the past.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_run_that_fails_is_tried_again_with_the_decision_that_was_made() {
+    let flaky = |ctx: Context, task: Pay| async move {
+        let decided = ctx.approval("pay").ask("Pay?").await?;
+        if ctx.attempt() < 3 {
+            return Err("not yet".into());
+        }
+        Ok(task.cents * u64::from(decided.is_approved()))
+    };
+    let retry = Retry::exponential(Duration::from_millis(50)).attempts(5);
+    let policy = Policy { retry, ..Policy::default() };
+    let running = Running::start(|worker| worker.handle(flaky, policy)).await;
+    let client = &running.client;
+    let handle = client.enqueue(Pay { cents: 9 }).queue(&running.queue).await.unwrap();
+    let asked = client.approval(&shown(client, &handle, "pay").await).await.unwrap();
+    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 9);
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_outside_of_tasks_is_waited_for_as_often_as_one_likes() {
+    let running = Running::start(|worker| worker.handle(pay, Policy::default())).await;
+    let client = &running.client;
+    let requested = client.request_approval(Question::new("Deploy 7?")).await.unwrap();
+    let nobody = requested.wait(Duration::from_millis(10)).await.unwrap();
+    assert_eq!((nobody.status, nobody.approved), ("timeout", false));
+    let (waiting, decider) = (requested.clone(), client.clone());
+    let wait = tokio::spawn(async move { waiting.wait(PATIENCE).await });
+    let asked = decider.approval(requested.id()).await.unwrap();
+    assert_eq!(decider.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+    let first = wait.await.unwrap().unwrap();
+    assert_eq!(
+        (first.status, first.approved, first.by.as_deref()),
+        ("approved", true, Some("ana"))
+    );
+    assert_eq!(requested.wait(PATIENCE).await.unwrap(), first, "a decision before the wait");
+    assert!(client.approval(&ApprovalId::random()).await.unwrap_err().is_no_approval());
+    running.drain().await;
+}
+
+/// Messages and rings that nobody honest has sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forged_changes_nothing() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let paying = move |ctx: Context, task: Pay| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        pay(ctx, task)
+    };
+    let running = Running::start(|worker| worker.handle(paying, Policy::default())).await;
+    let client = &running.client;
+    let handle = client.enqueue(Pay { cents: 6 }).queue(&running.queue).await.unwrap();
+    let id = shown(client, &handle, "pay").await;
+    let resume = format!("{}.countersign-resume", running.queue);
+    for ticket in ["resume 1", "resume 2", "resume 0", "wake 0", "wake x", "nonsense"] {
+        let mut headers = countersign::protocol::Headers::new();
+        headers.insert("x-countersign-ticket".into(), ticket.into());
+        let forged = client.enqueue(Pay { cents: 1_000_000 }).queue(&resume);
+        forged.id(handle.id().as_str()).headers(headers).await.unwrap();
+    }
+    let redis = redis::Client::open(support::servers().store_url).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    let _: () = redis::cmd("PUBLISH")
+        .arg("cs:decided")
+        .arg(id.as_str())
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    // Behind all of them, by the same way: when it has come, they have.
+    let other = client.enqueue(Pay { cents: 1 }).queue(&running.queue).await.unwrap();
+    let other_id = shown(client, &other, "pay").await;
+    let asked = client.approval(&other_id).await.unwrap();
+    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+    assert_eq!(other.result_within(PATIENCE).await.unwrap(), 1);
+    let before = runs.load(Ordering::SeqCst);
+    assert!(before <= 3, "a forged message ran the task");
+    let asked = client.approval(&id).await.unwrap();
+    assert_eq!(asked.standing.as_str(), "pending");
+    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 6);
     running.drain().await;
 }

@@ -82,6 +82,12 @@ impl Claim {
         self.lease = None;
     }
 
+    /// The claim came with the message. One that was granted in a hold came with a park, whose own
+    /// messages carry the task on.
+    pub(super) fn is_of_message(&self) -> bool {
+        self.ticket.is_some_and(|ticket| ticket.number == self.number)
+    }
+
     /// Completes when another worker has the claim.
     pub(super) async fn lost(&self) {
         match &self.lease {

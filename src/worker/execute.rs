@@ -181,6 +181,7 @@ impl Running<'_> {
                 Ok(End::Answered(answer)) => ended(crew, handler, envelope, answer, began),
                 Ok(End::Parked) => Outcome::Parked,
                 Ok(End::Lost) => Outcome::Postponed(crew.config.lease),
+                Ok(End::Overtaken) => Outcome::Repeated,
                 Ok(End::Refused(error)) => Outcome::Failed(Failure::unparkable(&error)),
                 Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
             },

@@ -31,8 +31,10 @@ pub(super) enum End {
     Answered(Answer),
     /// It waits for decisions, and holds nothing.
     Parked,
-    /// Another worker runs it, or will.
+    /// Another worker has the claim. Its message is looked at again: that worker may die, too.
     Lost,
+    /// The same, of a run that was parked before: the messages of its park carry the task on.
+    Overtaken,
     /// It cannot be parked.
     Refused(Error),
 }
@@ -62,7 +64,9 @@ impl Parkable<'_> {
                 biased;
                 answer = &mut *handler => return End::Answered(answer),
                 () = self.context.run().wants_to_park() => {}
-                () = self.claim.lost() => return End::Lost,
+                () = self.claim.lost() => {
+                    return if self.claim.is_of_message() { End::Lost } else { End::Overtaken };
+                }
             }
             // Subscribed before the questions can be decided.
             let bell = self.crew.backends.store.decisions();

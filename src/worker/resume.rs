@@ -33,7 +33,8 @@ pub(super) async fn admit(
         // Boxed, so that a task that was never parked has no room for it.
         Ok(ticket) => Box::pin(claim(crew, queue, delivery, ticket)).await,
         Err(unreadable) => {
-            Box::pin(settle::bury_unreadable(crew, queue, delivery, unreadable)).await;
+            // The task that it names may be waiting for its true message: nobody is told.
+            Box::pin(settle::bury(crew, queue, delivery, &unreadable.reason, async {})).await;
             None
         }
     }

@@ -352,7 +352,7 @@ async fn bury_task(
 }
 
 /// Copies a message to the dead-letter queue, does what is to be done beside, then acks.
-async fn bury(
+pub(super) async fn bury(
     crew: &Crew,
     queue: &Queue,
     delivery: Delivery,

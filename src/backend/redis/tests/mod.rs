@@ -1,5 +1,6 @@
 //! The store against real servers, each a test's own.
 
+mod approvals;
 mod faults;
 mod kept;
 mod results;
