@@ -191,13 +191,8 @@ impl RedisStore {
             Writer { jobs: handed_over, link: link.clone(), script, closing: closing.clone() };
         tasks.spawn(writer.run());
 
-        let (calls, called) = mpsc::channel(HANDED_OVER);
-        tasks.spawn(Scribe { calls: called, link: link.clone(), closing: closing.clone() }.run());
-
-        let (reads, asked) = mpsc::unbounded_channel();
-        let keeper = keeper(None, false);
-        let tail = Tail { reads: asked, keeper, link: link.clone(), closing: closing.clone() };
-        tasks.spawn(tail.run());
+        let calls = Scribe::start(&tasks, link.clone(), closing.clone());
+        let reads = Tail::start(&tasks, keeper(None, false), link.clone(), closing.clone());
 
         let (watches, requests) = mpsc::unbounded_channel();
         let bells = Bells::default();

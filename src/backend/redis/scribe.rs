@@ -9,8 +9,10 @@ use bytes::Bytes;
 use redis::{Pipeline, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::HANDED_OVER;
 use super::finish::{ALWAYS_TAKEN, LARGE_TRIES};
 use super::link::{Backoff, Link, Session, passes, said};
 use crate::error::{Error, Kind};
@@ -64,14 +66,25 @@ impl Call {
 /// The task that runs the scripts.
 #[derive(Debug)]
 pub(super) struct Scribe {
-    pub(super) calls: mpsc::Receiver<Call>,
-    pub(super) link: Link,
-    pub(super) closing: CancellationToken,
+    calls: mpsc::Receiver<Call>,
+    link: Link,
+    closing: CancellationToken,
 }
 
 impl Scribe {
+    /// Starts it among `tasks`; it takes the calls that are sent to what this returns.
+    pub(super) fn start(
+        tasks: &TaskTracker,
+        link: Link,
+        closing: CancellationToken,
+    ) -> mpsc::Sender<Call> {
+        let (sender, calls) = mpsc::channel(HANDED_OVER);
+        tasks.spawn(Self { calls, link, closing }.run());
+        sender
+    }
+
     /// Writes until it is closed or has no callers left.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         let mut waiting = Vec::with_capacity(BATCH);
         let closing = self.closing.clone();
         while let Some(1..) =

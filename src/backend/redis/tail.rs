@@ -9,6 +9,7 @@ use redis::{FromRedisValue, Pipeline, ServerError, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::link::{Backoff, Keeper, Link, Session, passes, said};
 use super::stream;
@@ -30,17 +31,29 @@ pub(super) struct Read {
 
 /// The task that reads.
 pub(super) struct Tail {
-    pub(super) reads: mpsc::UnboundedReceiver<Read>,
+    reads: mpsc::UnboundedReceiver<Read>,
     /// Makes the connection, once somebody follows.
-    pub(super) keeper: Keeper,
+    keeper: Keeper,
     /// For commands that do not block.
-    pub(super) link: Link,
-    pub(super) closing: CancellationToken,
+    link: Link,
+    closing: CancellationToken,
 }
 
 impl Tail {
+    /// Starts it among `tasks`; it serves the reads that are sent to what this returns.
+    pub(super) fn start(
+        tasks: &TaskTracker,
+        keeper: Keeper,
+        link: Link,
+        closing: CancellationToken,
+    ) -> mpsc::UnboundedSender<Read> {
+        let (sender, reads) = mpsc::unbounded_channel();
+        tasks.spawn(Self { reads, keeper, link, closing }.run());
+        sender
+    }
+
     /// Reads until it is closed or has no callers left.
-    pub(super) async fn run(self) {
+    async fn run(self) {
         let Self { reads, keeper, link, closing } = self;
         closing.run_until_cancelled(follow(reads, keeper, link)).await;
     }
