@@ -10,17 +10,18 @@ use serde_json::Value;
 use support::{DemoWorker, Server, queue_name, servers};
 use tokio::sync::oneshot;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The first park of a fresh broker makes the whole delay ladder.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn parked<O: serde::de::DeserializeOwned>(client: &Client, handle: &Handle<O>) {
     let wait = async {
-        while client
-            .status(handle.id())
-            .await
-            .unwrap()
-            .is_none_or(|it| it.state.as_str() != "PARKED")
-        {
-            tokio::task::yield_now().await;
+        loop {
+            let status = client.status(handle.id()).await.unwrap();
+            match status.as_ref().map(|status| status.state.as_str()) {
+                Some("PARKED") => return,
+                Some("SUCCESS" | "FAILURE") => panic!("not parked: {status:?}"),
+                _ => tokio::task::yield_now().await,
+            }
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.unwrap();
