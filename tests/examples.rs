@@ -38,3 +38,15 @@ async fn a_stream_is_read_along() {
     let lines = ["(\"thinking\")", "\"hello\"", "\"the\"", "\"world\"", "15 characters"];
     assert_eq!(printed("stream").await, lines);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payment_waits_for_ana() {
+    let lines = ["Pay 500 cents to Bob?", "applied", "Bob has 500 cents"];
+    assert_eq!(printed("approval").await, lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_told_no() {
+    let lines = ["timeout: false", "rejected: not on a Friday"];
+    assert_eq!(printed("outside_approval").await, lines);
+}

@@ -17,11 +17,12 @@ async fn parked<O: serde::de::DeserializeOwned>(client: &Client, handle: &Handle
     let wait = async {
         loop {
             let status = client.status(handle.id()).await.unwrap();
-            match status.as_ref().map(|status| status.state.as_str()) {
-                Some("PARKED") => return,
-                Some("SUCCESS" | "FAILURE") => panic!("not parked: {status:?}"),
-                _ => tokio::task::yield_now().await,
+            let is_over = status.as_ref().is_some_and(|status| status.state.is_terminal());
+            assert!(!is_over, "not parked: {status:?}");
+            if status.is_some_and(|status| status.state.as_str() == "PARKED") {
+                return;
             }
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.unwrap();
