@@ -25,16 +25,19 @@ use std::time::Duration;
 
 use crate::error::{Error, Kind};
 use read::Reader;
+#[cfg(feature = "cli")]
 pub(crate) use sources::CONFIG_FLAG;
 use sources::{Given, Sources};
 
 pub use queues::{QueueSettings, QueueType};
+#[cfg(feature = "cli")]
 pub(crate) use read::parse_duration;
 pub use secret::SecretUrl;
 pub use settings::{SETTINGS, Setting};
 
 /// A setting as it holds, and who said so.
 #[derive(Clone, Debug)]
+#[cfg(feature = "cli")]
 pub(crate) struct Origin {
     pub(crate) name: String,
     pub(crate) value: String,
@@ -112,6 +115,7 @@ impl Config {
 
     /// Every setting of this process with its value and where that came from; passwords are masked.
     /// The queues' own settings come last.
+    #[cfg(feature = "cli")]
     pub(crate) fn origins(flags: &[(&'static str, String)]) -> Vec<Origin> {
         let sources = Sources::of_process(flags);
         let masked = |name: &str, value: &str| match name {
