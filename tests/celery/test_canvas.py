@@ -138,7 +138,9 @@ def test_the_rest_of_a_failed_chain_fails_and_does_not_run(app, task):
     with pytest.raises(ValueError, match="boom"):
         result.get(timeout=PATIENCE)
     for waited in (result, result.parent):
-        assert AsyncResult(waited.id, app=app).state == "FAILURE"
+        told = AsyncResult(waited.id, app=app)
+        assert isinstance(told.get(timeout=PATIENCE, propagate=False), ValueError)
+        assert told.state == "FAILURE"
     failed = result.parent.parent
     assert AsyncResult(failed.id, app=app).state == "FAILURE"
     assert wait_for_mark(app, failed.id) == "called"
