@@ -52,10 +52,22 @@ impl RedisStore {
 
     /// What a task leaves is kept from now on as long as its result. Returns at once.
     pub(super) fn keep_as_result(&self, id: &TaskId) {
-        let seconds = match self.result_seconds {
-            0 => WEEK_SECONDS,
-            seconds => seconds.max(HOUR_SECONDS),
-        };
+        self.keep(
+            id,
+            match self.result_seconds {
+                0 => WEEK_SECONDS,
+                seconds => seconds.max(HOUR_SECONDS),
+            },
+        );
+    }
+
+    /// What a parked task has left outlives the park, however long: each wake keeps it anew, and
+    /// one comes every hour. Returns at once.
+    pub(super) fn keep_while_parked(&self, id: &TaskId) {
+        self.keep(id, self.kept_while_running());
+    }
+
+    fn keep(&self, id: &TaskId, seconds: u64) {
         for keys in [vec![key(id)], vec![stream::key(id), stream::heads_key(id)]] {
             let (answer, _) = oneshot::channel();
             let arguments = vec![text(&seconds.to_string())];

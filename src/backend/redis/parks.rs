@@ -34,6 +34,9 @@ impl RedisStore {
         lease: Duration,
     ) -> Result<Taken, Error> {
         let key = key(&id);
+        if ticket.kind == TicketKind::Wake {
+            self.keep_while_parked(&id);
+        }
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(TAKE)).arg(2).arg(key).arg(PENDING);

@@ -1,7 +1,8 @@
 //! Journals and streams: what is written once, whoever writes it again.
 
 use super::*;
-use crate::backend::{Line, Said, Scope};
+use crate::backend::{Approvals, Line, Said, Scope};
+use crate::protocol::{Ticket, TicketKind};
 use crate::task::TaskId;
 
 fn body(number: u64, json: &'static str) -> Line {
@@ -42,6 +43,19 @@ async fn the_first_record_of_a_step_wins() {
     let kept = store.kept(&id).await.unwrap();
     assert_eq!((&kept.steps["s"], &kept.steps["t"]), (&first, &second));
     assert_eq!(kept.streamed.into_iter().collect::<Vec<_>>(), ["s"]);
+}
+
+#[tokio::test]
+async fn a_wake_keeps_what_a_parked_task_has_left() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let id = TaskId::random();
+    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    let key = format!("cs:journal:{id}");
+    let _: i64 = server.ask(&["EXPIRE", &key, "60"]).await;
+    let wake = Ticket { kind: TicketKind::Wake, number: 1 };
+    store.take_parked(&id, wake, "a", SOON).await.unwrap();
+    eventually("it is kept longer", async || server.ask::<i64>(&["TTL", &key]).await > 3600).await;
 }
 
 #[tokio::test]
