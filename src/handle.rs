@@ -67,10 +67,10 @@ impl<O: DeserializeOwned> Handle<O> {
     }
 }
 
-type Answer = oneshot::Receiver<Result<Document, Error>>;
+type Answer = oneshot::Receiver<Result<Box<Document>, Error>>;
 
 fn answered<O: DeserializeOwned>(
-    answer: Result<Result<Document, Error>, oneshot::error::RecvError>,
+    answer: Result<Result<Box<Document>, Error>, oneshot::error::RecvError>,
 ) -> Result<O, Error> {
     answer.map_err(|_| Error::new(Kind::Closed))??.output()
 }

@@ -329,7 +329,7 @@ pub trait Store: Approvals + fmt::Debug + Send + Sync {
         id: TaskId,
         origin: Origin,
         timeout: Option<Duration>,
-    ) -> oneshot::Receiver<Result<Document, Error>>;
+    ) -> oneshot::Receiver<Result<Box<Document>, Error>>;
 
     /// What earlier runs of a task have left. Waits while the store is away, without limit: drop
     /// the future to give up.

@@ -1,7 +1,7 @@
 //! One task on its way: what may be said about it, and how it is sent.
 
 use std::fmt;
-use std::future::IntoFuture;
+use std::future::{IntoFuture, ready};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,40 +134,56 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         }
     }
 
-    async fn send(self) -> Result<Handle<O>, Error> {
+    /// Priorities and keys take a look at a server before the task is sent.
+    fn asks_first(&self) -> bool {
+        self.key.is_some() || self.envelope.as_ref().is_ok_and(|envelope| envelope.priority > 0)
+    }
+
+    async fn ask_and_send(self) -> Result<Handle<O>, Error> {
         let Self { client, envelope, queue, delay, key, .. } = self;
         let mut envelope = envelope?;
         let queue = Queue::configured(queue, client.config());
         if envelope.priority > 0 {
-            // Boxed: it is rare, and would make every task's future large.
-            Box::pin(check_priority(&client, &envelope, &queue)).await?;
+            check_priority(&client, &envelope, &queue).await?;
         }
-        let key = key.map(|key| format!("{}:{key}", envelope.name));
+        let Some(key) = key.map(|key| format!("{}:{key}", envelope.name)) else {
+            return send(parcel(&client, &envelope, queue, delay)?, client).await;
+        };
         let store = Arc::clone(&client.backends().store);
         let keep = client.config().idempotency_expires;
-        if let Some(key) = &key {
-            let KeyedTask { id, sent } = store.claim_key(key, &envelope.id, keep).await?;
-            if sent {
-                return Ok(Handle::new(id, Origin::Foreign, store));
-            }
-            envelope.id = id;
+        let KeyedTask { id, sent } = store.claim_key(&key, &envelope.id, keep).await?;
+        if sent {
+            return Ok(Handle::new(id, Origin::Foreign, store));
         }
-        let id = envelope.id.clone();
-        let parcel = Parcel {
-            message: sized(&client, &envelope)?,
-            queue,
-            delay: delay.filter(|delay| !delay.is_zero()),
-            timeout: client.config().publish_timeout,
-        };
-        let _ = client.backends().broker.publish(parcel).await?;
-        if let Some(key) = &key
-            && let Err(error) = store.mark_sent(key, &id, keep).await
-        {
+        envelope.id = id;
+        let handle = send(parcel(&client, &envelope, queue, delay)?, client).await?;
+        if let Err(error) = store.mark_sent(&key, handle.id(), keep).await {
             // It is on its way: a repeat sends it again under the same id, and that is allowed.
+            let id = handle.id();
             tracing::warn!(task.id = %id, "its idempotency key is not marked as sent: {error}");
         }
-        Ok(Handle::new(id, Origin::Own, store))
+        Ok(handle)
     }
+}
+
+fn parcel(
+    client: &Client,
+    envelope: &Envelope,
+    queue: Queue,
+    delay: Option<Duration>,
+) -> Result<Parcel, Error> {
+    Ok(Parcel {
+        message: sized(client, envelope)?,
+        queue,
+        delay: delay.filter(|delay| !delay.is_zero()),
+        timeout: client.config().publish_timeout,
+    })
+}
+
+async fn send<O: DeserializeOwned>(parcel: Parcel, client: Client) -> Result<Handle<O>, Error> {
+    let id = parcel.message.id.clone();
+    let _ = client.backends().broker.publish(parcel).await?;
+    Ok(Handle::new(id, Origin::Own, Arc::clone(&client.backends().store)))
 }
 
 fn sized(client: &Client, envelope: &Envelope) -> Result<Message, Error> {
@@ -205,6 +221,15 @@ impl<O: DeserializeOwned + Send + 'static> IntoFuture for Enqueue<O> {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.send())
+        if self.asks_first() {
+            return Box::pin(self.ask_and_send());
+        }
+        // Encoded here, so that what is kept while it is sent is small: many are sent at a time.
+        let Self { client, envelope, queue, delay, .. } = self;
+        let queue = Queue::configured(queue, client.config());
+        match envelope.and_then(|envelope| parcel(&client, &envelope, queue, delay)) {
+            Ok(parcel) => Box::pin(send(parcel, client)),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
     }
 }

@@ -54,7 +54,7 @@ pub struct Follow {
 /// Whether the task has ended.
 enum End {
     Unasked,
-    Waiting(oneshot::Receiver<Result<Document, Error>>),
+    Waiting(oneshot::Receiver<Result<Box<Document>, Error>>),
     /// What it has said is read to its end.
     Ended,
     Told,

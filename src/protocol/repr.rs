@@ -13,7 +13,7 @@ const LIMIT: usize = 1024;
 
 /// Positional arguments as a tuple: `(1, 'two')`.
 pub(super) fn args(arguments: &Arguments) -> String {
-    let mut repr = Repr::default();
+    let mut repr = Repr::sized(arguments.args.iter().map(|value| value.get().len() + 2).sum());
     repr.push("(");
     for (place, value) in arguments.args.iter().enumerate() {
         if place > 0 {
@@ -30,13 +30,14 @@ pub(super) fn args(arguments: &Arguments) -> String {
 
 /// Keyword arguments as a dict: `{'x': 1}`.
 pub(super) fn kwargs(arguments: &Arguments) -> String {
-    let mut repr = Repr::default();
+    let sizes = arguments.kwargs.iter().map(|(name, value)| name.len() + value.get().len() + 6);
+    let mut repr = Repr::sized(sizes.sum());
     repr.push("{");
     for (place, (name, value)) in arguments.kwargs.iter().enumerate() {
         if place > 0 {
             repr.push(", ");
         }
-        repr.text(name.chars().map(u32::from));
+        repr.name(name);
         repr.push(": ");
         repr.json(value);
         if repr.is_full() {
@@ -47,13 +48,17 @@ pub(super) fn kwargs(arguments: &Arguments) -> String {
     repr.finish()
 }
 
-#[derive(Default)]
 struct Repr {
     out: String,
     chars: usize,
 }
 
 impl Repr {
+    /// With room for about so many bytes.
+    fn sized(bytes: usize) -> Self {
+        Self { out: String::with_capacity(bytes.min(LIMIT) + 8), chars: 0 }
+    }
+
     fn is_full(&self) -> bool {
         self.chars > LIMIT
     }
@@ -123,14 +128,21 @@ impl Repr {
 
     /// The inside of a JSON string.
     fn string(&mut self, inside: &str) {
-        let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'\'' && byte != b'\\';
-        if inside.len() <= LIMIT && inside.bytes().all(is_plain) {
-            self.push("'");
-            self.push(inside);
-            self.push("'");
+        if is_plain(inside) {
+            self.quoted(inside);
         } else {
             self.text(Unescaped { rest: inside.chars() });
         }
+    }
+
+    fn name(&mut self, name: &str) {
+        if is_plain(name) { self.quoted(name) } else { self.text(name.chars().map(u32::from)) }
+    }
+
+    fn quoted(&mut self, plain: &str) {
+        self.push("'");
+        self.push(plain);
+        self.push("'");
     }
 
     /// A string's code points, lone surrogates among them, in Python's quotes.
@@ -156,6 +168,12 @@ impl Repr {
         out.push(quote);
         self.push(&out);
     }
+}
+
+/// Short, and the same in JSON and in Python.
+fn is_plain(text: &str) -> bool {
+    let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'\'' && byte != b'\\';
+    text.len() <= LIMIT && text.bytes().all(is_plain)
 }
 
 fn escape(out: &mut String, point: u32) {

@@ -1,11 +1,13 @@
 //! Names the task that blocks the async runtime.
 //!
-//! Each poll of a handler leaves a note at its thread's seat; a plain thread looks at the seats.
+//! Each poll of a handler leaves a note at its thread's seat; a plain thread looks at the seats, and
+//! sleeps while nothing is polled.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::thread;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use tracing::warn;
@@ -16,7 +18,9 @@ use crate::protocol::Envelope;
 const TOO_LONG: Duration = Duration::from_millis(100);
 
 static SEATS: Mutex<Vec<Weak<Seat>>> = Mutex::new(Vec::new());
-static WATCHING: OnceLock<()> = OnceLock::new();
+static WATCHING: OnceLock<Option<Thread>> = OnceLock::new();
+/// Something was polled since the last look.
+static POLLED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static HERE: Arc<Seat> = Seat::new();
@@ -45,10 +49,10 @@ impl Seat {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
-    fn look(&self) {
-        if let Some(note) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            note.tell();
-        }
+    /// Says whether something is polled there.
+    fn look(&self) -> bool {
+        let mut note = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        note.as_mut().map(Note::tell).is_some()
     }
 }
 
@@ -70,16 +74,32 @@ impl Note {
 /// Starts the watching thread, once a process.
 pub(super) fn start() {
     WATCHING.get_or_init(|| {
-        let watch = || loop {
-            thread::sleep(TOO_LONG);
-            let seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            seats.iter().filter_map(Weak::upgrade).for_each(|seat| seat.look());
-        };
         let thread = thread::Builder::new().name("countersign-watchdog".into()).spawn(watch);
-        if let Err(error) = thread {
-            warn!("no watchdog: {error}");
-        }
+        thread
+            .map(|running| running.thread().clone())
+            .map_err(|error| warn!("no watchdog: {error}"))
+            .ok()
     });
+}
+
+fn watch() {
+    loop {
+        thread::sleep(TOO_LONG);
+        let seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let busy = seats.iter().filter_map(Weak::upgrade).filter(|seat| seat.look()).count();
+        if !POLLED.swap(false, Ordering::AcqRel) && busy == 0 {
+            thread::park();
+        }
+    }
+}
+
+fn wake() {
+    if !POLLED.load(Ordering::Relaxed)
+        && !POLLED.swap(true, Ordering::AcqRel)
+        && let Some(Some(watcher)) = WATCHING.get()
+    {
+        watcher.unpark();
+    }
 }
 
 /// A handler's future, watched while it is polled.
@@ -101,6 +121,7 @@ impl<F: Future + Unpin> Future for Watched<F> {
         let note = Note { since: Instant::now(), task: Arc::clone(&self.task), told: false };
         let noted = HERE.try_with(|seat| {
             seat.note(Some(note));
+            wake();
             Leave(Arc::clone(seat))
         });
         let polled = Pin::new(&mut self.run).poll(cx);

@@ -156,6 +156,7 @@ impl Producer {
         reply_to: &str,
     ) -> Result<()> {
         let work = Work { payload: payload.to_owned(), pause_ms };
+        let kwargs = format!("{{'payload': '{payload}', 'pause_ms': {pause_ms}}}");
         let body = serde_json::to_vec(&([(); 0], work, Embed::default()))?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let confirm = self
@@ -165,7 +166,7 @@ impl Producer {
                 self.queue.as_str().into(),
                 options,
                 &body,
-                properties(id, reply_to),
+                properties(id, &kwargs, reply_to),
             )
             .await?;
         if confirm.await?.is_ack() { Ok(()) } else { Err("not taken".into()) }
@@ -224,7 +225,7 @@ struct Head<'a> {
 }
 
 /// The headers that a Celery client sets.
-fn properties(id: &str, reply_to: &str) -> BasicProperties {
+fn properties(id: &str, kwargs: &str, reply_to: &str) -> BasicProperties {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let mut headers = FieldTable::default();
     for (name, value) in [
@@ -241,9 +242,12 @@ fn properties(id: &str, reply_to: &str) -> BasicProperties {
         ("root_id", text(id)),
         ("parent_id", AMQPValue::Void),
         ("argsrepr", text("()")),
-        ("kwargsrepr", text("{}")),
+        ("kwargsrepr", text(kwargs)),
         ("origin", text("gen1@bench")),
         ("ignore_result", AMQPValue::Boolean(false)),
+        ("replaced_task_nesting", AMQPValue::LongInt(0)),
+        ("stamped_headers", AMQPValue::Void),
+        ("stamps", AMQPValue::FieldTable(FieldTable::default())),
     ] {
         headers.insert(name.into(), value);
     }

@@ -17,7 +17,8 @@ use crate::task::TaskId;
 /// An attempt about to be made. The message itself stays with its caller, who sends another when
 /// the fate of this one is unknown.
 pub(super) struct Job {
-    pub(super) letter: Letter,
+    /// Boxed: it moves through many hands.
+    pub(super) letter: Box<Letter>,
     pub(super) waiter: Waiter,
 }
 
@@ -67,7 +68,7 @@ impl Job {
             timeout: parcel.timeout,
             done,
         };
-        Ok(Self { letter: Letter::new(parcel)?, waiter })
+        Ok(Self { letter: Box::new(Letter::new(parcel)?), waiter })
     }
 }
 

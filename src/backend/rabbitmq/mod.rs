@@ -130,9 +130,10 @@ impl Rabbit {
 
     async fn attempt(&self, parcel: &Parcel, deadline: Instant) -> Result<Answer, Error> {
         let (done, answer) = oneshot::channel();
-        let job = Job::new(parcel, deadline, done)?;
         let jobs = self.jobs().ok_or(Kind::Closed)?;
-        jobs.send(job).await.map_err(|_| Kind::Closed)?;
+        // Made once there is room for it: what a message becomes is large to keep waiting.
+        let room = jobs.reserve().await.map_err(|_| Kind::Closed)?;
+        room.send(Job::new(parcel, deadline, done)?);
         drop(jobs);
         answer.await.map_err(|_| Kind::Closed.into())
     }

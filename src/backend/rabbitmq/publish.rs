@@ -296,8 +296,8 @@ async fn prepare(
     Ok(())
 }
 
-async fn publish(channel: &Channel, letter: Letter, waiter: &Waiter) -> Fate {
-    let Letter { exchange, key, properties, body } = letter;
+async fn publish(channel: &Channel, letter: Box<Letter>, waiter: &Waiter) -> Fate {
+    let Letter { exchange, key, properties, body } = *letter;
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     match channel.basic_publish(exchange, key, options, &body, properties).await {
         Ok(confirm) => match confirm.await {

@@ -23,6 +23,7 @@
 mod address;
 mod approvals;
 mod audit;
+mod early;
 mod finish;
 mod idempotency;
 mod journal;
@@ -44,7 +45,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -354,11 +355,9 @@ impl Store for RedisStore {
         id: TaskId,
         origin: Origin,
         timeout: Option<Duration>,
-    ) -> oneshot::Receiver<Result<Document, Error>> {
+    ) -> oneshot::Receiver<Result<Box<Document>, Error>> {
         let (answer, wait) = oneshot::channel();
-        // A timeout beyond what the clock can say is none.
-        let deadline = timeout.and_then(|after| Some((Instant::now().checked_add(after)?, after)));
-        let watch = Watch { id, origin, deadline, answer };
+        let watch = Watch { id, origin, timeout, answer };
         if let Err(mpsc::error::SendError(watch)) = self.watches.send(watch) {
             let _ = watch.answer.send(Err(Kind::Closed.into()));
         }

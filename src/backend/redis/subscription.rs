@@ -24,6 +24,7 @@ use tracing::warn;
 
 use super::Keys;
 use super::approvals::BELL;
+use super::early::Early;
 use super::link::{Link, PushHandler, Session};
 use super::revoked::{self, Rung};
 use super::waiters::{Answer, Waiters};
@@ -48,7 +49,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Watch {
     pub(super) id: TaskId,
     pub(super) origin: Origin,
-    pub(super) deadline: Option<(Instant, Duration)>,
+    pub(super) timeout: Option<Duration>,
     pub(super) answer: Answer,
 }
 
@@ -108,6 +109,7 @@ struct Waits {
     reader: Link,
     bells: Bells,
     waiters: Waiters,
+    early: Early,
     session: Option<Session>,
     to_read: Vec<TaskId>,
     to_subscribe: Vec<TaskId>,
@@ -140,6 +142,7 @@ impl Subscription {
             reader: self.reader,
             bells: self.bells,
             waiters: Waiters::default(),
+            early: Early::default(),
             session: None,
             to_read: Vec::new(),
             to_subscribe: Vec::new(),
@@ -198,9 +201,16 @@ fn soon(period: Duration) -> tokio::time::Instant {
 }
 
 impl Waits {
-    fn watch(&mut self, Watch { id, origin, deadline, answer }: Watch) {
+    fn watch(&mut self, Watch { id, origin, timeout, answer }: Watch) {
+        if origin == Origin::Own
+            && let Some(document) = self.early.take(&id)
+        {
+            // A receiver that is gone has lost interest.
+            let _ = answer.send(Ok(Box::new(document)));
+            return;
+        }
         let is_new = origin == Origin::Foreign && !self.waiters.is_foreign(&id);
-        self.waiters.add(id.clone(), origin, deadline, answer);
+        self.waiters.add(id.clone(), origin, timeout, answer);
         if is_new && self.session.is_some() {
             self.to_subscribe.push(id);
         } else {
@@ -272,6 +282,8 @@ impl Waits {
         if channel == self.reply_channel.as_bytes() {
             if self.waiters.is_own(&id) {
                 self.take(id, payload);
+            } else {
+                self.early.keep(id, payload);
             }
         } else if self.waiters.is_waited(&id)
             && str::from_utf8(&channel).ok().and_then(|key| self.keys.id_of(key))

@@ -13,8 +13,8 @@ use crate::error::{Error, Kind};
 use crate::protocol::Document;
 use crate::task::TaskId;
 
-/// The answering half of a wait.
-pub(super) type Answer = oneshot::Sender<Result<Document, Error>>;
+/// The answering half of a wait. Boxed: room for an answer is there from the beginning.
+pub(super) type Answer = oneshot::Sender<Result<Box<Document>, Error>>;
 
 /// Everyone who waits.
 #[derive(Debug, Default)]
@@ -50,17 +50,19 @@ struct Deadline {
 }
 
 impl Waiters {
-    /// Adds a wait, until `deadline` (when, and how long that is from its start).
+    /// Adds a wait, for at most this long. A timeout beyond what the clock can say is none.
     pub(super) fn add(
         &mut self,
         id: TaskId,
         origin: Origin,
-        deadline: Option<(Instant, Duration)>,
+        timeout: Option<Duration>,
         answer: Answer,
     ) {
         self.last_token += 1;
         let token = self.last_token;
-        if let Some((at, after)) = deadline {
+        if let Some(after) = timeout
+            && let Some(at) = Instant::now().checked_add(after)
+        {
             self.deadlines.push(Reverse(Deadline { at, token, id: id.clone(), after }));
         }
         let (own, foreign) = (origin == Origin::Own, origin == Origin::Foreign);
@@ -108,7 +110,7 @@ impl Waiters {
         let foreign = waited.foreign;
         for waiter in waited.into_waiters() {
             // A receiver that is gone has lost interest.
-            let _ = waiter.answer.send(Ok(document.clone()));
+            let _ = waiter.answer.send(Ok(Box::new(document.clone())));
         }
         self.compact();
         foreign

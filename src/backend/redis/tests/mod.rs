@@ -71,14 +71,14 @@ async fn stored(store: &RedisStore, id: &str) -> Option<Document> {
     timeout(SOON, store.read(&id.into())).await.unwrap().unwrap()
 }
 
-type Wait = oneshot::Receiver<Result<Document, Error>>;
+type Wait = oneshot::Receiver<Result<Box<Document>, Error>>;
 
 fn watch(store: &RedisStore, id: &str, origin: Origin) -> Wait {
     store.watch(id.into(), origin, Some(SOON))
 }
 
 async fn resolved(wait: Wait) -> Document {
-    timeout(SOON, wait).await.expect("stuck").expect("dropped").expect("an error")
+    *timeout(SOON, wait).await.expect("stuck").expect("dropped").expect("an error")
 }
 
 fn is_success(document: &Document) -> bool {
