@@ -117,8 +117,9 @@ pub struct Policy {
     /// After this long a run is told to stop: [`Context::cancelled`](crate::Context::cancelled)
     /// completes.
     pub soft_limit: Option<Duration>,
-    /// After this long a run is dropped, and the task has failed with `TimeLimitExceeded`. It must
-    /// stay two minutes below the broker's consumer timeout.
+    /// After this long a run is dropped, and the task has failed with `TimeLimitExceeded`. A
+    /// run that may come within two minutes of the broker's consumer timeout lets its message go
+    /// half-way: from then on a lease in the store says that it runs.
     pub hard_limit: Duration,
     /// A step that runs when its run is to be dropped (hard limit, a drain's deadline, revocation)
     /// has this long to end and be recorded; at most a minute.

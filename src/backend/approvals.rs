@@ -52,6 +52,8 @@ pub struct Parking {
     pub queue: String,
     /// Everything that it waits for.
     pub questions: Vec<Question>,
+    /// It sleeps, and is to be resumed after this long.
+    pub alarm: Option<Duration>,
     /// What it has asked and wants to know no more.
     pub abandoned: Vec<ApprovalId>,
 }

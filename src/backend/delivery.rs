@@ -59,6 +59,16 @@ impl Delivery {
         Ok(self.settle(Settlement::Ack))
     }
 
+    /// The same, of a message that is still needed: settling it later does nothing. Says whether
+    /// `recorded` is of its task.
+    pub fn ack_early(&mut self, recorded: &Recorded) -> bool {
+        let is_own = recorded.id == self.message.id;
+        if is_own {
+            let _ = self.settle(Settlement::Ack);
+        }
+        is_own
+    }
+
     /// Gives the message back to its queue.
     pub fn release(mut self) -> Settled {
         self.settle(Settlement::Requeue)

@@ -335,6 +335,9 @@ pub trait Store: Approvals + fmt::Debug + Send + Sync {
     /// the future to give up.
     fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>>;
 
+    /// The store's clock, in milliseconds since the epoch. Waits like [`Store::kept`].
+    fn clock(&self) -> BoxFuture<'_, Result<i64, Error>>;
+
     /// Records what a step answered. The first record wins: returns the one that was there, `None`
     /// when this one is it. Waits like [`Store::kept`]; dropped, it may be recorded all the same.
     fn record(

@@ -46,7 +46,8 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_BROKER_CONSUMER_TIMEOUT",
         &[],
         "30m",
-        "RabbitMQ's consumer_timeout: no task may run longer than this less two minutes",
+        "RabbitMQ's consumer_timeout: a task that may run longer than this less two minutes lets its \
+         message go while it runs",
     ),
     setting(
         "broker.publish_timeout",

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::approval::{ApprovalId, Question, Ruling};
 use crate::error::TaskError;
@@ -22,6 +24,9 @@ struct Papers {
     rulings: HashMap<ApprovalId, Ruling>,
     /// In the order in which they were asked.
     waiting: Vec<Waiting>,
+    /// Long sleeps of the handler, by number.
+    naps: HashMap<u64, (Instant, Waker)>,
+    naps_begun: u64,
     /// Asked in this run, and dropped undecided.
     abandoned: Vec<ApprovalId>,
     occurrences: HashMap<String, u32>,
@@ -87,9 +92,45 @@ impl Desk {
         }
     }
 
+    /// Begins a sleep until then, or goes on with the one that has this number.
+    pub(super) fn nap(
+        &self,
+        number: Option<u64>,
+        until: Instant,
+        waker: &Waker,
+    ) -> Result<u64, TaskError> {
+        let mut papers = self.papers();
+        if let Some(why) = papers.closed {
+            return Err(TaskError::fatal(why));
+        }
+        let number = number.unwrap_or_else(|| {
+            self.asked.notify_one();
+            papers.naps_begun += 1;
+            papers.naps_begun
+        });
+        papers.naps.insert(number, (until, waker.clone()));
+        Ok(number)
+    }
+
+    pub(super) fn wake_up(&self, nap: u64) {
+        self.papers().naps.remove(&nap);
+    }
+
+    /// How long until the first sleep ends; `None` when there is none.
+    pub(crate) fn first_nap(&self) -> Option<Duration> {
+        let first = self.papers().naps.values().map(|(until, _)| *until).min();
+        first.map(|until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether something is waited for that is worth a park.
+    pub(crate) fn waits(&self) -> bool {
+        let papers = self.papers();
+        !papers.waiting.is_empty() || !papers.naps.is_empty()
+    }
+
     /// Completes when something is waited for. Cancel safe.
     pub(crate) async fn asked(&self) {
-        while self.papers().waiting.is_empty() {
+        while !self.waits() {
             self.asked.notified().await;
         }
     }
@@ -120,5 +161,6 @@ impl Desk {
         let mut papers = self.papers();
         papers.closed = Some(why);
         papers.waiting.drain(..).for_each(|waiting| waiting.waker.wake());
+        papers.naps.drain().for_each(|(_, (_, waker))| waker.wake());
     }
 }

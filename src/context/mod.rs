@@ -3,6 +3,7 @@
 mod approval;
 mod desk;
 mod run;
+mod sleep;
 mod step;
 mod stream;
 

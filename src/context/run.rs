@@ -138,12 +138,12 @@ impl Run {
         let _ = self.uncut.subscribe().wait_for(is_idle).await;
     }
 
-    /// Completes when it waits for a decision, and may be dropped for it. Cancel safe.
+    /// Completes when it waits for a decision or sleeps, and may be dropped for it. Cancel safe.
     pub(crate) async fn wants_to_park(&self) {
         loop {
             self.desk.asked().await;
             self.idle().await;
-            if !self.desk.questions().is_empty() {
+            if self.desk.waits() {
                 return;
             }
         }

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -60,7 +61,7 @@ impl Context {
         Fut: Future<Output = Result<T, E>>,
     {
         let name: Cow<'static, str> = name.into();
-        let known = self.run.journal().await?.begin(&name).map_err(Fault::into_error)?;
+        let known = self.begin(&name).await?;
         if let Some(entry) = known {
             return self.recall(&name, &entry);
         }
@@ -73,7 +74,12 @@ impl Context {
         self.record(&name, &value).await
     }
 
-    async fn record<T>(&self, name: &str, value: &T) -> TaskResult<T>
+    /// What an earlier run has recorded under this name, which this run has not used yet.
+    pub(super) async fn begin(&self, name: &str) -> TaskResult<Option<Bytes>> {
+        self.run.journal().await?.begin(name).map_err(Fault::into_error)
+    }
+
+    pub(super) async fn record<T>(&self, name: &str, value: &T) -> TaskResult<T>
     where
         T: Serialize + DeserializeOwned,
     {
@@ -89,7 +95,7 @@ impl Context {
         }
     }
 
-    fn recall<T: DeserializeOwned>(&self, name: &str, entry: &[u8]) -> TaskResult<T> {
+    pub(super) fn recall<T: DeserializeOwned>(&self, name: &str, entry: &[u8]) -> TaskResult<T> {
         journal::decode(name, entry).map_err(|fault| {
             if matches!(fault, Fault::Newer { .. }) {
                 self.run.outdated.store(true, Ordering::Relaxed);

@@ -140,6 +140,7 @@ impl Claim {
             message: next.encode(),
             queue: queue.name.clone(),
             questions: Vec::new(),
+            alarm: None,
             abandoned: Vec::new(),
         };
         let _ = park::store(crew, parking).await;

@@ -44,7 +44,7 @@ const SKEW: Duration = Duration::from_secs(1);
 /// Runs the handler of `envelope`, if it may run at all.
 pub(super) async fn execute(
     crew: &Crew,
-    delivery: &Delivery,
+    delivery: &mut Delivery,
     envelope: &Arc<Envelope>,
     slot: &Slot,
     queue: &Queue,
@@ -91,7 +91,8 @@ pub(super) async fn execute(
         attempt = envelope.attempt,
         traceparent = %context.trace(),
     );
-    let running = Running { crew, handler, context: &context, envelope, slot, queue, claim };
+    let context = &context;
+    let running = Running { crew, handler, context, envelope, slot, queue, claim, delivery };
     let outcome = running.run().instrument(span).await;
     admitted.report(&envelope.name, &outcome);
     suspects::acquit(crew, delivery).await;
@@ -150,12 +151,13 @@ struct Running<'r> {
     slot: &'r Slot,
     queue: &'r Queue,
     claim: &'r mut Claim,
+    delivery: &'r mut Delivery,
 }
 
 impl Running<'_> {
     async fn run(self) -> Outcome {
-        let Self { crew, handler, context, envelope, slot, queue, claim } = self;
-        let (soft, hard) = limits(crew, handler, envelope);
+        let Self { crew, handler, context, envelope, slot, queue, claim, delivery } = self;
+        let (soft, hard) = limits(handler, envelope);
         let grace = handler.policy.step_grace;
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             handler.start(context.clone(), &envelope.arguments, slot)
@@ -170,7 +172,8 @@ impl Running<'_> {
             Ok(Err(failure)) => return Outcome::Failed(failure),
             Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
         };
-        let parkable = Parkable { crew, queue, context, envelope, claim };
+        let detach_after = (hard > crew.longest_hold).then(|| crew.longest_hold / 2);
+        let parkable = Parkable { crew, queue, context, envelope, claim, delivery, detach_after };
         let outcome = tokio::select! {
             biased;
             end = AssertUnwindSafe(parkable.drive(&mut run)).catch_unwind() => match end {
@@ -207,9 +210,9 @@ fn place(context: &Context, envelope: &Envelope) -> trace::Place {
     trace::Place { trace: context.trace(), task, root }
 }
 
-/// The producer's limits go before the handler's; neither may pass the broker's patience.
-fn limits(crew: &Crew, handler: &Registered, envelope: &Envelope) -> (Option<Duration>, Duration) {
-    let hard = envelope.limits.hard.unwrap_or(handler.policy.hard_limit).min(crew.longest_run);
+/// The producer's limits go before the handler's.
+fn limits(handler: &Registered, envelope: &Envelope) -> (Option<Duration>, Duration) {
+    let hard = envelope.limits.hard.unwrap_or(handler.policy.hard_limit);
     let soft = envelope.limits.soft.or(handler.policy.soft_limit).filter(|soft| *soft < hard);
     (soft, hard)
 }

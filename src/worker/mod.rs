@@ -2,6 +2,7 @@
 
 mod canvas;
 mod claim;
+mod detach;
 mod drain;
 mod execute;
 mod gate;
@@ -48,7 +49,7 @@ pub use drain::Drained;
 pub use pulse::Health;
 pub use vitals::{Checked, Vitals};
 
-/// The broker takes an unsettled message back after its consumer timeout: a run ends before that.
+/// The broker takes an unsettled message back after its consumer timeout: a run lets it go before that.
 const CONSUMER_TIMEOUT_MARGIN: Duration = Duration::from_secs(120);
 
 /// A worker about to start: what it consumes, how much at once, and who handles what.
@@ -270,22 +271,12 @@ impl Worker {
         if self.concurrency == 0 {
             self.faults.push("concurrency is 0: nothing would ever run".into());
         }
-        let longest = config.consumer_timeout.saturating_sub(CONSUMER_TIMEOUT_MARGIN);
-        for (name, registered) in &self.handlers {
-            if registered.policy.hard_limit > longest {
-                self.faults.push(format!(
-                    "{name}: its hard limit of {} s is over {} s, two minutes below the broker's \
-                     consumer timeout (broker.consumer_timeout)",
-                    registered.policy.hard_limit.as_secs(),
-                    longest.as_secs(),
-                ));
-            }
-        }
         if !self.faults.is_empty() {
             return Err(Kind::Config(self.faults).into());
         }
         let default_prefetch = u16::try_from(self.concurrency * 2).unwrap_or(u16::MAX);
         let queues = self.queues.into_iter().map(|(queue, slots)| (queue, slots.map(Gate::new)));
+        let longest_hold = config.consumer_timeout.saturating_sub(CONSUMER_TIMEOUT_MARGIN);
         let surroundings = Surroundings {
             store: Arc::clone(&self.client.backends().store),
             limits: Limits {
@@ -303,7 +294,7 @@ impl Worker {
             queues: queues.collect(),
             prefetch: self.prefetch.unwrap_or(default_prefetch).max(1),
             gate: Gate::new(self.concurrency),
-            longest_run: longest,
+            longest_hold,
             drain_deadline: self.drain_deadline,
             unknown_grace: self.unknown_grace,
             room: Room::default(),
@@ -333,7 +324,8 @@ struct Crew {
     queues: Vec<(Queue, Option<Gate>)>,
     prefetch: u16,
     gate: Gate,
-    longest_run: Duration,
+    /// A run that may hold its message longer is detached from it.
+    longest_hold: Duration,
     drain_deadline: Duration,
     unknown_grace: Duration,
     room: Room,
@@ -406,7 +398,7 @@ impl Intake {
 /// One delivery, from the queue to its end.
 async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slot) {
     delivery.redelivered |= delivery.message.is_returned();
-    let Some((delivery, mut claim)) = resume::admit(&crew, &queue, delivery).await else {
+    let Some((mut delivery, mut claim)) = resume::admit(&crew, &queue, delivery).await else {
         crew.finished.fetch_add(1, Ordering::Relaxed);
         return;
     };
@@ -415,7 +407,7 @@ async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slo
             Ticket::remove(&mut envelope.headers);
             let envelope = Arc::new(envelope);
             let outcome =
-                execute::execute(&crew, &delivery, &envelope, &slot, &queue, &mut claim).await;
+                execute::execute(&crew, &mut delivery, &envelope, &slot, &queue, &mut claim).await;
             settle::settle(&crew, &queue, delivery, &envelope, outcome, claim).await;
         }
         Err(unreadable) => {

@@ -6,23 +6,25 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::claim::Claim;
+use super::detach::{Attachment, Detached, detach};
 use super::handler::Answer;
 use super::{Crew, settle};
 use crate::approval::{ApprovalId, Question};
-use crate::backend::{Parked, Parking, Queue, Recorded, Taken};
+use crate::backend::{Delivery, Parked, Parking, Queue, Recorded, Taken};
 use crate::context::Context;
 use crate::error::Error;
 use crate::lifecycle::park::RECHECK;
 use crate::protocol::{Envelope, Ticket, TicketKind};
 
 const LONGEST_WAKE: Duration = Duration::from_millis(RECHECK.unsigned_abs());
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const PARKED: &str = "the task was parked: what it spawned ends";
 
 /// How a run came to an end.
@@ -52,20 +54,36 @@ pub(super) struct Parkable<'r> {
     pub(super) context: &'r Context,
     pub(super) envelope: &'r Envelope,
     pub(super) claim: &'r mut Claim,
+    pub(super) delivery: &'r mut Delivery,
+    /// How long it may hold its message; `None`: to its end.
+    pub(super) detach_after: Option<Duration>,
 }
 
-impl Parkable<'_> {
+impl<'r> Parkable<'r> {
     /// Polls the handler to its end, and parks it whenever it waits for a decision and no step or
     /// protected section of it runs.
     pub(super) async fn drive(mut self, handler: &mut BoxFuture<'_, Answer>) -> End {
         self.context.run().desk.tell(std::mem::take(&mut self.claim.rulings));
+        let mut attachment = Attachment::new(self.detach_after);
         loop {
             tokio::select! {
                 biased;
-                answer = &mut *handler => return End::Answered(answer),
-                () = self.context.run().wants_to_park() => {}
+                answer = &mut *handler => {
+                    let is_behind = attachment.is_leaving()
+                        && !self.let_go(attachment.change().await.as_ref());
+                    return if is_behind { End::Overtaken } else { End::Answered(answer) };
+                }
+                () = self.context.run().wants_to_park(), if !attachment.is_leaving() => {}
                 () = self.claim.lost() => {
                     return if self.claim.is_of_message() { End::Lost } else { End::Overtaken };
+                }
+                change = attachment.change() => {
+                    attachment = match change {
+                        None => Attachment::Leaving(self.detach().boxed()),
+                        detached if self.let_go(detached.as_ref()) => Attachment::Settled,
+                        _ => return End::Overtaken,
+                    };
+                    continue;
                 }
             }
             // Subscribed before the questions can be decided.
@@ -95,20 +113,36 @@ impl Parkable<'_> {
     }
 
     /// Sends the wake message, then stores the park.
+    fn detach(&mut self) -> impl Future<Output = Detached> + Send + use<'r> {
+        let number = self.claim.number + 1;
+        detach(self.crew, self.queue, self.envelope, number, self.claim.holder())
+    }
+
+    /// Acks the message, if the run goes on without it.
+    fn let_go(&mut self, detached: Option<&Detached>) -> bool {
+        let Some(Detached::Held(number, recorded)) = detached else { return false };
+        info!(park = number, "runs long: it goes on without its message");
+        self.claim.hold(self.crew, self.context.id(), *number);
+        self.delivery.ack_early(recorded)
+    }
+
     async fn park(&mut self) -> Result<Parked, Error> {
         let desk = &self.context.run().desk;
+        let number = self.claim.number + 1;
         let questions = desk.questions();
-        let soonest = questions.iter().map(|question| question.expires_in).min();
-        let due = Duration::from_millis(soonest.unwrap_or_default()).min(LONGEST_WAKE);
-        self.send_wake(due).await?;
+        let alarm = desk.first_nap();
+        let deadlines = questions.iter().map(|question| Duration::from_millis(question.expires_in));
+        let due = deadlines.chain(alarm).chain([LONGEST_WAKE]).min().unwrap_or_default();
+        send_wake(self.crew, self.queue, self.envelope, number, due).await?;
         let parking = Parking {
             id: self.context.id().clone(),
-            number: self.claim.number + 1,
+            number,
             holder: self.claim.holder(),
             lease: self.crew.config.lease,
             message: self.envelope.encode(),
             queue: self.queue.name.clone(),
             questions,
+            alarm,
             abandoned: desk.abandoned(),
         };
         let parked = store(self.crew, parking).await;
@@ -116,16 +150,9 @@ impl Parkable<'_> {
             && *sooner + Duration::from_secs(1) < due
         {
             // It was asked before: its deadline is nearer than that of a new question.
-            self.send_wake(*sooner).await?;
+            send_wake(self.crew, self.queue, self.envelope, number, *sooner).await?;
         }
         Ok(parked)
-    }
-
-    async fn send_wake(&self, due: Duration) -> Result<(), Error> {
-        let number = self.claim.number + 1;
-        let wake = Ticket { kind: TicketKind::Wake, number }.on(self.envelope.encode());
-        let _ = settle::publish(self.crew, wake, self.queue.resume(), Some(due)).await?;
-        Ok(())
     }
 
     /// Keeps the slot for a moment: a decision that comes meanwhile is answered at once.
@@ -141,7 +168,8 @@ impl Parkable<'_> {
             sleep(self.crew.config.hold).await;
             run.idle().await;
         };
-        if self.crew.config.hold.is_zero() && run.busy() == 0 {
+        let is_asleep = questions.is_empty();
+        if (is_asleep || self.crew.config.hold.is_zero()) && run.busy() == 0 {
             info!(park = self.claim.number, questions = questions.len(), "parked");
             return Next::End(self.dropped(recorded));
         }
@@ -188,6 +216,19 @@ impl Parkable<'_> {
         self.claim.parked = Some((recorded, questions));
         End::Parked
     }
+}
+
+/// Sends the message that runs a task on when nothing else does, and waits until it is confirmed.
+pub(super) async fn send_wake(
+    crew: &Crew,
+    queue: &Queue,
+    envelope: &Envelope,
+    number: u64,
+    due: Duration,
+) -> Result<(), Error> {
+    let wake = Ticket { kind: TicketKind::Wake, number }.on(envelope.encode());
+    let _ = settle::publish(crew, wake, queue.resume(), Some(due)).await?;
+    Ok(())
 }
 
 /// Stores a park, for as long as it takes.

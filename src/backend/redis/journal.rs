@@ -20,18 +20,34 @@ const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
 const HOUR_SECONDS: u64 = 60 * 60;
 
 impl RedisStore {
-    /// Asks until there is an answer.
     pub(super) async fn read_kept(&self, id: &TaskId) -> Result<Kept, Error> {
         let mut read = Pipeline::with_capacity(2);
         read.cmd("HGETALL").arg(key(id)).cmd("HKEYS").arg(stream::heads_key(id));
+        kept(self.until_answered(&read).await?).map_err(|cause| {
+            let what = format!("the journal of task {id}");
+            Kind::Codec { what, cause }.into()
+        })
+    }
+
+    pub(super) async fn read_clock(&self) -> Result<i64, Error> {
+        let mut time = Pipeline::with_capacity(1);
+        time.cmd("TIME");
+        let answer = self.until_answered(&time).await?.pop().unwrap_or(Value::Nil);
+        let read = <(i64, i64)>::from_redis_value(answer).map_err(|error| {
+            let what = "the answer of Redis to TIME".to_owned();
+            Kind::Codec { what, cause: error.to_string() }
+        });
+        let (seconds, microseconds) = read?;
+        Ok(seconds.saturating_mul(1000).saturating_add(microseconds / 1000))
+    }
+
+    /// Asks until there is an answer.
+    async fn until_answered(&self, questions: &Pipeline) -> Result<Vec<Value>, Error> {
         let mut backoff = Backoff::default();
         loop {
             let session = self.link.session().await.ok_or(Kind::Closed)?;
-            if let Ok(answers) = session.send(&read).await {
-                return kept(answers).map_err(|cause| {
-                    let what = format!("the journal of task {id}");
-                    Kind::Codec { what, cause }.into()
-                });
+            if let Ok(answers) = session.send(questions).await {
+                return Ok(answers);
             }
             backoff.wait().await;
         }

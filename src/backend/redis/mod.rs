@@ -369,6 +369,10 @@ impl Store for RedisStore {
         Box::pin(async move { self.read_kept(&id).await })
     }
 
+    fn clock(&self) -> BoxFuture<'_, Result<i64, Error>> {
+        Box::pin(self.read_clock())
+    }
+
     fn record(
         &self,
         id: &TaskId,

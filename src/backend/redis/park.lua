@@ -3,7 +3,7 @@
 -- KEYS[1] the park record
 -- KEYS[2] the index of open questions
 -- ARGV    number, holder, lease in ms, the task's message, its queue, its id, abandoned questions,
---         and for each question: id, digest, document, time to decide in ms, quorum, requester,
+--         after how many ms its sleep ends (0: it does not sleep), and for each question: id, digest, document, time to decide in ms, quorum, requester,
 --         self-approval, approvers, editable
 -- Returns 'behind', 'waiting' or 'ready', and what became of the questions.
 local FIELDS = 9
@@ -40,7 +40,7 @@ local function ask(n)
   redis.call('PERSIST', key)
   redis.call('ZADD', KEYS[2], deadline, id)
 end
-for n = 8, #ARGV, FIELDS do
+for n = 9, #ARGV, FIELDS do
   ask(n)
   if not is_asked[ARGV[n]] then
     asked = asked .. ' ' .. ARGV[n]
@@ -55,11 +55,14 @@ for id in string.gmatch(ARGV[7], '%S+') do
 end
 
 local list = table.concat(waits, ' ')
-local is_ready = #waits > 0 and due_in(list, now) == 0
+local sleeps = tonumber(ARGV[8])
+local alarm = sleeps > 0 and whole(now + sleeps) or '0'
+local is_ready = #waits > 0 and due_in(list, alarm, now) == 0
 redis.call('HSET', KEYS[1], 'v', '1', 'number', ARGV[1], 'waits', list, 'asked', asked,
+  'alarm', alarm,
   'message', ARGV[4], 'queue', ARGV[5],
   'holder', is_ready and holder or '', 'until', is_ready and whole(now + lease) or '0')
 if is_ready then
   return add_rulings({ 'ready' }, list, now)
 end
-return { 'waiting', whole(due_in(list, now)) }
+return { 'waiting', whole(due_in(list, alarm, now)) }

@@ -73,7 +73,7 @@ impl RedisStore {
             eval.cmd("EVAL").arg(session.script(PARK)).arg(2).arg(key(&parking.id)).arg(PENDING);
             eval.arg(parking.number).arg(parking.holder).arg(milliseconds(parking.lease));
             eval.arg(parking.message.to_json()).arg(parking.queue).arg(parking.id.as_str());
-            eval.arg(joined(&parking.abandoned));
+            eval.arg(joined(&parking.abandoned)).arg(parking.alarm.map_or(0, milliseconds));
             parking.questions.iter().for_each(|question| add_question(&mut eval, question));
             eval
         });

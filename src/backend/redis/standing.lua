@@ -47,9 +47,9 @@ local function add_rulings(answer, ids, now)
   return answer
 end
 
--- Milliseconds until the first of these is due; 0: one is.
-local function due_in(ids, now)
-  local nearest
+-- Milliseconds until the first of these, or the alarm, is due; 0: one is. An alarm of '0' is none.
+local function due_in(ids, alarm, now)
+  local nearest = alarm ~= '0' and tonumber(alarm) or nil
   for id in string.gmatch(ids, '%S+') do
     local state, deadline = standing(id, now)
     if state ~= 'open' then
@@ -57,5 +57,5 @@ local function due_in(ids, now)
     end
     nearest = math.min(nearest or deadline, deadline)
   end
-  return nearest and nearest - now + 1 or 0
+  return nearest and math.max(nearest - now + 1, 0) or 0
 end

@@ -10,12 +10,12 @@ local kind, number, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease, recheck = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_in_ms()
 
-local function claim(waits)
+local function claim(waits, alarm)
   redis.call('HSET', KEYS[1], 'v', '1', 'number', ARGV[2], 'holder', holder,
-    'until', whole(now + lease), 'waits', waits)
+    'until', whole(now + lease), 'waits', waits, 'alarm', alarm)
 end
 
-local park = redis.call('HMGET', KEYS[1], 'number', 'waits', 'holder', 'until', 'ended', 'v')
+local park = redis.call('HMGET', KEYS[1], 'number', 'waits', 'holder', 'until', 'ended', 'v', 'alarm')
 if not park[1] then
   if kind == 'wake' then
     return { 'lost', '0' }
@@ -24,7 +24,7 @@ if not park[1] then
   elseif number == 0 then
     return { 'unclaimed', '0' }
   end
-  claim('')
+  claim('', '0')
   return { 'claimed', ARGV[2], '' }
 end
 if park[6] ~= '1' then
@@ -39,14 +39,19 @@ local left = tonumber(park[4] or '0') - now
 if (park[3] or '') ~= '' and park[3] ~= holder and left > 0 then
   return { 'postpone', whole(is_ahead and math.min(left, OVERTAKEN) or left) }
 end
-local due = due_in(waits, now)
+local alarm = park[7] or '0'
+local due = due_in(waits, alarm, now)
 if due > 0 and kind == 'resume' then
   return { 'ack', '0' }
 end
 if due > 0 and kind == 'wake' and not is_ahead then
   return { 'postpone', whole(math.min(due, recheck)) }
 end
-claim(is_ahead and '' or waits)
+if is_ahead then
+  claim('', '0')
+else
+  claim(waits, alarm)
+end
 local asked = redis.call('HGET', KEYS[1], 'asked') or ''
 local answer = add_rulings({ 'claimed', ARGV[2], redis.call('HGET', KEYS[1], 'message') or '' }, asked, now)
 for n = 4, #answer, 5 do

@@ -143,6 +143,7 @@ impl Pair<'_> {
             message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
             queue: "q".into(),
             questions: waits.iter().map(|n| self.questions[*n].clone()).collect(),
+            alarm: None,
             abandoned: Vec::new(),
         };
         let found = self.store.park(parking).await.unwrap();
@@ -269,6 +270,7 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
         queue: "q".into(),
         questions: vec![asked.clone()],
+        alarm: None,
         abandoned: Vec::new(),
     };
     assert!(decider.park(parking.clone()).await.is_err());

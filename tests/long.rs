@@ -1,0 +1,143 @@
+//! Long sleeps are parked, and long runs let their messages go: neither holds what others need.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use countersign::{Arguments, Client, Config, Context, Policy, Retry, Task, TaskError, TaskResult};
+use serde::{Deserialize, Serialize};
+use support::{DemoWorker, Running, queue_name, servers};
+
+/// The first park of a fresh broker makes the whole delay ladder.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than what is slept in place.
+const LONG: Duration = Duration::from_secs(6);
+
+#[derive(Serialize, Deserialize)]
+struct Nag {
+    seconds: u64,
+}
+
+impl Task for Nag {
+    const NAME: &'static str = "test.nag";
+    type Output = usize;
+}
+
+#[derive(Serialize, Deserialize)]
+struct Quick {}
+
+impl Task for Quick {
+    const NAME: &'static str = "test.quick";
+    type Output = ();
+}
+
+fn again_at_once() -> Policy {
+    let retry = Retry::exponential(Duration::from_millis(10)).attempts(10);
+    Policy { retry, ..Policy::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_sleeps_long_holds_no_slot_and_goes_on_afterwards() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let nag = move |ctx: Context, Nag { seconds }: Nag| {
+        let runs = Arc::clone(&counted);
+        async move {
+            runs.fetch_add(1, Ordering::SeqCst);
+            ctx.sleep("rest", Duration::from_secs(seconds)).await?;
+            Ok(runs.load(Ordering::SeqCst))
+        }
+    };
+    let quick = |_: Context, _: Quick| async { Ok(()) };
+    let running = Running::start(|worker| {
+        worker.concurrency(1).handle(nag, Policy::default()).handle(quick, Policy::default())
+    })
+    .await;
+    let asleep = running.client.enqueue(Nag { seconds: LONG.as_secs() }).queue(&running.queue);
+    let asleep = asleep.await.unwrap();
+    // There is one slot, and the one who sleeps came first.
+    running.call(Quick {}).await.unwrap();
+    let status = running.client.status(asleep.id()).await.unwrap();
+    assert_eq!(status.unwrap().state.as_str(), "PARKED");
+    assert_eq!(asleep.result_within(PATIENCE).await.unwrap(), 2, "one run before, one after");
+    let drained = running.drain().await;
+    assert_eq!(drained.abandoned, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleep_that_is_over_is_not_slept_again() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let nag = move |ctx: Context, Nag { seconds }: Nag| {
+        let runs = Arc::clone(&counted);
+        async move {
+            runs.fetch_add(1, Ordering::SeqCst);
+            ctx.sleep("rest", Duration::from_secs(seconds)).await?;
+            if ctx.attempt() < 3 {
+                return Err(TaskError::retry_after(Duration::ZERO, "not yet"));
+            }
+            let again = ctx.sleep("rest", Duration::from_secs(seconds)).await.unwrap_err();
+            assert_eq!(again.failure().exc_type, "DuplicateStep");
+            Ok(runs.load(Ordering::SeqCst))
+        }
+    };
+    let running = Running::start(|worker| worker.handle(nag, again_at_once())).await;
+    // One run is parked, and each of the three attempts has one that is not.
+    assert_eq!(running.call(Nag { seconds: LONG.as_secs() }).await.unwrap(), 4);
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleep_inside_a_step_or_in_place_of_one_is_an_error() {
+    let nag = |ctx: Context, Nag { seconds }: Nag| async move {
+        let long = Duration::from_secs(seconds);
+        let inside = ctx.step("work", || ctx.sleep("rest", long)).await.unwrap_err();
+        assert!(inside.failure().message().contains("inside a step"), "{}", inside.failure());
+        ctx.step("money", || async { Ok::<_, TaskError>("held".to_owned()) }).await?;
+        Err(TaskError::retry_after(Duration::ZERO, "once more"))
+    };
+    let changed = move |ctx: Context, task: Nag| async move {
+        if ctx.attempt() == 1 {
+            return nag(ctx, task).await;
+        }
+        ctx.sleep("money", Duration::from_secs(task.seconds)).await?;
+        TaskResult::Ok(0)
+    };
+    let running = Running::start(|worker| worker.handle(changed, again_at_once())).await;
+    let error = running.call(Nag { seconds: 60 }).await.unwrap_err();
+    assert_eq!(error.failure().unwrap().exc_type, "JournalMismatch", "{error}");
+    assert!(error.to_string().contains("\"money\""), "{error}");
+    running.drain().await;
+}
+
+/// One message at a time is given to the worker, so a second task is proof that the first message
+/// is acked. Its worker is killed: the wake message runs it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_run_lets_its_message_go_and_is_not_lost_with_its_worker() {
+    let servers = servers();
+    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
+    let client = Client::connect(&config).await.unwrap();
+    let queue = queue_name();
+    let arguments = ["-Q", &queue, "-c", "2", "--prefetch", "1"];
+    // Two seconds more than the margin that is kept.
+    let variables =
+        [("COUNTERSIGN_BROKER_CONSUMER_TIMEOUT", "122s"), ("COUNTERSIGN_APPROVALS_LEASE", "3s")];
+    let mut worker = DemoWorker::spawn(&arguments, &variables);
+    worker.ready().await;
+    let seconds = Arguments::of(&(LONG.as_secs(),)).unwrap();
+    let long = client.enqueue_named("demo.sleep", seconds).queue(&queue);
+    let long = long.time_limits(None, Some(Duration::from_secs(3600))).await.unwrap();
+    let add = Arguments::of(&(1, 2)).unwrap();
+    let add = client.enqueue_named("demo.add", add).queue(&queue).await.unwrap();
+    assert_eq!(add.result_within(PATIENCE).await.unwrap(), 3);
+    assert!(worker.stderr().contains("goes on without its message"), "{}", worker.stderr());
+    let status = client.status(long.id()).await.unwrap();
+    assert!(!status.is_some_and(|status| status.state.is_terminal()), "it runs");
+    worker.kill9().await;
+    let mut worker = DemoWorker::spawn(&arguments, &variables);
+    worker.ready().await;
+    long.result_within(PATIENCE).await.unwrap();
+    worker.sigterm();
+    assert_eq!(worker.wait().await, Some(0));
+    client.close().await;
+}
