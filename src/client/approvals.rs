@@ -13,6 +13,7 @@ use crate::approval::{
 };
 use crate::backend::{Asked, AuditEntry, Parcel, Queue, Resume};
 use crate::error::{Error, Kind};
+use crate::faults;
 use crate::protocol::Ticket;
 
 /// A decided task is resumed by the decider within this; after it, by a worker.
@@ -107,6 +108,7 @@ impl Client {
             return Err(Kind::Decision(fault).into());
         }
         let (answer, resume) = self.backends().store.decide(decision).await?;
+        faults::point("decided");
         if let Some(resume) = resume
             && let Err(error) = self.resume(&resume).await
         {
@@ -123,6 +125,7 @@ impl Client {
             timeout: self.config().publish_timeout.min(RESUME_DEADLINE),
         };
         let _ = self.backends().broker.publish(parcel).await?;
+        faults::point("resume sent");
         self.backends().store.resume_sent(resume).await
     }
 

@@ -20,6 +20,7 @@ use crate::approval::{ApprovalId, Question};
 use crate::backend::{Delivery, Parked, Parking, Queue, Recorded, Taken};
 use crate::context::Context;
 use crate::error::Error;
+use crate::faults;
 use crate::lifecycle::park::RECHECK;
 use crate::protocol::{Envelope, Ticket, TicketKind};
 
@@ -112,7 +113,6 @@ impl<'r> Parkable<'r> {
         }
     }
 
-    /// Sends the wake message, then stores the park.
     fn detach(&mut self) -> impl Future<Output = Detached> + Send + use<'r> {
         let number = self.claim.number + 1;
         detach(self.crew, self.queue, self.envelope, number, self.claim.holder())
@@ -126,6 +126,7 @@ impl<'r> Parkable<'r> {
         self.delivery.ack_early(recorded)
     }
 
+    /// Sends the wake message, then stores the park.
     async fn park(&mut self) -> Result<Parked, Error> {
         let desk = &self.context.run().desk;
         let number = self.claim.number + 1;
@@ -134,6 +135,7 @@ impl<'r> Parkable<'r> {
         let deadlines = questions.iter().map(|question| Duration::from_millis(question.expires_in));
         let due = deadlines.chain(alarm).chain([LONGEST_WAKE]).min().unwrap_or_default();
         send_wake(self.crew, self.queue, self.envelope, number, due).await?;
+        faults::point("wake confirmed");
         let parking = Parking {
             id: self.context.id().clone(),
             number,
@@ -146,6 +148,7 @@ impl<'r> Parkable<'r> {
             abandoned: desk.abandoned(),
         };
         let parked = store(self.crew, parking).await;
+        faults::point("park stored");
         if let Parked::Waiting(_, sooner) = &parked
             && *sooner + Duration::from_secs(1) < due
         {
@@ -196,6 +199,7 @@ impl<'r> Parkable<'r> {
         let lease = self.crew.config.lease;
         match self.crew.backends.store.take_parked(id, ticket, &holder, lease).await {
             Ok(Taken::Claimed { number, rulings, .. }) => {
+                faults::point("claimed back");
                 self.claim.hold(self.crew, id, number);
                 self.context.run().desk.tell(rulings);
                 Next::RunOn

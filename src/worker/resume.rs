@@ -12,6 +12,7 @@ use super::claim::Claim;
 use super::{Crew, settle};
 use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
 use crate::error::{Error, Failure};
+use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{Envelope, Ticket, TicketKind};
 
@@ -48,6 +49,7 @@ async fn claim(
 ) -> Option<(Delivery, Claim)> {
     let mut claim = Claim::of(ticket);
     let original = Ticket { kind: TicketKind::Original, number: 0 };
+    faults::point("message taken");
     let Some(taken) = take(crew, &delivery, ticket.unwrap_or(original), &mut claim).await else {
         drop(delivery.release());
         return None;
@@ -56,6 +58,7 @@ async fn claim(
         Taken::Unclaimed => Some((delivery, claim)),
         Taken::Claimed { number, message, rulings } => {
             claim.hold(crew, delivery.id(), number);
+            faults::point("claimed");
             claim.rulings = rulings;
             match (message, ticket) {
                 (Some(message), _) => delivery.message = claim.ticketed(*message),
@@ -147,6 +150,7 @@ pub(super) fn sweep(crew: &Arc<Crew>, stop: CancellationToken) {
                 sleep(pause).await;
                 let overdue = worker.backends.store.overdue_resumes().await.unwrap_or_default();
                 for resume in overdue {
+                    faults::point("outbox taken");
                     match send(&worker, &resume).await {
                         Ok(()) => info!(task.id = %resume.task, "resumed from the outbox"),
                         Err(error) => warn!(task.id = %resume.task, "cannot resume it: {error}"),
@@ -166,5 +170,6 @@ async fn send(crew: &Crew, resume: &Resume) -> Result<(), Error> {
         timeout: crew.config.publish_timeout,
     };
     let _ = crew.backends.broker.publish(parcel).await?;
+    faults::point("outbox sent");
     crew.backends.store.resume_sent(resume).await
 }

@@ -14,6 +14,7 @@ use super::execute::FIRST_BEGAN;
 use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::error::{Error, Failure};
+use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{
     Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, Message, REASON, SOURCE, State,
@@ -148,7 +149,10 @@ async fn wait(crew: &Crew, delivery: Delivery, envelope: &Envelope, claim: Claim
     let document = Document::parked(envelope, &questions, Timestamp::now());
     let told = (!envelope.ignore_result).then(|| finish(envelope, document));
     match crew.give_up.run_until_cancelled(tell(crew, told)).await {
-        Some(()) => ack(delivery, recorded),
+        Some(()) => {
+            faults::point("park told");
+            ack(delivery, recorded);
+        }
         None => release(crew, delivery),
     }
 }
@@ -202,17 +206,20 @@ async fn record(
     claim: &Claim,
 ) {
     let effects = async {
+        faults::point("handler ran");
         let recorded = if envelope.ignore_result {
             Ok(crew.backends.store.ignore(&envelope.id))
         } else {
             crew.backends.store.finish(finish(envelope, document)).await
         };
+        faults::point("result stored");
         if let Some(failure) = failure {
             Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
         }
         if claim.is_of_parked() {
             Box::pin(claim.end(crew, &envelope.id)).await;
         }
+        faults::point("park ended");
         recorded
     };
     match crew.give_up.run_until_cancelled(effects).await {
@@ -290,6 +297,7 @@ pub(super) async fn send_on(
     let effects = async {
         let recorded = publish(crew, message, queue.clone(), Some(pause)).await;
         if recorded.is_ok() {
+            faults::point("copy sent");
             beside.await;
         }
         recorded

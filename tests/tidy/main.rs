@@ -19,6 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["approval", "task"]),
     ("retry", &["error"]),
     ("breaker", &[]),
+    ("faults", &[]),
     ("journal", &["error", "task"]),
     ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
@@ -28,7 +29,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("backend", &["approval", "config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),
     ("context", &["approval", "backend", "error", "journal", "protocol", "task", "trace"]),
-    ("client", &["approval", "backend", "config", "error", "handle", "protocol", "task", "trace"]),
+    (
+        "client",
+        &[
+            "approval", "backend", "config", "error", "faults", "handle", "protocol", "task",
+            "trace",
+        ],
+    ),
     (
         "worker",
         &[
@@ -39,6 +46,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "context",
             "error",
+            "faults",
             "journal",
             "lifecycle",
             "protocol",
