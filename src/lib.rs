@@ -24,6 +24,7 @@ pub mod breaker;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod client;
+mod clock;
 pub mod config;
 pub mod context;
 pub mod error;

@@ -4,11 +4,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use jiff::Timestamp;
 
 use super::signals::drain_signals;
 use super::{exit, logs};
 use crate::client::{Client, hostname};
+use crate::clock;
 use crate::config::{Config, SETTINGS, parse_duration};
 use crate::error::Error;
 use crate::worker::{Drained, Health, Worker};
@@ -134,7 +134,7 @@ fn health(node: &str) -> ExitCode {
         Ok(health) => health,
         Err(why) => return fail(exit::UNAVAILABLE, &why),
     };
-    match health.fault(Timestamp::now()) {
+    match health.fault(clock::now()) {
         None => {
             println!("{}", serde_json::json!({ "worker": node, "ready": true, "health": health }));
             ExitCode::SUCCESS

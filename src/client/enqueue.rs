@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::Client;
 use crate::backend::{KeyedTask, Origin, Parcel, Queue};
+use crate::clock;
 use crate::error::{Error, Kind};
 use crate::handle::Handle;
 use crate::protocol::{Arguments, Envelope, Headers, Message};
@@ -69,13 +70,13 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
     /// Not to be started before this long has passed.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
-        let eta = Timestamp::now().saturating_add(delay);
+        let eta = clock::now().saturating_add(delay);
         self.set(|envelope| envelope.eta = eta.ok())
     }
 
     /// Not to be started before this time. One that has passed means now.
     pub fn eta(self, eta: Timestamp) -> Self {
-        let ahead = Duration::try_from(eta.duration_since(Timestamp::now()));
+        let ahead = Duration::try_from(eta.duration_since(clock::now()));
         self.delay(ahead.unwrap_or_default())
     }
 
@@ -103,7 +104,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
 
     /// Not to be started any more after this long; its result is then `REVOKED`.
     pub fn expires_in(self, after: Duration) -> Self {
-        let at = Timestamp::now().saturating_add(after);
+        let at = clock::now().saturating_add(after);
         self.set(|envelope| envelope.expires = at.ok())
     }
 

@@ -7,11 +7,11 @@
 //! sends them then. Either way what follows is sent at least once, and nothing is lost.
 
 use futures_util::future::join_all;
-use jiff::Timestamp;
 use tracing::error;
 
 use super::{Crew, settle};
 use crate::backend::{Finish, Queue};
+use crate::clock;
 use crate::error::Failure;
 use crate::protocol::{Canvas, Child, Document, Envelope, FollowUp, FollowUps};
 use crate::trace::TraceParent;
@@ -20,7 +20,7 @@ use crate::trace::TraceParent;
 pub(super) fn refusal(envelope: &Envelope) -> Option<Failure> {
     match Canvas::read(&envelope.embed) {
         Ok(None) => None,
-        Ok(Some(canvas)) => canvas.check(envelope, Timestamp::now()).err(),
+        Ok(Some(canvas)) => canvas.check(envelope, clock::now()).err(),
         Err(failure) => Some(failure),
     }
 }
@@ -36,7 +36,7 @@ pub(super) async fn after_success(
     canvas: &Canvas,
     result: &serde_json::value::RawValue,
 ) -> Result<Vec<Child>, Failure> {
-    let follow_ups = canvas.after_success(envelope, result, Timestamp::now())?;
+    let follow_ups = canvas.after_success(envelope, result, clock::now())?;
     send(crew, queue, envelope, follow_ups).await
 }
 
@@ -49,7 +49,7 @@ pub(super) async fn after_failure(
     failure: &Failure,
 ) {
     let Ok(Some(canvas)) = Canvas::read(&envelope.embed) else { return };
-    let now = Timestamp::now();
+    let now = clock::now();
     let told = canvas.unreached().into_iter().map(|id| {
         let document = Document::failure_of(&id, failure, now);
         crew.backends.store.finish(Finish { document, reply_to: None })
@@ -90,7 +90,7 @@ async fn send_one(
     if let Some(trace) = TraceParent::read(&parent.headers) {
         trace.child().write(&mut envelope.headers);
     }
-    let delay = envelope.eta.and_then(|eta| settle::ahead(eta, Timestamp::now()));
+    let delay = envelope.eta.and_then(|eta| settle::ahead(eta, clock::now()));
     let sent = settle::publish(crew, envelope.encode(), to, delay).await;
     sent.map(drop).map_err(|error| {
         let told = format!("task {} cannot be sent to follow this one: {error}", envelope.name);

@@ -21,6 +21,7 @@ use super::suspects::{self, Standing};
 use super::watchdog::Watched;
 use super::{Crew, canvas, settle};
 use crate::backend::{Delivery, Queue};
+use crate::clock;
 use crate::context::Context;
 use crate::error::Failure;
 use crate::lifecycle::Outcome;
@@ -38,6 +39,8 @@ const TERMINATED: &str = "terminated";
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
 /// When the first attempt of a task began: travels with its retries.
 pub(super) const FIRST_BEGAN: &str = "x-countersign-first-began";
+/// The delay ladder brings a message down to this much too early.
+const LADDER_REST: Duration = Duration::from_secs(1);
 /// Two clocks may differ by this much before a task counts as expired.
 const SKEW: Duration = Duration::from_secs(1);
 
@@ -61,7 +64,7 @@ pub(super) async fn execute(
     if !is_resumed && has_expired(envelope) {
         return Outcome::Revoked("expired");
     }
-    if let Some(early) = envelope.eta.and_then(|eta| settle::ahead(eta, Timestamp::now())) {
+    if let Some(early) = ahead(envelope) {
         return Outcome::Postponed(early);
     }
     let Some(handler) = crew.handlers.get(envelope.name.as_str()) else {
@@ -99,8 +102,15 @@ pub(super) async fn execute(
     outcome
 }
 
+/// How long it is until its ETA. A next attempt has come down the delay ladder, so hardly anything
+/// is left: one that says more was sent by a worker whose clock is ahead.
+fn ahead(envelope: &Envelope) -> Option<Duration> {
+    let left = settle::ahead(envelope.eta?, clock::now())?;
+    (left <= LADDER_REST || first_began(envelope).is_none()).then_some(left)
+}
+
 fn has_expired(envelope: &Envelope) -> bool {
-    let late = |at: Timestamp| Timestamp::now() > at.saturating_add(SKEW).unwrap_or(at);
+    let late = |at: Timestamp| clock::now() > at.saturating_add(SKEW).unwrap_or(at);
     envelope.expires.is_some_and(late)
 }
 
@@ -162,7 +172,7 @@ impl Running<'_> {
         let started = std::panic::catch_unwind(AssertUnwindSafe(|| {
             handler.start(context.clone(), &envelope.arguments, slot)
         }));
-        let began = Timestamp::now();
+        let began = clock::now();
         debug!("started {} {}", envelope.name, envelope.id);
         let mut run = match started {
             Ok(Ok(run)) => {
@@ -263,7 +273,7 @@ fn ended(
         Ok(json) => Outcome::Done(json),
         Err(error) => {
             let first_began = first_began(envelope).unwrap_or(began);
-            let since = Duration::try_from(Timestamp::now().duration_since(first_began));
+            let since = Duration::try_from(clock::now().duration_since(first_began));
             let since = since.unwrap_or_default();
             let retry = &handler.policy.retry;
             match retry.pause(envelope.attempt, since, &error, rand::random()) {

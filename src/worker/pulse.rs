@@ -17,6 +17,7 @@ use tracing::{debug, info};
 use super::Crew;
 use crate::backend::Presence;
 use crate::client::hostname;
+use crate::clock;
 
 /// How often the store is told that the worker is there; it is overdue after four of these.
 const ANNOUNCE: Duration = Duration::from_secs(5);
@@ -102,7 +103,7 @@ impl Pulse {
 
 pub(super) fn start(crew: &Arc<Crew>, consuming: Vec<watch::Receiver<bool>>) -> Pulse {
     let stop = CancellationToken::new();
-    let (crew, stopped, started) = (Arc::clone(crew), stop.clone(), Timestamp::now());
+    let (crew, stopped, started) = (Arc::clone(crew), stop.clone(), clock::now());
     let task = tokio::spawn(async move {
         let file = Health::file(&crew.name);
         let there = announce(&crew, started);
@@ -150,7 +151,7 @@ fn presence(crew: &Crew, started: Timestamp) -> Presence {
         finished: crew.finished.load(Ordering::Relaxed),
         draining: crew.draining.load(Ordering::Relaxed),
         started,
-        at: Timestamp::now(),
+        at: clock::now(),
     }
 }
 
@@ -173,7 +174,7 @@ async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &Pat
             draining: crew.draining.load(Ordering::Relaxed),
             running: crew.tasks.len(),
             finished: crew.finished.load(Ordering::Relaxed),
-            at: Timestamp::now(),
+            at: clock::now(),
         };
         crew.health.send_replace(Some(health.clone()));
         if let Err(error) = write(file, &health).await {

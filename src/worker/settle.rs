@@ -13,6 +13,7 @@ use super::claim::Claim;
 use super::execute::FIRST_BEGAN;
 use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
+use crate::clock;
 use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
@@ -57,7 +58,7 @@ async fn settle_undone(
     outcome: Outcome,
     mut claim: Claim,
 ) {
-    let now = Timestamp::now();
+    let now = clock::now();
     match outcome {
         Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json, &claim).await,
         Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure, &claim).await,
@@ -146,7 +147,7 @@ async fn try_again(
 /// Says that it waits for decisions, then acks: its park is stored.
 async fn wait(crew: &Crew, delivery: Delivery, envelope: &Envelope, claim: Claim) {
     let Some((recorded, questions)) = claim.parked else { return release(crew, delivery) };
-    let document = Document::parked(envelope, &questions, Timestamp::now());
+    let document = Document::parked(envelope, &questions, clock::now());
     let told = (!envelope.ignore_result).then(|| finish(envelope, document));
     match crew.give_up.run_until_cancelled(tell(crew, told)).await {
         Some(()) => {
@@ -178,7 +179,7 @@ async fn succeed(
             None => return release(crew, delivery),
         }
     }
-    let document = Document::success(envelope, answer, &children, Timestamp::now());
+    let document = Document::success(envelope, answer, &children, clock::now());
     record(crew, queue, delivery, envelope, document, None, claim).await;
 }
 
@@ -191,7 +192,7 @@ async fn fail(
     claim: &Claim,
 ) {
     info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
-    let document = Document::failed(envelope, failure, Timestamp::now());
+    let document = Document::failed(envelope, failure, clock::now());
     record(crew, queue, delivery, envelope, document, Some(failure), claim).await;
 }
 
@@ -332,7 +333,7 @@ pub(super) async fn bury_unreadable(
     let told = message.names_its_task().then(|| {
         let failure = Failure::new("countersign.errors", "Unreadable", unreadable.reason.clone());
         Finish {
-            document: Document::failure_of(&message.id, &failure, Timestamp::now()),
+            document: Document::failure_of(&message.id, &failure, clock::now()),
             reply_to: message.properties.reply_to.clone(),
         }
     });
@@ -349,7 +350,7 @@ async fn bury_task(
     failure: &Failure,
     claim: &Claim,
 ) {
-    let document = Document::failed(envelope, failure, Timestamp::now());
+    let document = Document::failed(envelope, failure, clock::now());
     let told = (!envelope.ignore_result).then(|| finish(envelope, document));
     let effects = async {
         tell(crew, told).await;
@@ -396,7 +397,7 @@ fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     let told: String = reason.chars().take(1024).collect();
     copy.headers.insert(REASON.into(), Value::String(told));
     copy.headers.insert(SOURCE.into(), Value::String(queue.name.clone()));
-    copy.headers.insert(DIED_AT.into(), Value::String(Timestamp::now().to_string()));
+    copy.headers.insert(DIED_AT.into(), Value::String(clock::now().to_string()));
     copy
 }
 

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Health;
+use crate::clock;
 use crate::error::{Error, Kind};
 
 /// Checks that run at once.
@@ -87,7 +87,7 @@ impl Vitals {
     #[must_use]
     pub fn is_live(&self) -> bool {
         let health = self.health.borrow();
-        let fresh = health.as_ref().is_none_or(|health| health.is_fresh(Timestamp::now()));
+        let fresh = health.as_ref().is_none_or(|health| health.is_fresh(clock::now()));
         fresh && self.health.has_changed().is_ok()
     }
 
@@ -98,7 +98,7 @@ impl Vitals {
             return Some("it has ended");
         }
         match &*self.health.borrow() {
-            Some(health) => health.fault(Timestamp::now()),
+            Some(health) => health.fault(clock::now()),
             None => Some("it has not started to consume"),
         }
     }
@@ -110,7 +110,7 @@ impl Vitals {
     pub async fn ready(&self, within: Duration) -> Result<(), Error> {
         let mut health = self.health.clone();
         let is_ready = |health: &Option<Health>| {
-            health.as_ref().is_some_and(|health| health.fault(Timestamp::now()).is_none())
+            health.as_ref().is_some_and(|health| health.fault(clock::now()).is_none())
         };
         match timeout(within, health.wait_for(is_ready)).await {
             Ok(Ok(_)) => Ok(()),

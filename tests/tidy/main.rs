@@ -19,6 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["approval", "task"]),
     ("retry", &["error"]),
     ("breaker", &[]),
+    ("clock", &["faults"]),
     ("faults", &[]),
     ("journal", &["error", "task"]),
     ("protocol", &["approval", "error", "task"]),
@@ -26,14 +27,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("lifecycle", &["approval", "error", "task", "protocol"]),
     ("config", &["error"]),
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
-    ("backend", &["approval", "config", "error", "lifecycle", "protocol", "task"]),
+    ("backend", &["approval", "clock", "config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),
     ("context", &["approval", "backend", "error", "journal", "protocol", "task", "trace"]),
     (
         "client",
         &[
-            "approval", "backend", "config", "error", "faults", "handle", "protocol", "task",
-            "trace",
+            "approval", "backend", "clock", "config", "error", "faults", "handle", "protocol",
+            "task", "trace",
         ],
     ),
     (
@@ -43,6 +44,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "backend",
             "breaker",
             "client",
+            "clock",
             "config",
             "context",
             "error",
@@ -58,8 +60,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "approval", "backend", "client", "config", "error", "handle", "protocol", "task",
-            "worker",
+            "approval", "backend", "client", "clock", "config", "error", "handle", "protocol",
+            "task", "worker",
         ],
     ),
 ];
@@ -153,6 +155,11 @@ fn wording(source: &Source) -> Vec<String> {
     for word in banned.iter().filter(|_| !source.is_test()) {
         let found = source.code.match_indices(word);
         faults.extend(found.map(|(at, _)| source.fault(at, &format!("has {word}"))));
+    }
+    let has_clock = room(&source.path).is_none_or(|room| room == "clock") || source.is_test();
+    for word in ["Timestamp::now", "SystemTime::now"].iter().filter(|_| !has_clock) {
+        let found = source.code.match_indices(word);
+        faults.extend(found.map(|(at, _)| source.fault(at, "reads the clock past crate::clock")));
     }
     for word in ["#[allow", "#![allow"] {
         let found = source.code.match_indices(word);
@@ -275,6 +282,7 @@ fn nothing_panics_on_purpose_and_no_lint_is_allowed() {
     let bites = |text| faults(wording, "src/task.rs", text);
     assert_eq!(bites("fn f() { g().unwrap(); g().expect(\"x\"); todo!() }"), 3);
     assert_eq!(bites("#![allow(dead_code)]\n#[allow(unused)]\nfn f() {}"), 2);
+    assert_eq!(bites("fn f() { jiff::Timestamp::now(); SystemTime::now() }"), 2);
     assert_eq!(bites("/// `x.unwrap()`\nfn f() { let _ = r#\"a\".unwrap()\"#; }"), 0);
     assert_eq!(bites("#[cfg(test)]\nmod tests { fn f() { g().unwrap() } }"), 0);
     assert_eq!(bites("#[cfg(test)]\nmod tests;\nfn f() { g().unwrap() }"), 1);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::{RedisStore, whole_seconds};
 use crate::backend::{Presence, StoreServer};
+use crate::clock;
 use crate::error::Error;
 
 const ALL: &str = "cs:workers";
@@ -81,14 +81,14 @@ impl RedisStore {
 
     /// What INFO and TIME say. A server that forbids them says nothing.
     pub(super) async fn ask_server(&self) -> Result<StoreServer, Error> {
-        let before = Timestamp::now();
+        let before = clock::now();
         let asked = self.ask_soon(|_| {
             let mut ask = Pipeline::with_capacity(3);
             ask.cmd("TIME").cmd("INFO").arg("server").cmd("INFO").arg("memory");
             ask
         });
         let mut answers = asked.await?.into_iter();
-        let half = before.duration_since(Timestamp::now()).as_millis().abs() / 2;
+        let half = before.duration_since(clock::now()).as_millis().abs() / 2;
         let middle = i128::from(before.as_millisecond()) + half;
         let theirs = answers.next().map_or(middle, |time| milliseconds(time).unwrap_or(middle));
         let info: String = answers.filter_map(|text| String::from_redis_value(text).ok()).collect();

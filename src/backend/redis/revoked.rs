@@ -2,7 +2,7 @@
 //! for those that are to end even if they run; and a channel by which running workers hear of new
 //! ones.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use tracing::warn;
 use super::RedisStore;
 use super::link::{Backoff, Link};
 use crate::backend::Revocation;
+use crate::clock;
 use crate::error::Error;
 use crate::task::{Revoke, TaskId};
 
@@ -155,5 +156,5 @@ fn marks(lists: Vec<Vec<String>>) -> Vec<Revocation> {
 }
 
 fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    clock::now().as_duration().unsigned_abs()
 }
