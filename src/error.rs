@@ -43,6 +43,8 @@ pub(crate) enum Kind {
     NoApproval { id: ApprovalId },
     #[error("{0}")]
     Decision(String),
+    #[error("the edited arguments do not fit: {}", .0.join("; "))]
+    Misfit(Vec<String>),
     #[error("this client is closed")]
     Closed,
 }
@@ -68,6 +70,13 @@ impl Error {
     #[must_use]
     pub fn is_decision(&self) -> bool {
         matches!(*self.0, Kind::Decision(_))
+    }
+
+    /// A decision's edited arguments do not fit the schema of its question; the message says where.
+    /// Nothing was sent.
+    #[must_use]
+    pub fn is_misfit(&self) -> bool {
+        matches!(*self.0, Kind::Misfit(_))
     }
 
     /// A server could not be reached, or the connection to it broke.

@@ -2,12 +2,15 @@
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use countersign::approval::{Answer, ApprovalId, Choice, Question};
-use countersign::{Client, Context, Handle, Policy, Retry, Task, TaskError, TaskResult, Verdict};
+use countersign::{
+    Client, Config, Context, Handle, Policy, Retry, Task, TaskError, TaskResult, Verdict, Worker,
+};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use support::Running;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -83,7 +86,7 @@ async fn edited_arguments_are_what_runs_and_a_rejection_says_why() {
     let client = &running.client;
     let edited = client.enqueue(Pay { cents: 500 }).queue(&running.queue).await.unwrap();
     let asked = client.approval(&shown(client, &edited, "pay").await).await.unwrap();
-    let less = serde_json::json!({ "cents": 400 });
+    let less = json!({ "cents": 400 });
     assert_eq!(client.decide(&asked.approve_with("ana", less)).await.unwrap(), Answer::Applied);
     assert_eq!(edited.result_within(PATIENCE).await.unwrap(), 400);
 
@@ -244,5 +247,44 @@ async fn what_is_forged_changes_nothing() {
     assert_eq!(asked.standing.as_str(), "pending");
     assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
     assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 6);
+    running.drain().await;
+}
+
+/// The decider reads the schema that was asked with; the worker the one that its handler has now.
+#[tokio::test(flavor = "multi_thread")]
+async fn edited_arguments_fit_the_schema_for_the_decider_and_again_for_the_worker() {
+    let most = Arc::new(AtomicU64::new(1000));
+    let limit = Arc::clone(&most);
+    let limited = move |ctx: Context, task: Pay| {
+        let schema = json!({ "properties": { "cents": {
+            "type": "integer", "maximum": limit.load(Ordering::SeqCst),
+        } } });
+        async move {
+            let asked = ctx.approval("pay").ask("Pay?").schema(schema).action("bank.pay", task);
+            Ok(asked.await?.approved()?.cents)
+        }
+    };
+    let servers = support::servers();
+    let mut config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
+    config.hold = Duration::ZERO;
+    let build = |worker: Worker| worker.handle(limited, Policy::default());
+    let running = Running::start_with(&config, build).await;
+    let client = &running.client;
+    let handle = client.enqueue(Pay { cents: 500 }).queue(&running.queue).await.unwrap();
+    let asked = client.approval(&shown(client, &handle, "pay").await).await.unwrap();
+    let misfit = asked.approve_with("ana", json!({ "cents": 5000 }));
+    let refused = client.decide(&misfit).await.unwrap_err();
+    assert!(refused.is_misfit() && refused.to_string().contains("at /cents"), "{refused}");
+    assert_eq!(client.approval(&asked.question.id).await.unwrap().standing, asked.standing);
+    most.store(100, Ordering::SeqCst);
+    let fitting = asked.approve_with("ana", json!({ "cents": 1000 }));
+    assert_eq!(client.decide(&fitting).await.unwrap(), Answer::Applied);
+    let error = handle.result_within(PATIENCE).await.unwrap_err();
+    assert_eq!(error.failure().unwrap().exc_type, "Misfit", "{error}");
+    assert!(error.to_string().contains("at /cents"), "{error}");
+
+    let question = Question { schema: Some(json!({ "type": 7 })), ..Question::new("Deploy?") };
+    let refused = client.request_approval(question).await.unwrap_err();
+    assert!(refused.is_decision() && refused.to_string().contains("schema"), "{refused}");
     running.drain().await;
 }

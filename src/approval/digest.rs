@@ -48,8 +48,12 @@ impl fmt::Debug for Digest {
 pub(super) fn hash(value: &Value) -> String {
     let mut text = String::new();
     write_canonical(value, &mut text);
-    let mut digits = String::with_capacity(64);
-    for byte in Sha256::digest(text.as_bytes()) {
+    hexadecimal(&Sha256::digest(text.as_bytes()))
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    let mut digits = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         let _ = write!(digits, "{byte:02x}");
     }
     digits

@@ -1,7 +1,9 @@
 //! Questions that a person decides, and what was decided. Pure: no I/O, no clock. Times are
 //! milliseconds since the epoch by the store's clock.
 
+mod audit;
 mod digest;
+mod schema;
 
 use std::fmt;
 
@@ -10,6 +12,8 @@ use serde_json::Value;
 
 use crate::task::TaskId;
 
+pub use audit::{AuditEntry, Seal, SealKey, Verified};
+pub(crate) use audit::{KEPT, Verifier};
 pub use digest::Digest;
 
 /// In milliseconds: how long a question is open unless it is said otherwise.
@@ -130,7 +134,8 @@ pub struct Question {
     pub action: Action,
     /// An approver may change the action's arguments.
     pub editable: bool,
-    /// The JSON Schema of edited arguments.
+    /// The JSON Schema (draft 2020-12) that edited arguments must fit. It refers to nothing outside
+    /// of it, and not to itself.
     pub schema: Option<Value>,
     /// What else happens once it is approved.
     pub effects: Vec<String>,
@@ -200,7 +205,14 @@ impl Question {
             let (approvers, quorum) = (self.approvers.len(), self.quorum);
             return Some(format!("{quorum} people must approve it, and only {approvers} may"));
         }
-        self.approvers.iter().chain(&self.requester).find_map(|name| name_fault(name))
+        let mut names = self.approvers.iter().chain(&self.requester);
+        names.find_map(|name| name_fault(name)).or_else(|| schema::fault(self.schema.as_ref()?))
+    }
+
+    /// Where these arguments do not fit its schema, a text for each place; none when they do.
+    #[must_use]
+    pub fn misfits(&self, args: &Value) -> Vec<String> {
+        self.schema.as_ref().map_or_else(Vec::new, |schema| schema::misfits(schema, args))
     }
 }
 

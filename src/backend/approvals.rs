@@ -100,15 +100,6 @@ pub struct Asked {
     pub votes: u32,
 }
 
-/// One thing that somebody did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AuditEntry {
-    /// When, in milliseconds by the store's clock.
-    pub at: i64,
-    /// What, who, on which task or approval.
-    pub fields: Vec<(String, String)>,
-}
-
 /// Remembers parked tasks and decisions. A part of [`super::Store`], and sealed like it.
 ///
 /// Every call gives up with a connection error when the store does not answer within three command
@@ -161,9 +152,6 @@ pub trait Approvals: sealed::Sealed {
         by: &str,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>>;
-
-    /// What was done lately, newest first, at most so many entries.
-    fn audit_entries(&self, limit: usize) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>>;
 
     /// A resume message is confirmed: its entry leaves the outbox.
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;

@@ -9,6 +9,7 @@ mod rabbitmq;
 mod redis;
 
 mod approvals;
+mod audit;
 mod delivery;
 mod kept;
 mod presence;
@@ -26,7 +27,8 @@ use crate::error::{Error, Kind};
 use crate::protocol::{Document, Message, State};
 use crate::task::{Revoke, TaskId};
 
-pub use approvals::{Approvals, Asked, AuditEntry, Parked, Parking, Resume, Taken};
+pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
+pub use audit::{Audit, Sealing};
 #[cfg(feature = "rabbitmq")]
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Settled};
@@ -268,7 +270,7 @@ pub enum Origin {
 }
 
 /// Remembers what came of tasks. Sealed, like [`Broker`].
-pub trait Store: Approvals + fmt::Debug + Send + Sync {
+pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// Stores a result and wakes its waiters, in one step. The first terminal result of a task
     /// wins; a later one changes nothing, and is just as recorded. Waits while the store is away,
     /// without limit: drop the future to give up.

@@ -7,11 +7,13 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::audit::Audit;
 use super::exit;
 use super::output::{Format, plain};
+use super::signals::shutdown_signal;
 use super::worker::duration;
 use crate::approval::{Answer, ApprovalId, Decision, Standing, date};
-use crate::backend::{Asked, AuditEntry};
+use crate::backend::Asked;
 use crate::client::Client;
 use crate::error::Error;
 
@@ -20,8 +22,11 @@ const EXAMPLES: &str = "Examples:
   countersign approvals approve ap_2f1c6a... --by ana
   countersign approvals approve ap_2f1c6a... --by ci --yes --digest 9b74c98...
   countersign approvals reject ap_2f1c6a... --by ana -m 'not without a receipt'
+  countersign approvals clerk
+  countersign approvals audit --export-seal audit.seal
+  countersign approvals audit --verify --seal audit.seal
 
-Exit codes: 0 the decision was taken; 1 it was not, and the answer says why.";
+Exit codes: 0 the decision was taken, the audit is unchanged; 1 not so, and the answer says why.";
 const WATCH_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Subcommand)]
@@ -61,14 +66,12 @@ pub(super) enum Approvals {
         #[command(flatten)]
         person: Person,
     },
-    /// Show what was decided lately, and by whom; newest first
-    Audit {
-        /// At most so many entries
-        #[arg(long, default_value_t = 100)]
-        limit: usize,
-    },
+    /// Show what was decided lately, and by whom, newest first; or verify that it is unchanged
+    Audit(Audit),
     /// Print questions as they are asked, until it is stopped
     Watch,
+    /// Seal the audit, until it is stopped. Run one or more, as a service
+    Clerk,
 }
 
 #[derive(Debug, Args)]
@@ -125,14 +128,12 @@ impl Approvals {
                 let answer = client.extend_approval(&asked.question.id, &by, time).await?;
                 Ok(told(&asked.question.id, &answer, format))
             }
-            Self::Audit { limit } => {
-                let entries = client.audit_entries(limit).await?;
-                let records: Vec<_> = entries.into_iter().map(audit_record).collect();
-                let names = ["at", "what", "by", "approval", "task"];
-                format.print_list(&names, &records);
+            Self::Audit(audit) => audit.perform(client, format).await,
+            Self::Watch => watch(client, format).await,
+            Self::Clerk => {
+                client.clerk(shutdown_signal()).await;
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Watch => watch(client, format).await,
         }
     }
 }
@@ -238,14 +239,6 @@ fn record(asked: &Asked) -> Value {
         "decision": asked.decision,
         "task": question.task,
     })
-}
-
-fn audit_record(AuditEntry { at, fields }: AuditEntry) -> Value {
-    let mut record = json!({ "at": date(at) });
-    for (name, value) in fields {
-        record[name] = value.into();
-    }
-    record
 }
 
 async fn watch(client: &Client, format: Format) -> Result<ExitCode, Error> {

@@ -88,7 +88,10 @@ pub fn main() -> ExitCode {
     let flags: Vec<_> =
         flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let format = output.unwrap_or_else(Format::by_terminal);
-    logs::start_quiet();
+    match verb {
+        Verb::Approvals(approvals::Approvals::Clerk) => logs::start(),
+        _ => logs::start_quiet(),
+    }
     perform(verb, &flags, format).unwrap_or_else(|error| {
         eprintln!("countersign: {error}");
         ExitCode::from(code(&error))

@@ -1,6 +1,7 @@
 //! What binaries do with their command line, logs, signals and exit codes.
 
 mod approvals;
+mod audit;
 mod batch;
 mod command;
 mod config;

@@ -11,7 +11,7 @@ use super::Client;
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, OnTimeout, Question, Standing, name_fault,
 };
-use crate::backend::{Asked, AuditEntry, Parcel, Queue, Resume};
+use crate::backend::{Asked, Parcel, Queue, Resume};
 use crate::error::{Error, Kind};
 use crate::faults;
 use crate::protocol::Ticket;
@@ -101,11 +101,15 @@ impl Client {
     /// Sent again after an error, the same decision counts once.
     ///
     /// # Errors
-    /// The decision lacks something; or the store does not answer, and whether it was taken is not
-    /// known.
+    /// The decision lacks something, or its edited arguments do not fit the question's schema
+    /// ([`Error::is_misfit`]): then nothing was sent. Or the store does not answer, and whether it
+    /// was taken is not known.
     pub async fn decide(&self, decision: &Decision) -> Result<Answer, Error> {
         if let Some(fault) = decision.fault() {
             return Err(Kind::Decision(fault).into());
+        }
+        if let Some(args) = &decision.edited {
+            self.check_edited(decision, args).await?;
         }
         let (answer, resume) = self.backends().store.decide(decision).await?;
         faults::point("decided");
@@ -115,6 +119,18 @@ impl Client {
             warn!(task.id = %resume.task, "decided, and left to the workers to resume: {error}");
         }
         Ok(answer)
+    }
+
+    /// A question that has gone, or changed, is left to the store: its answer says so.
+    async fn check_edited(&self, decision: &Decision, args: &Value) -> Result<(), Error> {
+        let ids = std::slice::from_ref(&decision.approval);
+        let Some(Asked { question, .. }) = self.backends().store.asked(ids).await?.pop().flatten()
+        else {
+            return Ok(());
+        };
+        let is_same = question.digest() == decision.digest;
+        let misfits = if is_same { question.misfits(args) } else { Vec::new() };
+        if misfits.is_empty() { Ok(()) } else { Err(Kind::Misfit(misfits).into()) }
     }
 
     async fn resume(&self, resume: &Resume) -> Result<(), Error> {
@@ -143,14 +159,6 @@ impl Client {
             return Err(Kind::Decision(fault).into());
         }
         self.backends().store.extend(id, by, time).await
-    }
-
-    /// What people did lately, newest first, at most so many entries.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn audit_entries(&self, limit: usize) -> Result<Vec<AuditEntry>, Error> {
-        self.backends().store.audit_entries(limit).await
     }
 
     /// Asks a question that no task waits for, for any service. It is there when this returns.

@@ -1,10 +1,13 @@
 //! The producer's side: put tasks on their way, and find out what became of them.
 
 mod approvals;
+mod audit;
+mod clerk;
 mod dead_letters;
 mod enqueue;
 mod follow;
 mod revoke;
+mod sealer;
 
 use std::collections::HashSet;
 use std::fmt;

@@ -23,6 +23,7 @@ mod sources;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::approval::SealKey;
 use crate::error::{Error, Kind};
 use read::Reader;
 #[cfg(feature = "cli")]
@@ -67,6 +68,7 @@ pub struct Config {
     pub idempotency_expires: Duration,
     pub hold: Duration,
     pub lease: Duration,
+    pub seal_key: Option<SealKey>,
     pub worker: WorkerSettings,
     pub drain_deadline: Duration,
     /// By name; a queue that is not here is classic, with an empty argument table.
@@ -166,6 +168,7 @@ impl Config {
             idempotency_expires: read.duration("client.idempotency_expires"),
             hold: read.duration("approvals.hold"),
             lease: read.duration("approvals.lease"),
+            seal_key: read.seal_key("approvals.seal_key_file"),
             worker: WorkerSettings {
                 queues: read.list("worker.queues"),
                 concurrency: read.count("worker.concurrency"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::secret::SecretUrl;
 use super::settings::named;
 use super::sources::Sources;
+use crate::approval::SealKey;
 
 /// Reads values one by one and collects what is wrong with them.
 pub(super) struct Reader {
@@ -85,6 +86,23 @@ impl Reader {
             self.fault(origin, name, format!("{value:?} is no whole number from 1 to 65535"));
         }
         number
+    }
+
+    pub(super) fn seal_key(&mut self, name: &'static str) -> Option<SealKey> {
+        let (path, origin) = self.text(name);
+        if path.is_empty() {
+            return None;
+        }
+        let key = match std::fs::read(&path) {
+            Ok(bytes) => SealKey::new(bytes.trim_ascii()).ok_or_else(|| {
+                format!(
+                    "{path} has fewer than {} bytes: openssl rand -hex 32 writes a key",
+                    SealKey::MIN
+                )
+            }),
+            Err(error) => Err(format!("cannot read {path}: {error}")),
+        };
+        key.map_err(|why| self.fault(&origin, name, why)).ok()
     }
 
     pub(super) fn pem(&mut self, name: &'static str) -> Option<String> {

@@ -162,6 +162,14 @@ pub const SETTINGS: &[Setting] = &[
         "how long a resumed task is left to its worker without a sign of life of it",
     ),
     setting(
+        "approvals.seal_key_file",
+        "COUNTERSIGN_APPROVALS_SEAL_KEY_FILE",
+        &[],
+        "",
+        "file of the key that the audit is sealed with, of 32 bytes at least; only those who seal \
+         or verify it need one",
+    ),
+    setting(
         "worker.queues",
         "COUNTERSIGN_WORKER_QUEUES",
         &[],

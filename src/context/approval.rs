@@ -195,7 +195,8 @@ impl<A> Approval<A> {
         self.set(|question| question.on_timeout = then)
     }
 
-    /// The JSON Schema that changed arguments must fit.
+    /// The JSON Schema (draft 2020-12) that changed arguments must fit. It refers to nothing outside
+    /// of it, and not to itself.
     pub fn schema(self, schema: Value) -> Self {
         self.set(|question| question.schema = Some(schema))
     }
@@ -227,7 +228,9 @@ impl<A: DeserializeOwned> Future for Approval<A> {
             Ok(question) => question,
             Err(fault) => return Poll::Ready(Err(TaskError::fatal(fault.clone()))),
         };
-        if let Some(fault) = fault(question) {
+        // Once is enough for what does not change.
+        let fault = if this.asked.is_none() { question.fault() } else { None };
+        if let Some(fault) = inside_step().or(fault) {
             return Poll::Ready(Err(TaskError::fatal(format!("{}: {fault}", question.name))));
         }
         let ruling = match this.context.run.desk.poll(question, polled.waker()) {
@@ -250,11 +253,9 @@ impl<A> Drop for Approval<A> {
     }
 }
 
-fn fault(question: &Question) -> Option<String> {
-    if Run::is_inside_step() {
-        return Some("an approval inside a step would cut the step: ask before it".into());
-    }
-    question.fault()
+fn inside_step() -> Option<String> {
+    let told = "an approval inside a step would cut the step: ask before it";
+    Run::is_inside_step().then(|| told.to_owned())
 }
 
 /// What the handler is told.
@@ -270,6 +271,11 @@ fn conclude<A: DeserializeOwned>(
     };
     let approved = |edited: Option<Value>| {
         let is_edited = edited.is_some();
+        // Whoever decided may have another version of us, or none.
+        let misfits = edited.as_ref().map_or_else(Vec::new, |args| question.misfits(args));
+        if !misfits.is_empty() {
+            return Err(misfit(question, &misfits));
+        }
         let args = if has_action {
             edited.unwrap_or_else(|| question.action.args.clone())
         } else {
@@ -279,7 +285,7 @@ fn conclude<A: DeserializeOwned>(
             let name = &question.name;
             TaskError::fatal(format!("{name}: the approved arguments do not fit: {error}"))
         })?;
-        Ok::<_, TaskError>(Verdict::Approved { args, edited: is_edited })
+        Ok(Verdict::Approved { args, edited: is_edited })
     };
     let verdict = match (ruling.standing, question.on_timeout) {
         (Standing::Decided(Choice::Approve), _) => approved(edited)?,
@@ -293,6 +299,11 @@ fn conclude<A: DeserializeOwned>(
         }
     };
     Ok(Decided { verdict, by, at: ruling.at, reason })
+}
+
+fn misfit(question: &Question, misfits: &[String]) -> TaskError {
+    let told = format!("{}: {}", question.name, misfits.join("; "));
+    TaskError { failure: Failure::misfit(&told), retry: Retryable::Never }
 }
 
 fn milliseconds(time: Duration) -> u64 {

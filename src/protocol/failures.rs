@@ -55,6 +55,13 @@ impl Failure {
         Self::new("countersign.errors", REFUSED, told)
     }
 
+    /// A decision's edited arguments do not fit the schema of its question.
+    #[must_use]
+    pub(crate) fn misfit(told: &str) -> Self {
+        let told = format!("the edited arguments do not fit: {told}");
+        Self::new("countersign.errors", "Misfit", told)
+    }
+
     /// Whether the task failed because what it asked was not approved.
     #[must_use]
     pub fn is_refusal(&self) -> bool {

@@ -25,7 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
     ("lifecycle", &["approval", "error", "task", "protocol"]),
-    ("config", &["error"]),
+    ("config", &["approval", "error"]),
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
     ("backend", &["approval", "clock", "config", "error", "lifecycle", "protocol", "task"]),
     ("handle", &["backend", "error", "protocol", "task"]),

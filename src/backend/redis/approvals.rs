@@ -9,9 +9,11 @@ use serde::Deserialize;
 use tokio::sync::broadcast;
 
 use super::RedisStore;
-use super::audit::{KEPT, STREAM};
+use super::audit::STREAM;
 use super::parks::{self, milliseconds, texts};
-use crate::approval::{Answer, ApprovalId, Choice, Decision, Digest, Question, Ruling, Standing};
+use crate::approval::{
+    Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
+};
 use crate::backend::{Asked, Resume};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;

@@ -3,13 +3,13 @@
 use redis::{FromRedisValue, Pipeline};
 
 use super::{RedisStore, parks};
-use crate::backend::{AuditEntry, Deed, Recorded};
+use crate::approval::KEPT;
+use crate::backend::{Deed, Recorded};
 use crate::error::Error;
 use crate::protocol::State;
 use crate::task::TaskId;
 
 pub(super) const STREAM: &str = "cs:audit:{cs}";
-pub(super) const KEPT: usize = 100_000;
 const REOPEN: &str = include_str!("reopen.lua");
 /// Attempts whose marks are forgotten at once.
 const ATTEMPTS: u64 = 1000;
@@ -25,23 +25,6 @@ impl RedisStore {
         })
         .await?;
         Ok(proof)
-    }
-
-    pub(super) async fn read_audit(&self, limit: usize) -> Result<Vec<AuditEntry>, Error> {
-        let answers = self.ask_soon(move |_| {
-            let mut range = Pipeline::with_capacity(1);
-            range.cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(limit);
-            range
-        });
-        let entries = answers.await?.pop().map(Vec::<(String, Vec<String>)>::from_redis_value);
-        let entries = entries.and_then(Result::ok).unwrap_or_default();
-        let read = |(id, fields): (String, Vec<String>)| {
-            let at = id.split('-').next().and_then(|at| at.parse().ok()).unwrap_or(0);
-            let (pairs, _) = fields.as_chunks::<2>();
-            let fields = pairs.iter().map(|[name, value]| (name.clone(), value.clone())).collect();
-            AuditEntry { at, fields }
-        };
-        Ok(entries.into_iter().map(read).collect())
     }
 
     pub(super) async fn take_back_failure(

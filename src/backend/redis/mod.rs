@@ -34,6 +34,7 @@ mod presence;
 mod recent;
 mod revoked;
 mod scribe;
+mod seal;
 mod seam;
 mod stream;
 mod subscription;

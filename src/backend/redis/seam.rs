@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::RedisStore;
 use crate::approval::{Answer, ApprovalId, Decision, Question};
-use crate::backend::{Approvals, Asked, AuditEntry, Parked, Parking, Resume, Taken};
+use crate::backend::{Approvals, Asked, Parked, Parking, Resume, Taken};
 use crate::error::Error;
 use crate::protocol::Ticket;
 use crate::task::TaskId;
@@ -71,10 +71,6 @@ impl Approvals for RedisStore {
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>> {
         Box::pin(self.extend_question(id.clone(), by.to_owned(), time))
-    }
-
-    fn audit_entries(&self, limit: usize) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>> {
-        Box::pin(self.read_audit(limit))
     }
 
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>> {

@@ -3,8 +3,10 @@
 use serde_json::json;
 
 use super::*;
-use crate::approval::{Action, Answer, ApprovalId, Choice, Decision, Question, Standing};
-use crate::backend::{Approvals, Parked, Parking, Taken};
+use crate::approval::{
+    Action, Answer, ApprovalId, Choice, Decision, Question, Seal, SealKey, Standing,
+};
+use crate::backend::{Approvals, Audit, Parked, Parking, Sealing, Taken};
 use crate::lifecycle::park::{self, Due, Park, Take};
 use crate::lifecycle::vote::{self, Ballot, Terms, Vote};
 use crate::protocol::{Envelope, Ticket, TicketKind};
@@ -239,10 +241,11 @@ async fn the_scripts_answer_as_the_pure_functions_do() {
 async fn with_roles(server: &Server) -> [Arc<RedisStore>; 2] {
     const COMMON: &str = "reset on >pw resetchannels &cs:* &celery-task-meta-* +@connection +eval \
         +evalsha +script|load +get +mget +set +hget +hgetall +hmget +hset +hdel +del +expire \
-        +persist +exists +time +publish +subscribe +unsubscribe +ping +info +xadd +xrevrange +zadd \
+        +persist +exists +time +publish +subscribe +unsubscribe +ping +info +xadd +xrange +xrevrange +zadd \
         +zrange +zrangebyscore +zrem ~celery-task-meta-* ~cs:outbox:{cs} ~cs:audit:{cs}";
     let worker = "~cs:park:{cs}:* ~cs:ask:{cs}:* ~cs:pending:{cs} %R~cs:dec:{cs}:*";
-    let decider = "%R~cs:park:{cs}:* %R~cs:ask:{cs}:* %R~cs:pending:{cs} ~cs:dec:{cs}:*";
+    let decider = "%R~cs:park:{cs}:* %R~cs:ask:{cs}:* %R~cs:pending:{cs} ~cs:dec:{cs}:* \
+        ~cs:seal:{cs} ~cs:sealer:{cs}";
     for (name, keys) in [("worker", worker), ("decider", decider)] {
         let rules = format!("{COMMON} {keys}");
         let command: Vec<&str> =
@@ -290,6 +293,14 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     let taken = worker.take_parked(&id, ticket, "b", HOUR).await.unwrap();
     assert!(matches!(taken, Taken::Claimed { number: 1, rulings, .. } if rulings.len() == 1));
     assert_eq!(worker.end_parked(&id).await.unwrap(), []);
+
+    let key = SealKey::new(&[7; 32]).unwrap();
+    let entries = decider.audit_after(None, 10).await.unwrap();
+    let seal = Seal::over(&key, None, &entries);
+    assert!(worker.seal("a", HOUR, seal.clone()).await.is_err());
+    let sealed = decider.seal("a", HOUR, seal.clone()).await.unwrap();
+    assert_eq!((entries.len(), sealed), (1, Sealing::Yours(seal)));
+    assert_eq!(decider.seal("b", HOUR, None).await.unwrap(), Sealing::Held);
 }
 
 #[tokio::test]
