@@ -39,7 +39,7 @@ mod trace;
 pub mod worker;
 
 pub use approval::{ApprovalId, Question};
-pub use backend::{Said, StreamEntry};
+pub use backend::{Asked, Said, StreamEntry};
 pub use breaker::CircuitBreaker;
 #[cfg(feature = "cli")]
 pub use cli::{run_worker, shutdown_signal};

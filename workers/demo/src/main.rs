@@ -1,6 +1,7 @@
 //! The demo worker, and the template to copy: one task a file, registered here.
 
 mod add;
+mod agent;
 mod cpu;
 mod echo;
 mod fail;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
             .handle(sleep::sleep, Policy::default())
             .handle(echo::echo, Policy::default())
             .handle(refund::refund, Policy::default())
+            .handle(agent::agent, Policy::default())
             .handle(retry::retry, Policy { retry: patient, ..Policy::default() })
             .handle(move |_, task: Mark| mark(marks.clone(), task), Policy::default())
             .handle_blocking(cpu::cpu, Policy::default())
