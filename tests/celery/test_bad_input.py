@@ -12,16 +12,21 @@ from conftest import PATIENCE
 GOOD_BODY = json.dumps([[1, 2], {}, {}]).encode()
 
 
-def publish(broker, queue, body, **properties):
-    """Publishes as a foreign client would, with a readable id; returns that id."""
+def publish(app, broker, queue, body, **properties):
+    """Publishes as a foreign client would, with a readable id; returns what waits for it.
+
+    As every Celery client does, it subscribes first: Celery never reads again what it has missed.
+    """
     task_id = str(uuid.uuid4())
+    sent = app.AsyncResult(task_id)
+    app.backend.add_pending_result(sent)
     properties = {
         "content_type": "application/json", "content_encoding": "utf-8", "delivery_mode": 2,
         "correlation_id": task_id, **properties,
         "headers": {"task": "demo.add", "id": task_id, **properties.get("headers", {})},
     }
     broker.basic_publish("", queue, body, pika.BasicProperties(**properties))
-    return task_id
+    return sent
 
 
 BAD = {
@@ -50,11 +55,10 @@ BAD = {
 def test_it_is_a_dead_letter_with_its_reason_and_its_waiter_is_told(
         what, app, broker, queue, dead_letter):
     body, properties = BAD[what]
-    task_id = publish(broker, queue, body, **properties)
-    letter, kept = dead_letter(lambda letter, _: letter.correlation_id == task_id)
+    sent = publish(app, broker, queue, body, **properties)
+    letter, kept = dead_letter(lambda letter, _: letter.correlation_id == sent.id)
     assert kept == body
     assert letter.headers["x-countersign-reason"]
-    sent = app.AsyncResult(task_id)
     assert isinstance(sent.get(timeout=PATIENCE, propagate=False), Exception)
     assert sent.state == "FAILURE"
     assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
@@ -74,8 +78,7 @@ WRONG_HEADERS = {
 
 @pytest.mark.parametrize("what", WRONG_HEADERS)
 def test_headers_of_wrong_types_leave_nobody_waiting(what, app, broker, queue):
-    task_id = publish(broker, queue, GOOD_BODY, headers=WRONG_HEADERS[what])
-    sent = app.AsyncResult(task_id)
+    sent = publish(app, broker, queue, GOOD_BODY, headers=WRONG_HEADERS[what])
     sent.get(timeout=PATIENCE, propagate=False)
     assert sent.state in ("SUCCESS", "FAILURE")
     assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
@@ -105,29 +108,29 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_headers_hurt_nobody(what, app, broker, queue):
     headers = {"task": "demo.add", "id": f"hostile-{uuid.uuid4()}", "lang": "py", **HOSTILE[what]}
-    publish(broker, queue, b"[[1, 2], {}, {}]", headers=headers)
+    publish(app, broker, queue, b"[[1, 2], {}, {}]", headers=headers)
     assert app.send_task("demo.add", (20, 22)).get(timeout=30) == 42
 
 
 @pytest.mark.parametrize("size", [9 << 20, 15 << 20])
 def test_a_body_over_our_limit_is_a_dead_letter(size, app, broker, queue, dead_letter):
-    task_id = publish(broker, queue, b'[["' + b"x" * size + b'"], {}, {}]')
-    letter, _ = dead_letter(lambda letter, _: letter.correlation_id == task_id)
+    sent = publish(app, broker, queue, b'[["' + b"x" * size + b'"], {}, {}]')
+    letter, _ = dead_letter(lambda letter, _: letter.correlation_id == sent.id)
     assert "limit" in letter.headers["x-countersign-reason"]
     with pytest.raises(Exception, match="limit"):
-        app.AsyncResult(task_id).get(timeout=30)
+        sent.get(timeout=30)
 
 
 def test_a_body_of_64_mib_hurts_nobody(app, broker, queue, dead_letter):
     """RabbitMQ 4 refuses it (its limit is 16 MiB); 3.10 delivers it."""
     broker.confirm_delivery()
     try:
-        task_id = publish(broker, queue, b'[["' + b"x" * (64 << 20) + b'"], {}, {}]')
+        sent = publish(app, broker, queue, b'[["' + b"x" * (64 << 20) + b'"], {}, {}]')
     except pika.exceptions.ChannelClosedByBroker as refused:
         assert "max size" in refused.reply_text
     else:
-        letter, _ = dead_letter(lambda letter, _: letter.correlation_id == task_id)
+        letter, _ = dead_letter(lambda letter, _: letter.correlation_id == sent.id)
         assert "limit" in letter.headers["x-countersign-reason"]
         with pytest.raises(Exception, match="limit"):
-            app.AsyncResult(task_id).get(timeout=PATIENCE)
+            sent.get(timeout=PATIENCE)
     assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3

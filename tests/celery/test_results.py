@@ -114,10 +114,11 @@ def test_an_expired_task_is_revoked_and_not_run(app, broker, queue):
     past = datetime.now(timezone.utc) - timedelta(hours=1)
     with app.producer_pool.acquire() as producer:
         task_id = str(uuid.uuid4())
+        sent = app.AsyncResult(task_id)
+        app.backend.add_pending_result(sent)
         message = app.amqp.as_task_v2(task_id, "demo.mark", (key, "ran"), expires=past)
         producer.publish(message.body, routing_key=queue, exchange="", serializer="json",
                          headers=message.headers, correlation_id=task_id)
-    sent = app.AsyncResult(task_id)
     with pytest.raises(TaskRevokedError):
         sent.get(timeout=PATIENCE)
     assert sent.state == "REVOKED"
