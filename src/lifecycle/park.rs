@@ -9,6 +9,10 @@ pub const RECHECK: i64 = 60 * 60 * 1000;
 /// A message that overtakes its own record is looked at again after this long, in milliseconds.
 const OVERTAKEN: i64 = 1000;
 
+/// Nobody honest is this far ahead of a record, not even of one that a failover has set back. Who
+/// was let, could use the numbers up.
+const LEAP: u64 = 1 << 20;
+
 /// What the store remembers of a task that has been parked. There is one for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Park {
@@ -95,8 +99,9 @@ pub fn take(
         };
     };
     let is_ahead = ticket.number > park.number;
-    if park.ended || ticket.number < park.number || (is_ahead && ticket.kind == TicketKind::Resume)
-    {
+    let is_forged =
+        is_ahead && (ticket.kind == TicketKind::Resume || ticket.number - park.number > LEAP);
+    if park.ended || ticket.number < park.number || is_forged {
         return Take::Ack;
     }
     if let Some(left) = park.is_held_by_another(holder, now) {

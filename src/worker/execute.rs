@@ -135,7 +135,7 @@ async fn is_repeated(
 }
 
 /// The result of a run before this one. While the store is away it waits.
-async fn known(crew: &Crew, envelope: &Envelope) -> Option<Document> {
+pub(super) async fn known(crew: &Crew, envelope: &Envelope) -> Option<Document> {
     let look = async {
         loop {
             match crew.backends.store.read(&envelope.id).await {

@@ -1,6 +1,6 @@
 //! Messages of tasks that may have been parked: who may run them, and who sends them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use rand::Rng;
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::claim::Claim;
-use super::{Crew, settle};
+use super::{Crew, execute, settle};
 use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
 use crate::error::{Error, Failure};
 use crate::faults;
@@ -83,7 +83,10 @@ async fn claim(
             None
         }
         Taken::Newer => {
-            warn!(task.id = %delivery.id(), "a newer Countersign has parked it: left to that");
+            static SAID: Once = Once::new();
+            SAID.call_once(|| {
+                warn!(task.id = %delivery.id(), "a newer Countersign has parked it: left to newer workers");
+            });
             put_off(crew, queue, &claim, delivery, NEWER_PAUSE).await;
             None
         }
@@ -124,20 +127,28 @@ async fn put_off(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery, 
 
 /// The store has lost the park of a task: nobody can decide it any more, so it has failed.
 async fn end_lost(crew: &Crew, queue: &Queue, delivery: Delivery, claim: Claim) {
-    let id = delivery.id().clone();
+    match Envelope::decode(&delivery.message, crew.config.max_arguments) {
+        Ok(mut envelope) => {
+            Ticket::remove(&mut envelope.headers);
+            let outcome = lost(crew, queue, &envelope).await;
+            settle::settle(crew, queue, delivery, &envelope, outcome, claim).await;
+        }
+        Err(unreadable) => settle::bury_unreadable(crew, queue, delivery, unreadable).await,
+    }
+}
+
+/// It may have ended since: a run that went on without its park does.
+async fn lost(crew: &Crew, queue: &Queue, envelope: &Envelope) -> Outcome {
+    if let Some(document) = execute::known(crew, envelope).await {
+        return Outcome::Known(document);
+    }
+    let id = envelope.id.clone();
     warn!(task.id = %id, "the store has lost it while it was parked");
     let deed = Deed { what: "state lost", id, queue: queue.name.clone(), by: crew.name.clone() };
     if let Err(error) = crew.backends.store.audit(deed).await {
         warn!("cannot note that a task was lost: {error}");
     }
-    match Envelope::decode(&delivery.message, crew.config.max_arguments) {
-        Ok(mut envelope) => {
-            Ticket::remove(&mut envelope.headers);
-            let outcome = Outcome::Failed(Failure::state_lost());
-            settle::settle(crew, queue, delivery, &envelope, outcome, claim).await;
-        }
-        Err(unreadable) => settle::bury_unreadable(crew, queue, delivery, unreadable).await,
-    }
+    Outcome::Failed(Failure::state_lost())
 }
 
 /// Sends the resume messages that whoever decided has not sent, until it is stopped.

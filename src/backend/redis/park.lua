@@ -10,8 +10,12 @@ local FIELDS = 9
 local holder, lease = ARGV[2], tonumber(ARGV[3])
 local now = now_in_ms()
 
-local park = redis.call('HMGET', KEYS[1], 'number', 'holder', 'until', 'ended', 'asked')
+local park = redis.call('HMGET', KEYS[1], 'number', 'holder', 'until', 'ended', 'asked', 'v')
 if park[1] then
+  -- Whoever is newer has sent messages of his own.
+  if park[6] ~= '1' then
+    return { 'behind' }
+  end
   local is_held = (park[2] or '') ~= '' and park[2] ~= holder and tonumber(park[3] or '0') > now
   if park[4] == '1' or tonumber(park[1]) > tonumber(ARGV[1]) or is_held then
     return { 'behind' }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline, Value};
+use tracing::warn;
 
 use super::RedisStore;
 use super::approvals::{PENDING, read_rulings};
@@ -54,8 +55,7 @@ impl RedisStore {
             Some("unclaimed") => Taken::Unclaimed,
             Some("claimed") => {
                 let message = texts.get(2).filter(|json| !json.is_empty());
-                let message = message.map(|json| Message::from_json(id, json)).transpose()?;
-                let message = message.map(Box::new);
+                let message = message.and_then(|json| readable(id, json)).map(Box::new);
                 let rulings = read_rulings(texts.get(3..).unwrap_or_default());
                 Taken::Claimed { number, message, rulings }
             }
@@ -114,6 +114,11 @@ impl RedisStore {
         let withdrawn = texts(answers.await?, "end.lua")?;
         Ok(withdrawn.iter().filter_map(|id| ApprovalId::parse(id)).collect())
     }
+}
+
+/// The task as it was parked. One that cannot be read is as none: its wake has it, too.
+fn readable(id: TaskId, json: &str) -> Option<Message> {
+    Message::from_json(id, json).inspect_err(|error| warn!("{error}; it is left to its wake")).ok()
 }
 
 /// Nine arguments of `park.lua`.

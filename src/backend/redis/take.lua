@@ -5,7 +5,7 @@
 -- ARGV    kind of ticket, its number, holder, lease in ms, longest wait in ms
 -- Returns what to do, and a number; for a claim then the stored message and what became of the
 -- questions of the task.
-local OVERTAKEN = 1000
+local OVERTAKEN, LEAP = 1000, 2 ^ 20
 local kind, number, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease, recheck = tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = now_in_ms()
@@ -32,7 +32,8 @@ if park[6] ~= '1' then
 end
 local stored, waits = tonumber(park[1]), park[2] or ''
 local is_ahead = number > stored
-if park[5] == '1' or number < stored or (is_ahead and kind == 'resume') then
+local is_forged = is_ahead and (kind == 'resume' or number - stored > LEAP)
+if park[5] == '1' or number < stored or is_forged then
   return { 'ack', '0' }
 end
 local left = tonumber(park[4] or '0') - now

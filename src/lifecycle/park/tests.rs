@@ -39,6 +39,17 @@ fn a_forged_resume_changes_nothing() {
 }
 
 #[test]
+fn a_number_that_nobody_has_reached_is_forged() {
+    let mut record = waiting(1);
+    let before = record.clone();
+    for kind in [TicketKind::Original, TicketKind::Resume, TicketKind::Wake] {
+        let forged = ticket(kind, (1 << 53) - 1);
+        assert_eq!(take(&mut record, forged, Due::Now, "a", 0, LEASE), Take::Ack);
+    }
+    assert_eq!(record, before);
+}
+
+#[test]
 fn a_lost_record_ends_the_task_by_its_wake() {
     let wake = ticket(TicketKind::Wake, 1);
     assert_eq!(take(&mut None, wake, Due::Now, "a", 0, LEASE), Take::StateLost);
