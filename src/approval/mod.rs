@@ -3,6 +3,7 @@
 
 mod audit;
 mod digest;
+mod policy;
 mod schema;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::task::TaskId;
 pub use audit::{AuditEntry, Seal, SealKey, Verified};
 pub(crate) use audit::{KEPT, Verifier};
 pub use digest::Digest;
+pub use policy::{AutoPolicy, Then};
 
 /// In milliseconds: how long a question is open unless it is said otherwise.
 const DAY: u64 = 24 * 60 * 60 * 1000;
@@ -124,6 +126,9 @@ pub struct Question {
     pub id: ApprovalId,
     /// The task that asks; none for a question from outside.
     pub task: Option<TaskId>,
+    /// The name of that task.
+    #[serde(default)]
+    pub task_name: Option<String>,
     /// What the handler calls it.
     pub name: String,
     /// One line.
@@ -166,6 +171,7 @@ impl Question {
             v: Self::VERSION,
             id: ApprovalId::random(),
             task: None,
+            task_name: None,
             name: String::new(),
             summary: String::new(),
             action: Action { name: title.clone(), version: 1, args: Value::Null },

@@ -98,6 +98,8 @@ pub struct Asked {
     pub decision: Option<Decision>,
     /// Who have approved so far.
     pub votes: u32,
+    /// So much of its time, in percent, had passed when people were warned of its deadline.
+    pub warned: Option<u8>,
 }
 
 /// Remembers parked tasks and decisions. A part of [`super::Store`], and sealed like it.
@@ -137,8 +139,13 @@ pub trait Approvals: sealed::Sealed {
     /// These questions; `None` for one that nobody asks.
     fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Option<Asked>>, Error>>;
 
-    /// The open questions with the nearest deadlines, and perhaps some that were just decided.
-    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
+    /// The open questions, and some that were decided: with the deadlines that they were asked with,
+    /// the nearest first. Passes over the first `from`, and gives at most `limit`.
+    fn pending(
+        &self,
+        from: usize,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(ApprovalId, i64)>, Error>>;
 
     /// Takes a decision, with its audit entry and its entry in the outbox, in one step; see
     /// [`crate::lifecycle::vote::decide`]. Who is told that it is applied sends what comes with it.
@@ -153,6 +160,10 @@ pub trait Approvals: sealed::Sealed {
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>>;
 
+    /// Notes, with its audit entry, that people are warned of a question's deadline after so much of
+    /// its time, in percent. False: somebody has warned them, it is too early, or it is not open.
+    fn warn(&self, id: &ApprovalId, percent: u8) -> BoxFuture<'_, Result<bool, Error>>;
+
     /// A resume message is confirmed: its entry leaves the outbox.
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;
 
@@ -162,4 +173,7 @@ pub trait Approvals: sealed::Sealed {
     /// Rings whenever something is decided: with its id, or with `None` when rings may have been
     /// missed. Whoever hears it reads the record.
     fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
+
+    /// Rings likewise whenever something is asked.
+    fn questions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
 }

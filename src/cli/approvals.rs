@@ -1,5 +1,6 @@
 //! `countersign approvals`: what people are asked, and what they say to it.
 
+use std::collections::HashSet;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -68,9 +69,11 @@ pub(super) enum Approvals {
     },
     /// Show what was decided lately, and by whom, newest first; or verify that it is unchanged
     Audit(Audit),
-    /// Print questions as they are asked, until it is stopped
+    /// Print questions as they are asked, and again when half and most of their time has passed,
+    /// until it is stopped
     Watch,
-    /// Seal the audit, until it is stopped. Run one or more, as a service
+    /// Decide what the policies of the configuration decide, warn of deadlines, seal the audit,
+    /// until it is stopped. Run one or more, as a service
     Clerk,
 }
 
@@ -233,6 +236,7 @@ fn record(asked: &Asked) -> Value {
         "approvers": question.approvers,
         "quorum": question.quorum,
         "votes": asked.votes,
+        "warned": asked.warned.map(|percent| format!("{percent} % of its time has passed")),
         "asked_at": date(asked.asked_at),
         "deadline": matches!(asked.standing, Standing::Open(_) | Standing::Expired(_))
             .then(|| date(asked.at)),
@@ -242,15 +246,14 @@ fn record(asked: &Asked) -> Value {
 }
 
 async fn watch(client: &Client, format: Format) -> Result<ExitCode, Error> {
-    let mut known = std::collections::HashSet::new();
+    let mut known = HashSet::new();
     loop {
         let asked = client.pending_approvals(1000).await?;
-        let open: std::collections::HashSet<_> =
-            asked.iter().map(|asked| asked.question.id.clone()).collect();
-        for asked in asked.iter().filter(|asked| !known.contains(&asked.question.id)) {
+        let told = |asked: &Asked| (asked.question.id.clone(), asked.warned);
+        for asked in asked.iter().filter(|asked| !known.contains(&told(asked))) {
             format.print_line(&record(asked));
         }
-        known = open;
+        known = asked.iter().map(told).collect();
         tokio::time::sleep(WATCH_PAUSE).await;
     }
 }

@@ -85,10 +85,11 @@ impl Client {
     /// # Errors
     /// When the store does not answer.
     pub async fn pending_approvals(&self, limit: usize) -> Result<Vec<Asked>, Error> {
-        let ids = self.backends().store.pending(limit).await?;
-        if ids.is_empty() {
+        let listed = self.backends().store.pending(0, limit).await?;
+        if listed.is_empty() {
             return Ok(Vec::new());
         }
+        let ids: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
         let asked = self.backends().store.asked(&ids).await?;
         let is_open = |asked: &Asked| matches!(asked.standing, Standing::Open(_));
         Ok(asked.into_iter().flatten().filter(is_open).collect())

@@ -13,7 +13,20 @@
 //! [queues.audit]
 //! type = "quorum"
 //! ```
+//!
+//! and which questions are decided without a person. The first policy that matches counts:
+//!
+//! ```toml
+//! [[approvals.policy]]
+//! name = "small refunds"
+//! task = "billing.*"              # `*` is any text; also: action, requester
+//! max_risk = "medium"             # unless it is said, nothing irreversible is approved
+//! max = { "/cents" = 5000 }       # by JSON pointer into the action's arguments; also: min
+//! then = "approve"                # or "reject", or "ask": a person decides
+//! reason = "under the limit"
+//! ```
 
+mod policies;
 mod queues;
 mod read;
 mod secret;
@@ -23,7 +36,7 @@ mod sources;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::approval::SealKey;
+use crate::approval::{AutoPolicy, SealKey};
 use crate::error::{Error, Kind};
 use read::Reader;
 #[cfg(feature = "cli")]
@@ -69,6 +82,7 @@ pub struct Config {
     pub hold: Duration,
     pub lease: Duration,
     pub seal_key: Option<SealKey>,
+    pub policies: Vec<AutoPolicy>,
     pub worker: WorkerSettings,
     pub drain_deadline: Duration,
     /// By name; a queue that is not here is classic, with an empty argument table.
@@ -116,7 +130,7 @@ impl Config {
     }
 
     /// Every setting of this process with its value and where that came from; passwords are masked.
-    /// The queues' own settings come last.
+    /// The queues' own settings come last, and the policies'.
     #[cfg(feature = "cli")]
     pub(crate) fn origins(flags: &[(&'static str, String)]) -> Vec<Origin> {
         let sources = Sources::of_process(flags);
@@ -136,9 +150,13 @@ impl Config {
                 }
             })
             .collect();
-        for (queue, keys) in sources.queues {
+        let queues =
+            sources.queues.into_iter().map(|(name, keys)| (format!("queues.{name}"), keys));
+        let policies =
+            sources.policies.into_iter().map(|table| ("approvals.policy".into(), table.keys));
+        for (table, keys) in queues.chain(policies) {
             origins.extend(keys.into_iter().map(|(key, Given { value, origin })| Origin {
-                name: format!("queues.{queue}.{key}"),
+                name: format!("{table}.{key}"),
                 value,
                 origin,
             }));
@@ -169,6 +187,7 @@ impl Config {
             hold: read.duration("approvals.hold"),
             lease: read.duration("approvals.lease"),
             seal_key: read.seal_key("approvals.seal_key_file"),
+            policies: Vec::new(),
             worker: WorkerSettings {
                 queues: read.list("worker.queues"),
                 concurrency: read.count("worker.concurrency"),
@@ -179,8 +198,9 @@ impl Config {
             drain_deadline: read.duration("drain.deadline"),
             queues: BTreeMap::new(),
         };
-        let Sources { queues, mut faults, .. } = read.sources;
+        let Sources { queues, policies, mut faults, .. } = read.sources;
         config.queues = queues::read(&queues, &mut faults);
+        config.policies = policies::read(&policies, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Kind::Config(faults).into()) }
     }
 }

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use toml::de::DeValue;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
+use super::policies::POLICIES;
 use super::settings::{SETTINGS, Setting, named, nearest};
 
 const CONFIG: &str = "COUNTERSIGN_CONFIG";
@@ -26,12 +28,22 @@ impl Given {
     }
 }
 
+/// One table of several under the same name.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) origin: String,
+    /// A key of a table within it follows that one's, after a dot.
+    pub(super) keys: BTreeMap<String, Given>,
+}
+
 /// Every value that anybody gave, unchecked, and what was wrong on the way.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     pub(super) settings: BTreeMap<&'static str, Given>,
     /// What `[queues.NAME]` says, by queue and key.
     pub(super) queues: BTreeMap<String, BTreeMap<String, Given>>,
+    /// The tables of `[[approvals.policy]]`, in their order.
+    pub(super) policies: Vec<Table>,
     pub(super) faults: Vec<String>,
 }
 
@@ -109,31 +121,39 @@ impl Sources {
             }
         };
         let file = File { path: path.to_owned(), text: &text };
-        let (document, errors) = toml::de::DeTable::parse_recoverable(&text);
+        let (document, errors) = DeTable::parse_recoverable(&text);
         for error in errors {
             let line = error.span().map_or(0, |span| file.line(span.start));
             self.faults.push(format!("{}:{line}: {}", path.display(), error.message()));
         }
-        let mut pending: Vec<_> = document
-            .get_ref()
-            .iter()
-            .map(|(key, value)| (key.get_ref().to_string(), key.span().start, value))
-            .collect();
-        while let Some((name, offset, value)) = pending.pop() {
-            match value.get_ref() {
-                DeValue::Table(table) => pending.extend(table.iter().map(|(key, value)| {
-                    (format!("{name}.{}", key.get_ref()), key.span().start, value)
-                })),
-                value => match text_of(value) {
-                    Some(value) => self.take(&name, Given::new(value, file.place(offset))),
-                    None => self.faults.push(format!(
-                        "{}: {name} is {}, not a text",
-                        file.place(offset),
-                        value.type_str()
-                    )),
-                },
+        for (name, offset, value) in leaves(document.get_ref()) {
+            let place = file.place(offset);
+            match (value, text_of(value)) {
+                (DeValue::Array(tables), _) if name == POLICIES => {
+                    tables.iter().for_each(|table| self.take_policy(&file, table));
+                }
+                (_, Some(text)) => self.take(&name, Given::new(text, place)),
+                (_, None) if named(&name).is_none() => self.refuse(&name, &place),
+                (other, None) => {
+                    self.faults
+                        .push(format!("{place}: {name} is {}, not a text", other.type_str()));
+                }
             }
         }
+    }
+
+    /// One table of `[[approvals.policy]]`.
+    fn take_policy(&mut self, file: &File<'_>, table: &Spanned<DeValue<'_>>) {
+        let mut policy = Table { origin: file.place(table.span().start), keys: BTreeMap::new() };
+        for (name, offset, value) in table.get_ref().as_table().map_or_else(Vec::new, leaves) {
+            let place = file.place(offset);
+            let number = value.as_float().map(ToString::to_string);
+            match number.or_else(|| text_of(value)) {
+                Some(text) => drop(policy.keys.insert(name, Given::new(text, place))),
+                None => self.faults.push(format!("{place}: {name} is {}", value.type_str())),
+            }
+        }
+        self.policies.push(policy);
     }
 
     /// A value of the file.
@@ -145,9 +165,16 @@ impl Sources {
         } else if let Some(setting) = named(name) {
             self.settings.insert(setting.name, given);
         } else {
-            let near = nearest(name, SETTINGS.iter().map(|setting| setting.name));
-            self.faults.push(format!("{}: no setting is called {name}{near}", given.origin));
+            self.refuse(name, &given.origin);
         }
+    }
+
+    fn refuse(&mut self, name: &str, place: &str) {
+        let near = match name.strip_prefix(POLICIES) {
+            Some(_) => format!("; write [[{POLICIES}]] above each policy"),
+            None => nearest(name, SETTINGS.iter().map(|it| it.name).chain([POLICIES])),
+        };
+        self.faults.push(format!("{place}: no setting is called {name}{near}"));
     }
 }
 
@@ -159,6 +186,22 @@ fn is_another_tools(name: &str) -> bool {
         || name == "COUNTERSIGN_SECRETS"
         || name.ends_with("_PORT")
         || of_kubernetes.iter().any(|part| name.contains(part))
+}
+
+/// The values of a table and of those within it: a dotted name, where it begins, and what it is.
+fn leaves<'d, 'i>(table: &'d DeTable<'i>) -> Vec<(String, usize, &'d DeValue<'i>)> {
+    let mut leaves = Vec::new();
+    let mut pending = vec![(String::new(), table)];
+    while let Some((prefix, table)) = pending.pop() {
+        for (key, value) in table {
+            let (name, offset) = (format!("{prefix}{}", key.get_ref()), key.span().start);
+            match value.get_ref() {
+                DeValue::Table(inner) => pending.push((format!("{name}."), inner)),
+                value => leaves.push((name, offset, value)),
+            }
+        }
+    }
+    leaves
 }
 
 /// A scalar as it would be written in the environment; a list of texts is joined by commas.

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::sources::Sources;
 use super::{Config, QueueType};
+use crate::approval::{Risk, Then};
 
 /// Checks what a settings file of this text says, in this environment; the error is its text.
 fn checked(text: &str, env: &[(&str, &str)]) -> Result<Config, String> {
@@ -71,4 +72,52 @@ fn a_queue_may_have_dots_in_its_name() {
     let config = checked(text, &[]).unwrap();
     assert_eq!(config.queues["eu.billing"].max_priority, Some(9));
     assert_eq!(config.queues["a.b"].kind, QueueType::Quorum);
+}
+
+#[test]
+fn policies_are_read_in_their_order() {
+    let text = "[approvals]\nhold = \"0s\"\n\
+                [[approvals.policy]]\nname = \"small\"\ntask = \"billing.*\"\naction = \"bank.pay\"\n\
+                requester = \"rita\"\nmax_risk = \"high\"\nthen = \"approve\"\n\
+                max = { \"/cents\" = 5000, \"/a.b\" = 1.5 }\nmin = { \"/cents\" = -1 }\n\
+                [[approvals.policy]]\nname = \"rest\"\nthen = \"reject\"\nreason = \"no\"\n";
+    let policies = checked(text, &[]).unwrap().policies;
+    assert_eq!((policies[0].name.as_str(), policies[0].then), ("small", Then::Approve));
+    assert_eq!(policies[0].max_risk, Some(Risk::High));
+    assert_eq!(
+        (policies[0].max["/cents"].as_i64(), policies[0].min["/cents"].as_i64()),
+        (Some(5000), Some(-1))
+    );
+    assert_eq!(policies[0].max["/a.b"].as_f64(), Some(1.5));
+    assert_eq!((policies[1].name.as_str(), policies[1].reason.as_deref()), ("rest", Some("no")));
+}
+
+#[test]
+fn every_fault_of_a_policy_is_told_at_once() {
+    let text = "[[approvals.policy]]\nnmae = \"a\"\nthen = \"aprove\"\nmax_risk = \"none\"\n\
+                max = { \"cents\" = 1, \"/a\" = \"x\", \"/b\" = nan }\nmin = 3\n\
+                [[approvals.policy]]\nname = \"b\"\nthen = \"reject\"\n\
+                [[approvals.policy]]\nname = \"b\"\nthen = \"approve\"\n\
+                [[approval.policy]]\nname = \"c\"\n";
+    let told = checked(text, &[]).unwrap_err();
+    for part in [
+        ":2: no key of a policy is called nmae; did you mean name?",
+        ":1: a policy needs a name",
+        ":3: then is \"aprove\": it is one of approve, reject, ask; did you mean approve?",
+        ":4: max_risk is \"none\": it is one of low, medium, high, irreversible",
+        ":5: \"cents\" is no JSON pointer",
+        ":5: \"x\" is no number",
+        ":5: \"nan\" is no number",
+        ":6: min is a table, such as { \"/cents\" = 5000 }",
+        ":8: a policy that rejects needs a reason",
+        ":10: there is another approvals.policy called \"b\"",
+        ":11: a policy that approves needs a task or an action",
+        ":13: no setting is called approval.policy; did you mean approvals.policy?",
+    ] {
+        assert!(told.contains(part), "{part} is not in:\n{told}");
+    }
+    let told = checked("[approvals.policy]\nname = \"a\"\n", &[]).unwrap_err();
+    assert!(told.contains("write [[approvals.policy]] above each policy"), "{told}");
+    let told = checked("[approvals]\nseal_key_file = \"/no/such\"\n", &[]).unwrap_err();
+    assert!(told.contains(":2): cannot read /no/such"), "{told}");
 }

@@ -123,6 +123,7 @@ impl Context {
         let question = Question {
             id: ApprovalId::of(&envelope.id, &name, occurrence),
             task: Some(envelope.id.clone()),
+            task_name: Some(envelope.name.clone()),
             action: Action { name: envelope.name.clone(), version: 1, args: arguments },
             name,
             ..Question::new("")

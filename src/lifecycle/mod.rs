@@ -4,6 +4,7 @@ mod ledger;
 mod outcome;
 pub mod park;
 pub mod vote;
+pub mod warning;
 
 pub use ledger::{AckLedger, Frame, Settlement};
 pub use outcome::Outcome;

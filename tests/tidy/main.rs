@@ -33,8 +33,17 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "client",
         &[
-            "approval", "backend", "clock", "config", "error", "faults", "handle", "protocol",
-            "task", "trace",
+            "approval",
+            "backend",
+            "clock",
+            "config",
+            "error",
+            "faults",
+            "handle",
+            "lifecycle",
+            "protocol",
+            "task",
+            "trace",
         ],
     ),
     (

@@ -4,9 +4,8 @@
 
 use std::time::Duration;
 
-use redis::{FromRedisValue, Pipeline};
+use redis::{FromRedisValue, Pipeline, Value};
 use serde::Deserialize;
-use tokio::sync::broadcast;
 
 use super::RedisStore;
 use super::audit::STREAM;
@@ -19,13 +18,16 @@ use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
 pub(super) const PENDING: &str = "cs:pending:{cs}";
-/// Where the bell rings.
+/// Where it rings when something is decided.
 pub(super) const BELL: &str = "cs:decided";
+/// And where when something is asked: `park.lua` and `ask.lua` ring there.
+pub(super) const ASKED: &str = "cs:asked";
 const OUTBOX: &str = "cs:outbox:{cs}";
 const DECIDE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("decide.lua"));
 const EXTEND: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("extend.lua"));
 const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("read.lua"));
 const ASK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("ask.lua"));
+const WARN: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("warn.lua"));
 const SWEEP: &str = include_str!("sweep.lua");
 /// A decision outlives every rerun of its task.
 const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -63,14 +65,24 @@ impl RedisStore {
         rows.iter().map(|row| read_question(row)).collect()
     }
 
-    pub(super) async fn read_pending(&self, limit: usize) -> Result<Vec<ApprovalId>, Error> {
+    pub(super) async fn read_pending(
+        &self,
+        from: usize,
+        limit: usize,
+    ) -> Result<Vec<(ApprovalId, i64)>, Error> {
+        let Some(last) = limit.checked_sub(1) else { return Ok(Vec::new()) };
         let answers = self.ask_soon(move |_| {
             let mut range = Pipeline::with_capacity(1);
-            range.cmd("ZRANGE").arg(PENDING).arg(0).arg(limit.saturating_sub(1));
+            let last = from.saturating_add(last);
+            range.cmd("ZRANGE").arg(PENDING).arg(from).arg(last).arg("WITHSCORES");
             range
         });
-        let ids = texts(answers.await?, PENDING)?;
-        Ok(ids.iter().filter_map(|id| ApprovalId::parse(id)).collect())
+        // Pairs in RESP3, and one text after another in RESP2.
+        let listed = answers.await?.pop().map(Vec::<(String, f64)>::from_redis_value);
+        let listed = listed.and_then(Result::ok).unwrap_or_default().into_iter();
+        #[expect(clippy::cast_possible_truncation, reason = "our scores are whole milliseconds")]
+        let read = |(id, at): (String, f64)| Some((ApprovalId::parse(&id)?, at as i64));
+        Ok(listed.filter_map(read).collect())
     }
 
     pub(super) async fn take_decision(
@@ -127,8 +139,14 @@ impl RedisStore {
         Ok(entries.iter().filter_map(|entry| read_entry(entry)).collect())
     }
 
-    pub(super) fn hear_decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
-        self.bells.decided.subscribe()
+    pub(super) async fn note_warning(&self, id: ApprovalId, percent: u8) -> Result<bool, Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(WARN)).arg(2).arg(decision_key(&id)).arg(STREAM);
+            eval.arg(id.as_str()).arg(percent).arg(KEPT).arg(DECISION_KEPT.as_secs());
+            eval
+        });
+        Ok(matches!(answers.await?.pop(), Some(Value::Int(1))))
     }
 }
 
@@ -194,9 +212,11 @@ struct Format {
     v: u32,
 }
 
-/// Seven texts of `read.lua`; `None` for a question that is unknown.
+/// Eight texts of `read.lua`; `None` for a question that is unknown.
 fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
-    let [state, at, question, decision, votes, asked_at, read_at] = row else { return Ok(None) };
+    let [state, at, question, decision, votes, asked_at, read_at, warned] = row else {
+        return Ok(None);
+    };
     let at = at.parse().unwrap_or(0);
     let Some(standing) = standing(state, at) else { return Ok(None) };
     let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
@@ -214,5 +234,6 @@ fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
         read_at: read_at.parse().unwrap_or(0),
         decision: serde_json::from_str(decision).ok(),
         votes: votes.parse().unwrap_or(0),
+        warned: warned.parse().ok(),
     }))
 }

@@ -12,4 +12,5 @@ redis.call('HSET', KEYS[1], 'v', '1', 'digest', ARGV[2], 'document', ARGV[3],
   'deadline', deadline, 'quorum', ARGV[5], 'requester', ARGV[6], 'self', ARGV[7],
   'approvers', ARGV[8], 'editable', ARGV[9], 'open', '1', 'task', '', 'at', whole(now))
 redis.call('ZADD', KEYS[2], deadline, ARGV[1])
+redis.call('PUBLISH', ASKED, ARGV[1])
 return 1

@@ -20,6 +20,8 @@ if redis.call('HGET', KEYS[1], 'digest') ~= digest then
 end
 local deadline = whole(now + tonumber(ARGV[2]))
 redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest, 'deadline', deadline)
+-- People are warned of the new deadline anew.
+redis.call('HDEL', KEYS[1], 'warned')
 redis.call('PERSIST', KEYS[1])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'what', 'extend', 'approval', id,
   'task', redis.call('HGET', ASK .. id, 'task') or '', 'by', ARGV[3], 'until', deadline)

@@ -43,6 +43,7 @@ local function ask(n)
     'at', whole(now))
   redis.call('PERSIST', key)
   redis.call('ZADD', KEYS[2], deadline, id)
+  redis.call('PUBLISH', ASKED, id)
 end
 for n = 9, #ARGV, FIELDS do
   ask(n)

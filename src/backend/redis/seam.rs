@@ -53,8 +53,12 @@ impl Approvals for RedisStore {
         Box::pin(self.read_asked(ids.to_vec()))
     }
 
-    fn pending(&self, limit: usize) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
-        Box::pin(self.read_pending(limit))
+    fn pending(
+        &self,
+        from: usize,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<(ApprovalId, i64)>, Error>> {
+        Box::pin(self.read_pending(from, limit))
     }
 
     fn decide(
@@ -73,6 +77,10 @@ impl Approvals for RedisStore {
         Box::pin(self.extend_question(id.clone(), by.to_owned(), time))
     }
 
+    fn warn(&self, id: &ApprovalId, percent: u8) -> BoxFuture<'_, Result<bool, Error>> {
+        Box::pin(self.note_warning(id.clone(), percent))
+    }
+
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>> {
         Box::pin(self.clear_resume(resume.entry.clone()))
     }
@@ -82,6 +90,10 @@ impl Approvals for RedisStore {
     }
 
     fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
-        self.hear_decisions()
+        self.bells.decided.subscribe()
+    }
+
+    fn questions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
+        self.bells.hear_asked()
     }
 }

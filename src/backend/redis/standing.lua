@@ -1,5 +1,6 @@
 -- How questions stand. Shared by the scripts that begin with it.
 local ASK, DECISION = 'cs:ask:{cs}:', 'cs:dec:{cs}:'
+local ASKED = 'cs:asked'
 
 local function now_in_ms()
   local time = redis.call('TIME')

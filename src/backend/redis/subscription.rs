@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Keys;
-use super::approvals::BELL;
+use super::approvals::{ASKED, BELL};
 use super::early::Early;
 use super::link::{Link, PushHandler, Session};
 use super::revoked::{self, Rung};
@@ -80,11 +80,27 @@ pub(super) struct Bells {
     pub(super) revoked: broadcast::Sender<Rung>,
     /// Where whoever waits for a decision hears of it; `None`: some may have been missed.
     pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
+    /// Likewise for new questions, which a process hears of only if it wants to.
+    asked: broadcast::Sender<Option<ApprovalId>>,
+    asked_wanted: Arc<Notify>,
+}
+
+impl Bells {
+    pub(super) fn hear_asked(&self) -> broadcast::Receiver<Option<ApprovalId>> {
+        let rings = self.asked.subscribe();
+        self.asked_wanted.notify_one();
+        rings
+    }
 }
 
 impl Default for Bells {
     fn default() -> Self {
-        Self { revoked: broadcast::Sender::new(RINGS), decided: broadcast::Sender::new(RINGS) }
+        Self {
+            revoked: broadcast::Sender::new(RINGS),
+            decided: broadcast::Sender::new(RINGS),
+            asked: broadcast::Sender::new(RINGS),
+            asked_wanted: Arc::default(),
+        }
     }
 }
 
@@ -111,6 +127,8 @@ struct Waits {
     waiters: Waiters,
     early: Early,
     session: Option<Session>,
+    /// The channel of new questions is to be subscribed to.
+    to_hear_asked: bool,
     to_read: Vec<TaskId>,
     to_subscribe: Vec<TaskId>,
     to_unsubscribe: Vec<TaskId>,
@@ -128,6 +146,7 @@ struct Read {
 /// A change of subscriptions that is done.
 enum Change {
     Listening,
+    HearsAsked,
     Subscribed(Vec<TaskId>),
     Unsubscribed,
 }
@@ -144,6 +163,7 @@ impl Subscription {
             waiters: Waiters::default(),
             early: Early::default(),
             session: None,
+            to_hear_asked: false,
             to_read: Vec::new(),
             to_subscribe: Vec::new(),
             to_unsubscribe: Vec::new(),
@@ -175,6 +195,7 @@ impl Subscription {
                     waits.have_changed(change);
                 }
                 Some(session) = subscribed.changed() => waits.listen(session),
+                () = waits.bells.asked_wanted.notified() => waits.to_hear_asked = true,
                 () = pushes.missed.notified() => waits.read_all_and_marks(),
                 () = timer.as_mut(), if waits.waiters.next_deadline().is_some() => {
                     let left = waits.waiters.expire(Instant::now());
@@ -222,6 +243,7 @@ impl Waits {
     fn listen(&mut self, session: Session) {
         self.changes.clear();
         self.to_unsubscribe.clear();
+        self.to_hear_asked = self.bells.asked.receiver_count() > 0;
         self.to_subscribe = self.waiters.foreign_ids().cloned().collect();
         self.session = Some(session.clone());
         let channels = [&*self.reply_channel, revoked::CHANNEL, BELL].map(str::to_owned);
@@ -240,6 +262,7 @@ impl Waits {
     fn have_changed(&mut self, change: Change) {
         match change {
             Change::Listening => self.read_all_and_marks(),
+            Change::HearsAsked => drop(self.bells.asked.send(None)),
             Change::Subscribed(ids) => self.to_read.extend(ids),
             Change::Unsubscribed => {}
         }
@@ -272,6 +295,11 @@ impl Waits {
         if channel == BELL.as_bytes() {
             let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
             let _ = id.map(|id| self.bells.decided.send(Some(id)));
+            return;
+        }
+        if channel == ASKED.as_bytes() {
+            let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
+            let _ = id.map(|id| self.bells.asked.send(Some(id)));
             return;
         }
         // Anything else that is published there is none of our business.
@@ -312,6 +340,7 @@ impl Waits {
         self.read_all();
         let _ = self.bells.revoked.send(Rung::ReadAll);
         let _ = self.bells.decided.send(None);
+        let _ = self.bells.asked.send(None);
     }
 
     /// The floor under everything: whatever was missed is found now.
@@ -336,7 +365,14 @@ impl Waits {
         let Some(session) = self.session.clone().filter(|_| self.changes.is_empty()) else {
             return;
         };
-        if !self.to_subscribe.is_empty() {
+        if std::mem::take(&mut self.to_hear_asked) {
+            self.changes.push(Box::pin(async move {
+                if let Err(cause) = session.subscribe(&[ASKED.to_owned()]).await {
+                    warn!(%cause, channel = ASKED, "cannot subscribe to new questions");
+                }
+                Change::HearsAsked
+            }));
+        } else if !self.to_subscribe.is_empty() {
             let waiters = &self.waiters;
             let ids =
                 portion(&mut self.to_subscribe, SUBSCRIBED_AT_ONCE, |id| waiters.is_foreign(id));

@@ -282,6 +282,7 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     let decision = Decision::on(&asked, "ana", Choice::Approve);
     let refused = worker.decide(&decision).await.unwrap_err().to_string();
     assert!(refused.contains("NOPERM") || refused.contains("ACL"), "{refused}");
+    assert!(worker.warn(&asked.id, 0).await.is_err());
     let standing =
         worker.asked(std::slice::from_ref(&asked.id)).await.unwrap()[0].clone().unwrap().standing;
     assert!(matches!(standing, Standing::Open(_)), "{standing:?}");
@@ -322,4 +323,40 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
         store.extend(&question.id, "ana", HOUR).await.unwrap(),
         Answer::Expired { .. }
     ));
+}
+
+#[tokio::test]
+async fn people_are_warned_once_for_each_part_of_a_questions_time() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let mut bell = store.questions();
+    // Nothing is missed once it is said that something may have been.
+    assert_eq!(timeout(SOON, bell.recv()).await.unwrap(), Ok(None));
+    let question = Question { expires_in: 3_600_000, ..Question::new("Now?") };
+    Approvals::ask(&*store, question.clone()).await.unwrap();
+    let id = question.id;
+    assert_eq!(timeout(SOON, bell.recv()).await.unwrap(), Ok(Some(id.clone())));
+    let ids = [id.clone()];
+    let warned = async || store.asked(&ids).await.unwrap()[0].clone().unwrap().warned;
+    assert!(!store.warn(&id, 50).await.unwrap(), "too early");
+    assert_eq!(warned().await, None);
+    // As if it had been asked long ago.
+    let key = format!("cs:ask:{{cs}}:{id}");
+    server.ask::<()>(&["HSET", &key, "at", "0"]).await;
+    assert!(store.warn(&id, 50).await.unwrap());
+    assert!(!store.warn(&id, 50).await.unwrap());
+    assert!(store.warn(&id, 90).await.unwrap());
+    assert!(!store.warn(&id, 50).await.unwrap());
+    assert_eq!(warned().await, Some(90));
+    assert_eq!(store.extend(&id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(warned().await, None, "the new deadline is another one");
+    assert!(store.warn(&id, 50).await.unwrap());
+    let entries = store.audit_entries(10).await.unwrap();
+    let what = |n: usize| entries[n].fields[0].1.clone();
+    assert_eq!([what(0), what(1), what(2), what(3)], ["warn", "extend", "warn", "warn"]);
+    let listed = store.pending(0, 10).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((&listed[0].0, listed[0].1 > 3_600_000), (&id, true));
+    assert_eq!(store.pending(1, 10).await.unwrap(), []);
+    assert!(!store.warn(&ApprovalId::random(), 50).await.unwrap());
 }

@@ -1,0 +1,131 @@
+//! Rules by which questions are decided without a person: `[[approvals.policy]]`, in their order.
+
+use std::collections::BTreeMap;
+
+use serde_json::Number;
+
+use super::settings::nearest;
+use super::sources::{Given, Table};
+use crate::approval::{AutoPolicy, Risk, Then, name_fault};
+
+/// Their place in `countersign.toml`.
+pub(super) const POLICIES: &str = "approvals.policy";
+const KEYS: [&str; 9] =
+    ["name", "task", "action", "requester", "max_risk", "min", "max", "then", "reason"];
+const RISKS: [(&str, Risk); 4] = [
+    ("low", Risk::Low),
+    ("medium", Risk::Medium),
+    ("high", Risk::High),
+    ("irreversible", Risk::Irreversible),
+];
+const THENS: [(&str, Then); 3] =
+    [("approve", Then::Approve), ("reject", Then::Reject), ("ask", Then::Ask)];
+
+/// Reads all rules; says what is wrong with any.
+pub(super) fn read(tables: &[Table], faults: &mut Vec<String>) -> Vec<AutoPolicy> {
+    let policies: Vec<_> = tables.iter().map(|table| policy(table, faults)).collect();
+    for (n, policy) in policies.iter().enumerate() {
+        if policies[..n].iter().any(|other| other.name == policy.name) && !policy.name.is_empty() {
+            let (place, name) = (&tables[n].origin, &policy.name);
+            faults.push(format!("{place}: there is another {POLICIES} called {name:?}"));
+        }
+    }
+    policies
+}
+
+fn policy(table: &Table, faults: &mut Vec<String>) -> AutoPolicy {
+    let mut read = Fields { table, faults };
+    let policy = AutoPolicy {
+        name: read.text("name").unwrap_or_default(),
+        task: read.text("task"),
+        action: read.text("action"),
+        requester: read.text("requester"),
+        max_risk: read.one_of("max_risk", &RISKS),
+        min: read.bounds("min."),
+        max: read.bounds("max."),
+        then: read.one_of("then", &THENS).unwrap_or(Then::Ask),
+        reason: read.text("reason").filter(|reason| !reason.trim().is_empty()),
+    };
+    read.refuse_unknown();
+    read.check(&policy);
+    policy
+}
+
+/// The keys of one table, as they are read.
+struct Fields<'t> {
+    table: &'t Table,
+    faults: &'t mut Vec<String>,
+}
+
+impl Fields<'_> {
+    fn text(&self, key: &str) -> Option<String> {
+        self.table.keys.get(key).map(|given| given.value.clone())
+    }
+
+    fn one_of<T: Copy>(&mut self, key: &str, known: &[(&str, T)]) -> Option<T> {
+        let Given { value, origin } = self.table.keys.get(key)?;
+        let found = known.iter().find(|(word, _)| word == value).map(|(_, one)| *one);
+        if found.is_none() {
+            let words = known.iter().map(|(word, _)| *word);
+            let near = nearest(value, words.clone());
+            let words = words.collect::<Vec<_>>().join(", ");
+            self.faults.push(format!("{origin}: {key} is {value:?}: it is one of {words}{near}"));
+        }
+        found
+    }
+
+    /// Numbers by JSON pointer.
+    fn bounds(&mut self, prefix: &str) -> BTreeMap<String, Number> {
+        let mut bounds = BTreeMap::new();
+        for (key, Given { value, origin }) in &self.table.keys {
+            let Some(pointer) = key.strip_prefix(prefix) else { continue };
+            if !pointer.starts_with('/') {
+                self.faults.push(format!(
+                    "{origin}: {pointer:?} is no JSON pointer into the action's arguments, such as \
+                     \"/cents\""
+                ));
+            }
+            let float = || value.parse().ok().and_then(Number::from_f64);
+            match value.parse::<i64>().ok().map(Number::from).or_else(float) {
+                Some(number) => drop(bounds.insert(pointer.to_owned(), number)),
+                None => self.faults.push(format!("{origin}: {value:?} is no number")),
+            }
+        }
+        bounds
+    }
+
+    fn refuse_unknown(&mut self) {
+        for (key, Given { origin, .. }) in &self.table.keys {
+            let head = key.split('.').next().unwrap_or_default();
+            let is_table = matches!(head, "min" | "max");
+            let is_known = KEYS.contains(&head) && is_table == key.contains('.');
+            if !is_known && is_table {
+                let told = format!("{origin}: {head} is a table, such as {{ \"/cents\" = 5000 }}");
+                self.faults.push(told);
+            } else if !is_known {
+                let near = nearest(key, KEYS);
+                self.faults.push(format!("{origin}: no key of a policy is called {key}{near}"));
+            }
+        }
+    }
+
+    fn check(&mut self, policy: &AutoPolicy) {
+        let name = self.table.keys.get("name");
+        let place = name.map_or(&self.table.origin, |given| &given.origin).clone();
+        let mut fault = |why: &str| self.faults.push(format!("{place}: {why}"));
+        if name.is_none() {
+            fault("a policy needs a name: it decides as policy:NAME");
+        } else if let Some(why) = name_fault(&policy.name) {
+            fault(&format!("a policy decides as policy:NAME, and this is no name: {why}"));
+        }
+        if !self.table.keys.contains_key("then") {
+            fault("a policy needs a then: approve, reject or ask");
+        }
+        if policy.then == Then::Reject && policy.reason.is_none() {
+            fault("a policy that rejects needs a reason: whoever asks is told");
+        }
+        if policy.then == Then::Approve && policy.task.is_none() && policy.action.is_none() {
+            fault("a policy that approves needs a task or an action; \"*\" is every one");
+        }
+    }
+}
