@@ -1,0 +1,185 @@
+//! `countersign approvals`, run as people and services run it.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use countersign::approval::{Question, Standing};
+use countersign::{Client, Config};
+use serde_json::{Value, json};
+use support::{Server, file, servers};
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const POLICY: &str = "[[approvals.policy]]\nname = \"all\"\naction = \"*\"\nthen = \"approve\"\n";
+
+/// A Redis of its own, for the verbs look at all questions that there are.
+struct Office {
+    redis: Server,
+    client: Client,
+    settings: String,
+}
+
+impl Office {
+    async fn open(policies: &str) -> Self {
+        let redis = Server::redis().await;
+        let config = Config::new(&servers().broker_url, redis.url()).unwrap();
+        let client = Client::connect(&config).await.unwrap();
+        let key = file("seal.key", "0123456789abcdef0123456789abcdef\n");
+        let settings = format!("[approvals]\nseal_key_file = \"{key}\"\n{policies}");
+        Self { client, redis, settings: file("c.toml", &settings) }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+        command.args(["approvals", "--config", &self.settings]).args(arguments);
+        command.env("COUNTERSIGN_STORE_URL", self.redis.url()).env("RUST_LOG", "info,lapin=off");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.kill_on_drop(true);
+        command
+    }
+
+    /// Exit code, and what was printed on standard output.
+    async fn say(&self, arguments: &[&str]) -> (Option<i32>, Vec<Value>) {
+        let output = timeout(PATIENCE, self.command(arguments).output()).await.unwrap().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let records = lines.lines().map(serde_json::from_str).collect::<Result<_, _>>();
+        (output.status.code(), records.unwrap())
+    }
+
+    async fn ask(&self, title: &str) -> String {
+        let requested = self.client.request_approval(Question::new(title)).await.unwrap();
+        requested.id().to_string()
+    }
+}
+
+/// A verb that runs until it is stopped, and what it prints.
+struct Running {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.spawn().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        Self { process, lines }
+    }
+
+    async fn next(&mut self) -> Value {
+        let line = timeout(PATIENCE, self.lines.next_line()).await.unwrap().unwrap();
+        serde_json::from_str(&line.unwrap()).unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_is_extended_and_withdrawn_and_the_audit_has_both() {
+    let office = Office::open("").await;
+    let id = office.ask("Deploy?").await;
+    let parsed = countersign::ApprovalId::parse(&id).unwrap();
+    let before = office.client.approval(&parsed).await.unwrap();
+    let (code, said) = office.say(&["extend", &id, "--by", "ana", "48h"]).await;
+    assert_eq!((code, &said[0]["answer"]), (Some(0), &json!("applied")));
+    let after = office.client.approval(&parsed).await.unwrap();
+    assert!(after.at > before.at, "{before:?} {after:?}");
+    let (code, said) = office.say(&["withdraw", &id, "--by", "bob"]).await;
+    assert_eq!((code, &said[0]["taken"]), (Some(0), &json!(true)));
+    for late in [&["withdraw", &id, "--by", "ana"][..], &["extend", &id, "--by", "ana", "1h"]] {
+        let (code, said) = office.say(late).await;
+        assert_eq!((code, &said[0]["answer"]), (Some(1), &json!("it was withdrawn")));
+    }
+    let standing = office.client.approval(&parsed).await.unwrap().standing;
+    assert!(matches!(standing, Standing::Decided(_)) && standing.as_str() == "withdrawn");
+    let (code, said) = office.say(&["audit"]).await;
+    let told: Vec<_> = said.iter().map(|it| (&it["what"], &it["by"], &it["approval"])).collect();
+    let [withdraw, bob, extend, ana, id] =
+        ["withdraw", "bob", "extend", "ana", &id].map(|text| json!(text));
+    assert_eq!((code, told), (Some(0), vec![(&withdraw, &bob, &id), (&extend, &ana, &id)]));
+    let (code, said) = office.say(&["audit", "--limit", "1"]).await;
+    assert_eq!((code, said.len()), (Some(0), 1));
+    assert_eq!(office.say(&["extend", "ap_x", "--by", "ana", "1h"]).await.0, Some(1));
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_are_watched_as_they_come_and_warnings_are_shown() {
+    let office = Office::open("").await;
+    let first = office.ask("First?").await;
+    let mut watch = Running::start(office.command(&["watch"]));
+    let seen = watch.next().await;
+    assert_eq!((&seen["id"], &seen["warned"]), (&json!(first), &Value::Null));
+    let second = office.ask("Second?").await;
+    assert_eq!(watch.next().await["id"], json!(second));
+    // As if most of its time had passed.
+    let redis = redis::Client::open(office.redis.url()).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    let mut set = redis::cmd("HSET");
+    let _: () = set
+        .arg(format!("cs:ask:{{cs}}:{first}"))
+        .arg(&["at", "0"])
+        .query_async(&mut redis)
+        .await
+        .unwrap();
+    let clerk = Running::start(office.command(&["clerk"]));
+    let seen = watch.next().await;
+    let warned = json!("90 % of its time has passed");
+    assert_eq!((&seen["id"], &seen["warned"]), (&json!(first), &warned));
+    drop((watch, clerk));
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clerk_decides_and_seals_until_it_is_told_to_stop() {
+    let office = Office::open(POLICY).await;
+    let (code, _) = office.say(&["audit", "--export-seal", "/nowhere"]).await;
+    assert_eq!(code, Some(1), "nothing is sealed yet");
+    let mut clerk = Running::start(office.command(&["clerk"]));
+    let id = countersign::ApprovalId::parse(&office.ask("Deploy?").await).unwrap();
+    let resolution = office.client.requested_approval(&id).wait(PATIENCE).await.unwrap();
+    assert_eq!((resolution.approved, resolution.by.as_deref()), (true, Some("policy:all")));
+    let sealed = async {
+        while office.client.newest_seal().await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, sealed).await.unwrap();
+    let id = clerk.process.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    assert_eq!(timeout(PATIENCE, clerk.process.wait()).await.unwrap().unwrap().code(), Some(0));
+
+    let seal = file("seal", "");
+    assert_eq!(office.say(&["audit", "--export-seal", &seal]).await.0, Some(0));
+    let verify = ["audit", "--verify", "--seal", &seal];
+    let (code, said) = office.say(&verify).await;
+    assert_eq!(
+        (code, &said[0]["unchanged"], &said[0]["sealed"]),
+        (Some(0), &json!(true), &json!(1))
+    );
+    let redis = redis::Client::open(office.redis.url()).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    let _: () = redis::cmd("DEL").arg("cs:audit:{cs}").query_async(&mut redis).await.unwrap();
+    let (code, said) = office.say(&["audit", "--verify"]).await;
+    assert_eq!((code, &said[0]["unchanged"]), (Some(1), &json!(false)));
+    let _: () = redis::cmd("DEL").arg("cs:seal:{cs}").query_async(&mut redis).await.unwrap();
+    assert_eq!(office.say(&["audit", "--verify"]).await.0, Some(0), "nobody could know");
+    let (code, said) = office.say(&verify).await;
+    assert_eq!(code, Some(1));
+    assert!(said[0]["faults"][0].as_str().unwrap().contains("its tail is cut"), "{said:?}");
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_or_a_key_that_is_wrong_is_a_fault_of_the_configuration() {
+    let office = Office::open("[[approvals.policy]]\nname = \"a\"\nthen = \"aprove\"\n").await;
+    let mut command = office.command(&["clerk"]);
+    command.env("COUNTERSIGN_APPROVALS_SEAL_KEY_FILE", file("short.key", "short"));
+    let output = command.output().await.unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{told}");
+    for part in ["did you mean approve?", "openssl rand -hex 32"] {
+        assert!(told.contains(part), "{told}");
+    }
+    office.client.close().await;
+}
