@@ -92,6 +92,10 @@ async fn a_question_is_extended_and_withdrawn_and_the_audit_has_both() {
     }
     let standing = office.client.approval(&parsed).await.unwrap().standing;
     assert!(matches!(standing, Standing::Decided(_)) && standing.as_str() == "withdrawn");
+    let later = Question { expires_in: 72 * 3_600_000, ..Question::new("Later?") };
+    let later = office.client.request_approval(later).await.unwrap();
+    let (code, said) = office.say(&["list", "--limit", "1"]).await;
+    assert_eq!((code, &said[0]["id"]), (Some(0), &json!(later.id())), "the open one");
     let (code, said) = office.say(&["audit"]).await;
     let told: Vec<_> = said.iter().map(|it| (&it["what"], &it["by"], &it["approval"])).collect();
     let [withdraw, bob, extend, ana, id] =

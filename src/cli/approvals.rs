@@ -229,6 +229,7 @@ fn record(asked: &Asked) -> Value {
         "title": question.title,
         "summary": question.summary,
         "action": question.action,
+        "schema": question.schema,
         "digest": question.digest().as_str(),
         "effects": question.effects,
         "risk": question.risk,

@@ -18,6 +18,7 @@ use crate::protocol::Ticket;
 
 /// A decided task is resumed by the decider within this; after it, by a worker.
 const RESUME_DEADLINE: Duration = Duration::from_secs(5);
+const LISTED_AT_ONCE: usize = 100;
 /// Whoever waits reads at least this often, whatever was or was not heard.
 const REREAD: Duration = Duration::from_secs(15);
 
@@ -85,14 +86,21 @@ impl Client {
     /// # Errors
     /// When the store does not answer.
     pub async fn pending_approvals(&self, limit: usize) -> Result<Vec<Asked>, Error> {
-        let listed = self.backends().store.pending(0, limit).await?;
-        if listed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let ids: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
-        let asked = self.backends().store.asked(&ids).await?;
         let is_open = |asked: &Asked| matches!(asked.standing, Standing::Open(_));
-        Ok(asked.into_iter().flatten().filter(is_open).collect())
+        let (mut open, mut from) = (Vec::new(), 0);
+        while open.len() < limit {
+            // Among those that are listed, some have been decided.
+            let listed = self.backends().store.pending(from, LISTED_AT_ONCE).await?;
+            if listed.is_empty() {
+                break;
+            }
+            from += listed.len();
+            let ids: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
+            let asked = self.backends().store.asked(&ids).await?;
+            open.extend(asked.into_iter().flatten().filter(is_open));
+        }
+        open.truncate(limit);
+        Ok(open)
     }
 
     /// Takes a decision. The answer is the truth: one decision counts, and whoever is later is told

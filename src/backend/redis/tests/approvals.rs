@@ -330,12 +330,18 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let mut bell = store.questions();
-    // Nothing is missed once it is said that something may have been.
-    assert_eq!(timeout(SOON, bell.recv()).await.unwrap(), Ok(None));
+    subscribers(&server, "cs:asked", 1).await;
     let question = Question { expires_in: 3_600_000, ..Question::new("Now?") };
     Approvals::ask(&*store, question.clone()).await.unwrap();
     let id = question.id;
-    assert_eq!(timeout(SOON, bell.recv()).await.unwrap(), Ok(Some(id.clone())));
+    let rung = async {
+        loop {
+            if let Some(id) = bell.recv().await.unwrap() {
+                return id;
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, rung).await.unwrap(), id);
     let ids = [id.clone()];
     let warned = async || store.asked(&ids).await.unwrap()[0].clone().unwrap().warned;
     assert!(!store.warn(&id, 50).await.unwrap(), "too early");
