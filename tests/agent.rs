@@ -1,4 +1,5 @@
 //! `demo.agent`: what it streams is said once, whoever decides what, and however long that takes.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::time::Duration;
 
@@ -12,12 +13,7 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Decides the task's question about this tool, once it is asked.
-async fn decide(
-    client: &Client,
-    task: &TaskId,
-    tool: &str,
-    decision: impl Fn(&Asked) -> Decision,
-) {
+async fn decide(client: &Client, task: &TaskId, tool: &str, decision: impl Fn(&Asked) -> Decision) {
     let id = ApprovalId::of(task, tool, 0);
     let asked = async {
         loop {
