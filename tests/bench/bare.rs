@@ -58,7 +58,11 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
             };
             load::calls(count, callers, call).await?
         }
-        Role::Streams { .. } => return Err("a bare loop has no streams".into()),
+        Role::Streams { .. }
+        | Role::Park { .. }
+        | Role::Decide { .. }
+        | Role::Cycle { .. }
+        | Role::Race { .. } => return Err("a bare loop has neither streams nor approvals".into()),
         Role::Waiters { queue, count } => {
             let caller = Caller::connect(queue).await?;
             let mut waits = Vec::with_capacity(count);

@@ -15,6 +15,7 @@ const STUCK: Duration = Duration::from_secs(120);
 const DRAIN_CONCURRENCY: usize = 256;
 const SLEEP_CONCURRENCY: usize = 500;
 const STREAMS: usize = 64;
+const DECIDERS: usize = 50;
 const SLEEP: Duration = Duration::from_millis(10);
 /// An idle worker is looked at once it has been idle for so long.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -36,6 +37,8 @@ pub(crate) enum Case {
     Waiters,
     /// Streams of 64 tasks, one of them followed
     Stream,
+    /// Tasks that wait for a decision: parked, resumed, and raced for
+    Park,
 }
 
 /// How much is done for each number.
@@ -49,6 +52,8 @@ pub(crate) struct Sizes {
     idle_s: u64,
     waiters: usize,
     entries: usize,
+    parked: usize,
+    races: usize,
 }
 
 impl Sizes {
@@ -61,6 +66,8 @@ impl Sizes {
         idle_s: 10,
         waiters: 100_000,
         entries: 3_000,
+        parked: 10_000,
+        races: 2_000,
     };
     pub(crate) const QUICK: Self = Self {
         drain: 5_000,
@@ -71,6 +78,8 @@ impl Sizes {
         idle_s: 3,
         waiters: 10_000,
         entries: 500,
+        parked: 1_000,
+        races: 100,
     };
 }
 
@@ -79,7 +88,7 @@ impl Case {
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
             Side::Ours => true,
-            Side::Bare => self != Self::Stream,
+            Side::Bare => !matches!(self, Self::Stream | Self::Park),
             Side::Celery | Side::Dramatiq => {
                 matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
             }
@@ -106,6 +115,7 @@ impl Case {
             }
             Self::Idle => bench.idle(side, &queue).await?,
             Self::Waiters => bench.wait(side, &queue).await?,
+            Self::Park => bench.park(side, &queue).await?,
             Self::Stream => {
                 let worker = bench.worker(side, &queue, STREAMS)?;
                 let entries = sizes.entries;
@@ -230,5 +240,52 @@ impl Bench {
             ("rss_mib".to_owned(), used.rss_mib),
             ("peak_mib".to_owned(), used.peak_mib),
         ]))
+    }
+
+    /// Parks many tasks, restarts their worker, decides all of them, and then some one by one.
+    async fn park(&self, side: Side, queue: &str) -> Result<Numbers> {
+        let count = self.sizes.parked;
+        let worker = self.worker(side, queue, DRAIN_CONCURRENCY)?;
+        // The first park makes the queues of the delay ladder.
+        let cycle = Role::Cycle { queue: queue.to_owned() };
+        let mut numbers = Process::start(side, &cycle)?.numbers().await?;
+        let before = worker.usage();
+        let begun = Instant::now();
+        let park = Role::Park { queue: queue.to_owned(), count };
+        Process::start(side, &park)?.numbers().await?;
+        self.all_parked(count).await?;
+        let park_s = begun.elapsed().as_secs_f64();
+        sleep(SETTLED).await;
+        let after = worker.usage();
+        worker.end().await?;
+        let worker = self.worker(side, queue, DRAIN_CONCURRENCY)?;
+        let decide = Role::Decide { queue: queue.to_owned(), count };
+        let decided = Process::start(side, &decide)?.numbers().await?;
+        let resume_s = decided.get("resume_s").copied().unwrap_or(f64::NAN);
+        let race = Role::Race { questions: self.sizes.races, deciders: DECIDERS };
+        numbers.extend(Process::start(side, &race)?.numbers().await?);
+        worker.end().await?;
+        numbers.extend(decided);
+        numbers.insert("park_s".to_owned(), park_s);
+        numbers.insert("cycles".to_owned(), count as f64 / (park_s + resume_s));
+        numbers.insert("parked_mib".to_owned(), after.rss_mib - before.rss_mib);
+        Ok(numbers)
+    }
+
+    async fn all_parked(&self, count: usize) -> Result<()> {
+        let (mut seen, mut since) = (0, Instant::now());
+        loop {
+            let parked = self.servers.open_questions().await?;
+            if parked == count {
+                return Ok(());
+            }
+            if parked > seen {
+                (seen, since) = (parked, Instant::now());
+            }
+            if since.elapsed() > STUCK {
+                return Err(format!("no task was parked after {parked} of {count}").into());
+            }
+            sleep(LOOK).await;
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Measures Countersign beside a bare loop on lapin and redis, on the same servers and in turns.
 //! `ops/bench` builds it and starts the servers.
 
+mod ask;
 mod bare;
 mod cases;
+mod decide;
 mod load;
 mod ours;
 mod process;

@@ -3,10 +3,10 @@
 use countersign::{Client, Config};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 
-use crate::load;
 use crate::role::{Numbers, Result, Role};
 use crate::speak::{Speak, now};
 use crate::work::Work;
+use crate::{decide, load};
 
 /// Enqueued at a time while waits are being set up.
 const IN_FLIGHT: usize = 64;
@@ -36,6 +36,10 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         Role::Streams { queue, tasks, entries } => {
             stream_all(&client, &queue, tasks, entries).await?
         }
+        Role::Park { queue, count } => decide::park_all(&client, &queue, count).await?,
+        Role::Decide { queue, count } => decide::decide_all(&client, &queue, count).await?,
+        Role::Cycle { queue } => decide::cycle(&client, &queue).await?,
+        Role::Race { questions, deciders } => decide::race(&client, questions, deciders).await?,
         Role::Waiters { queue, count } => return wait(&client, &queue, count).await,
     };
     print(&numbers);

@@ -75,6 +75,8 @@ fn command(side: Side, role: &Role) -> Result<Command> {
     let mut command = match (side, role) {
         (Side::Ours, Role::Worker { queue, concurrency }) => {
             let mut worker = Command::new(bench.with_file_name("bench-worker"));
+            // A decision in the hold would not measure a park.
+            worker.env("COUNTERSIGN_APPROVALS_HOLD", "0s");
             worker.args(["-Q", queue, "-c", &concurrency.to_string()]);
             worker.stderr(worker_log()?);
             return Ok(worker);

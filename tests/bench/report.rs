@@ -50,6 +50,12 @@ const ROWS: &[Row] = &[
     row(Case::Waiters, "rss_mib", "100,000 waiting results: MiB", Target::Under(60.0)),
     row(Case::Stream, "rate", "64 streams: entries/s", Target::Over(20_000.0)),
     row(Case::Stream, "followed_p50_ms", "64 streams, one followed: p50 ms", Target::Under(20.0)),
+    row(Case::Park, "cycles", "10,000 parked and resumed: cycles/s", Target::Over(3_000.0)),
+    row(Case::Park, "resume_p50_ms", "decision to handler: p50 ms", Target::Under(5.0)),
+    row(Case::Park, "resume_p99_ms", "decision to handler: p99 ms", Target::Under(50.0)),
+    row(Case::Park, "parked_mib", "10,000 parked: MiB more in the worker", Target::Under(1.0)),
+    row(Case::Park, "resume_s", "10,000 decided after a restart: s", Target::Under(60.0)),
+    row(Case::Park, "race_rate", "50 deciders on each of 2,000: decisions/s", Target::None),
 ];
 
 /// Every number of every round.

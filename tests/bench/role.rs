@@ -45,6 +45,25 @@ pub(crate) enum Role {
         queue: String,
         count: usize,
     },
+    /// Enqueues tasks that ask, with ids that are known to whoever knows the queue.
+    Park {
+        queue: String,
+        count: usize,
+    },
+    /// Approves every task that was parked, and waits until each has ended.
+    Decide {
+        queue: String,
+        count: usize,
+    },
+    /// Parks and resumes one task after the other.
+    Cycle {
+        queue: String,
+    },
+    /// So many deciders race for each of so many questions.
+    Race {
+        questions: usize,
+        deciders: usize,
+    },
     /// So many tasks at a time write so many entries each into their streams; one is followed.
     Streams {
         queue: String,

@@ -77,6 +77,12 @@ impl Servers {
         Ok(redis::cmd("DBSIZE").query_async(&mut self.store.clone()).await?)
     }
 
+    /// How many questions are open.
+    pub(crate) async fn open_questions(&self) -> Result<usize> {
+        let mut count = redis::cmd("ZCARD");
+        Ok(count.arg("cs:pending:{cs}").query_async(&mut self.store.clone()).await?)
+    }
+
     /// The versions of both, as they say themselves.
     pub(crate) async fn versions(&self) -> Result<(String, String)> {
         let info: String =
