@@ -10,7 +10,7 @@ const TICKET: &str = "x-countersign-ticket";
 const HIGHEST: u64 = 1 << 53;
 
 /// Why a message was sent, and which park of its task it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
     /// Why it was sent.
     pub kind: TicketKind,
@@ -19,7 +19,7 @@ pub struct Ticket {
 }
 
 /// Why a message was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TicketKind {
     /// By the producer, or for another attempt.
     Original,

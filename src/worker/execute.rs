@@ -195,6 +195,7 @@ impl Running<'_> {
                 Ok(End::Parked) => Outcome::Parked,
                 Ok(End::Lost) => Outcome::Postponed(crew.config.lease),
                 Ok(End::Overtaken) => Outcome::Repeated,
+                Ok(End::Known(document)) => Outcome::Known(document),
                 Ok(End::Refused(error)) => Outcome::Failed(Failure::unparkable(&error)),
                 Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
             },

@@ -15,14 +15,14 @@ use tracing::{debug, info, warn};
 use super::claim::Claim;
 use super::detach::{Attachment, Detached, detach};
 use super::handler::Answer;
-use super::{Crew, settle};
+use super::{Crew, execute, settle};
 use crate::approval::{ApprovalId, Question};
 use crate::backend::{Delivery, Parked, Parking, Queue, Recorded, Taken};
 use crate::context::Context;
 use crate::error::Error;
 use crate::faults;
 use crate::lifecycle::park::RECHECK;
-use crate::protocol::{Envelope, Ticket, TicketKind};
+use crate::protocol::{Document, Envelope, Ticket, TicketKind};
 
 const LONGEST_WAKE: Duration = Duration::from_millis(RECHECK.unsigned_abs());
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -40,6 +40,8 @@ pub(super) enum End {
     Overtaken,
     /// It cannot be parked.
     Refused(Error),
+    /// Another run of it, which took it up while this one was held, has ended it.
+    Known(Document),
 }
 
 /// What a park came to.
@@ -201,6 +203,10 @@ impl<'r> Parkable<'r> {
             Ok(Taken::Claimed { number, rulings, .. }) => {
                 faults::point("claimed back");
                 self.claim.hold(self.crew, id, number);
+                if let Some(document) = execute::known(self.crew, self.envelope).await {
+                    self.context.run().desk.close(PARKED);
+                    return Next::End(End::Known(document));
+                }
                 self.context.run().desk.tell(rulings);
                 Next::RunOn
             }

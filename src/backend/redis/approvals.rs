@@ -22,7 +22,7 @@ pub(super) const PENDING: &str = "cs:pending:{cs}";
 pub(super) const BELL: &str = "cs:decided";
 /// And where when something is asked: `park.lua` and `ask.lua` ring there.
 pub(super) const ASKED: &str = "cs:asked";
-const OUTBOX: &str = "cs:outbox:{cs}";
+pub(super) const OUTBOX: &str = "cs:outbox:{cs}";
 const DECIDE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("decide.lua"));
 const EXTEND: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("extend.lua"));
 const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("read.lua"));

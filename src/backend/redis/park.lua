@@ -2,6 +2,7 @@
 -- lifecycle/park.rs. Questions become visible to deciders here.
 -- KEYS[1] the park record
 -- KEYS[2] the index of open questions
+-- KEYS[3] the outbox
 -- ARGV    number, holder, lease in ms, the task's message, its queue, its id, abandoned questions,
 --         after how many ms its sleep ends (0: it does not sleep), and for each question: id, digest, document, time to decide in ms, quorum, requester,
 --         self-approval, approvers, editable
@@ -68,6 +69,8 @@ redis.call('HSET', KEYS[1], 'v', '1', 'number', ARGV[1], 'waits', list, 'asked',
   'message', ARGV[4], 'queue', ARGV[5],
   'holder', is_ready and holder or '', 'until', is_ready and whole(now + lease) or '0')
 if is_ready then
+  -- Nobody else will send a resume message: if this run dies, a sweeper does.
+  redis.call('ZADD', KEYS[3], whole(now + lease), cjson.encode({ ARGV[6], ARGV[1], ARGV[5] }))
   return add_rulings({ 'ready' }, list, now)
 end
 return { 'waiting', whole(due_in(list, alarm, now)) }

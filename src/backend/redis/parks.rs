@@ -9,7 +9,7 @@ use redis::{FromRedisValue, Pipeline, Value};
 use tracing::warn;
 
 use super::RedisStore;
-use super::approvals::{PENDING, read_rulings};
+use super::approvals::{OUTBOX, PENDING, read_rulings};
 use crate::approval::{ApprovalId, Question};
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::error::{Error, Kind};
@@ -70,7 +70,8 @@ impl RedisStore {
         let id = parking.id.clone();
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVAL").arg(session.script(PARK)).arg(2).arg(key(&parking.id)).arg(PENDING);
+            eval.cmd("EVAL").arg(session.script(PARK)).arg(3);
+            eval.arg(key(&parking.id)).arg(PENDING).arg(OUTBOX);
             eval.arg(parking.number).arg(parking.holder).arg(milliseconds(parking.lease));
             eval.arg(parking.message.to_json()).arg(parking.queue).arg(parking.id.as_str());
             eval.arg(joined(&parking.abandoned)).arg(parking.alarm.map_or(0, milliseconds));

@@ -305,6 +305,36 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     assert_eq!(decider.seal("b", HOUR, None).await.unwrap(), Sealing::Held);
 }
 
+/// Whoever decided has sent his resume message before the park that finds the decision.
+#[tokio::test]
+async fn a_run_that_finds_its_decision_leaves_word_in_case_it_dies() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let id = TaskId::from("t");
+    let asked = question(&id, "first", 1);
+    let parking = |number| Parking {
+        id: id.clone(),
+        number,
+        holder: "a".into(),
+        lease: Duration::from_millis(1),
+        message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
+        queue: "q".into(),
+        questions: vec![asked.clone()],
+        alarm: None,
+        abandoned: Vec::new(),
+    };
+    assert!(matches!(store.park(parking(1)).await.unwrap(), Parked::Waiting(..)));
+    let decision = Decision::on(&asked, "ana", Choice::Approve);
+    let resume = store.decide(&decision).await.unwrap().1.unwrap();
+    store.resume_sent(&resume).await.unwrap();
+    assert!(matches!(store.park(parking(2)).await.unwrap(), Parked::Ready(..)));
+    eventually("a sweeper is told", async || {
+        let overdue = store.overdue_resumes().await.unwrap();
+        overdue.iter().any(|it| it.task == id && it.number == 2 && it.queue == "q")
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed() {
     let Some(server) = Server::start().await else { return };
