@@ -27,6 +27,8 @@ impl Client {
     /// least once a second. Any number of processes may do so beside each other: each decision and
     /// each warning is made once. While the store is away, it is tried again.
     pub async fn clerk(&self, stop: impl Future<Output = ()>) {
+        let (policies, seals) = (self.config().policies.len(), self.config().seal_key.is_some());
+        info!(policies, seals, "looks after approvals");
         let clerk = Clerk { client: self, cases: HashMap::new(), agenda: BTreeSet::new() };
         let sealing = async {
             if let Some(key) = &self.config().seal_key {
