@@ -91,6 +91,20 @@ async fn parked(handle: &Handle<u64>, number: u64) {
     timeout(PATIENCE, wait).await.expect("it parks");
 }
 
+/// Waits until the task says that it waits: that is the last thing before its message is acked.
+async fn told(client: &Client, handle: &Handle<u64>) {
+    let wait = async {
+        loop {
+            let status = client.status(handle.id()).await.unwrap();
+            if status.is_some_and(|status| status.state.as_str() == "PARKED") {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, wait).await.expect("it says that it is parked");
+}
+
 async fn approve(client: &Client, id: &ApprovalId) {
     shown(client, id).await;
     let asked = client.approval(id).await.unwrap();
@@ -337,7 +351,7 @@ async fn a_value_whose_drop_panics_does_not_reach_its_worker() {
     };
     let running = running(Duration::ZERO, dropped).await;
     let handle = ask(&running).await;
-    parked(&handle, 1).await;
+    told(&running.client, &handle).await;
     approve(&running.client, &question(&handle, "pay")).await;
     assert_eq!(answer(handle).await, 1);
     assert!(running.drain().await.is_clean());

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::{Crew, park};
 use crate::backend::{Parked, Parking, Queue, Recorded, Taken};
+use crate::faults;
 use crate::protocol::{Envelope, Ticket, TicketKind};
 
 /// How a run stands with the message that it came with.
@@ -70,6 +71,7 @@ pub(super) async fn detach(
         warn!("cannot make a long run safe: {error}; trying again");
         sleep(park::RETRY_PAUSE).await;
     }
+    faults::point("long wake confirmed");
     let parking = Parking {
         id: envelope.id.clone(),
         number,
@@ -86,10 +88,14 @@ pub(super) async fn detach(
     else {
         return Detached::Behind;
     };
+    faults::point("long run stored");
     let ticket = Ticket { kind: TicketKind::Wake, number };
     loop {
         match crew.backends.store.take_parked(&envelope.id, ticket, &holder, lease).await {
-            Ok(Taken::Claimed { number, .. }) => return Detached::Held(number, recorded),
+            Ok(Taken::Claimed { number, .. }) => {
+                faults::point("long run claimed");
+                return Detached::Held(number, recorded);
+            }
             Ok(_) => return Detached::Behind,
             Err(error) => warn!("cannot claim a long run: {error}; trying again"),
         }
