@@ -11,7 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
-use super::{Crew, park};
+use super::{Crew, execute, park};
 use crate::backend::{Parked, Parking, Queue, Recorded, Taken};
 use crate::faults;
 use crate::protocol::{Envelope, Ticket, TicketKind};
@@ -94,7 +94,11 @@ pub(super) async fn detach(
         match crew.backends.store.take_parked(&envelope.id, ticket, &holder, lease).await {
             Ok(Taken::Claimed { number, .. }) => {
                 faults::point("long run claimed");
-                return Detached::Held(number, recorded);
+                // Whoever took the task up in between may have ended it.
+                return match execute::known(crew, envelope).await {
+                    None => Detached::Held(number, recorded),
+                    Some(_) => Detached::Behind,
+                };
             }
             Ok(_) => return Detached::Behind,
             Err(error) => warn!("cannot claim a long run: {error}; trying again"),

@@ -122,6 +122,9 @@ async fn take(
 async fn put_off(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery, pause: Duration) {
     let mut copy = delivery.message.clone();
     copy.strip_history();
+    if delivery.redelivered {
+        copy.mark_returned();
+    }
     settle::send_on(crew, &claim.home(queue), delivery, copy, pause, async {}).await;
 }
 
