@@ -1,6 +1,7 @@
 //! Messages as they are handed to us, and the right to settle each of them.
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 use super::Recorded;
 use crate::lifecycle::Settlement;
@@ -86,6 +87,22 @@ impl Delivery {
 impl Drop for Delivery {
     fn drop(&mut self) {
         let _ = self.settle(Settlement::Requeue);
+    }
+}
+
+/// Messages that were taken off the head of a queue, in their order.
+pub type Fetched = (Vec<Delivery>, Flushed);
+
+/// Completes when all that came together is settled, and the broker knows it: what went back is in
+/// its queue again.
+#[derive(Debug)]
+pub struct Flushed(pub(in crate::backend) JoinHandle<()>);
+
+impl Flushed {
+    /// Waits for that. Settle or drop every delivery first.
+    pub async fn wait(self) {
+        // A client that was closed meanwhile has given everything back.
+        let _ = self.0.await;
     }
 }
 

@@ -31,7 +31,7 @@ pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
 pub use audit::{Audit, Sealing};
 #[cfg(feature = "rabbitmq")]
 pub(in crate::backend) use delivery::Receipt;
-pub use delivery::{Control, Deliveries, Delivery, Settled};
+pub use delivery::{Control, Deliveries, Delivery, Fetched, Flushed, Settled};
 pub use kept::{Kept, Line, Said, Scope, StreamEntry};
 pub use presence::{Presence, StoreServer};
 
@@ -178,7 +178,7 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// and no more once they are 64 MiB. Each goes back when it is dropped unsettled: a classic
     /// queue puts it where it was; a quorum queue counts that as one of its deliveries. None from
     /// a queue that does not exist.
-    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Vec<Delivery>, Error>>;
+    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Fetched, Error>>;
 
     /// How a queue is doing; `None` when it does not exist.
     fn inspect(&self, queue: &str) -> BoxFuture<'_, Result<Option<QueueState>, Error>>;

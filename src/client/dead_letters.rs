@@ -96,12 +96,13 @@ impl DeadLetters {
     /// # Errors
     /// When the broker does not answer.
     pub async fn browse(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        let fetched = self.client.backends().broker.fetch(&self.queue(), limit).await?;
+        let (fetched, flushed) = self.client.backends().broker.fetch(&self.queue(), limit).await?;
         let mut letters = Vec::with_capacity(fetched.len());
         for delivery in fetched {
             letters.push(DeadLetter::of(&delivery.message));
             self.give_back(delivery).await?;
         }
+        flushed.wait().await;
         Ok(letters)
     }
 
@@ -193,14 +194,15 @@ impl DeadLetters {
         mut decide: impl AsyncFnMut(Delivery) -> Result<Fate, Error>,
     ) -> Result<(), Error> {
         let mut left = usize::try_from(self.count().await?).unwrap_or(usize::MAX);
-        let mut staying = Vec::new();
+        let (mut staying, mut flushes) = (Vec::new(), Vec::new());
         while left > 0 {
-            let fetched =
+            let (fetched, flushed) =
                 self.client.backends().broker.fetch(&self.queue(), left.min(AT_ONCE)).await?;
             if fetched.is_empty() {
                 break;
             }
             left -= fetched.len();
+            flushes.push(flushed);
             for delivery in fetched {
                 if let Fate::Stays(mut delivery) = decide(delivery).await? {
                     if !has_returned_often(&delivery) {
@@ -212,6 +214,9 @@ impl DeadLetters {
         }
         for delivery in staying {
             self.give_back(*delivery).await?;
+        }
+        for flushed in flushes {
+            flushed.wait().await;
         }
         Ok(())
     }

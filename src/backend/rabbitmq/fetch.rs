@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::codec::short;
 use super::consume::{receive, write_acks};
 use super::topology::DECLARE_DEADLINE;
-use crate::backend::{Delivery, QueueState};
+use crate::backend::{Fetched, Flushed, QueueState};
 
 /// What is held in memory at most, less the last message.
 const FETCH_BYTES: usize = 64 * 1024 * 1024;
@@ -25,11 +25,11 @@ pub(super) async fn fetch(
     queue: &str,
     count: usize,
     acks: &TaskTracker,
-) -> Result<Vec<Delivery>, String> {
+) -> Result<Fetched, String> {
     let name = short(queue)?;
     let channel = within(connection.create_channel()).await?.map_err(|error| error.to_string())?;
     let (settlements, settled) = mpsc::unbounded_channel();
-    acks.spawn(write_acks(channel.clone(), settled, CancellationToken::new()));
+    let flushed = acks.spawn(write_acks(channel.clone(), settled, CancellationToken::new()));
     let (mut fetched, mut bytes) = (Vec::new(), 0);
     while fetched.len() < count && bytes < FETCH_BYTES {
         let got = channel.basic_get(name.clone(), BasicGetOptions::default());
@@ -43,7 +43,7 @@ pub(super) async fn fetch(
             Err(error) => return Err(error.to_string()),
         }
     }
-    Ok(fetched)
+    Ok((fetched, Flushed(flushed)))
 }
 
 /// How a queue is doing; `None` when there is no such queue.

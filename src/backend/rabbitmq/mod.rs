@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::{Broker, Control, Deliveries, Delivery, Parcel, Queue, QueueState, Recorded, sealed};
+use super::{Broker, Control, Deliveries, Fetched, Parcel, Queue, QueueState, Recorded, sealed};
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
@@ -189,7 +189,7 @@ impl Broker for Rabbit {
         .boxed()
     }
 
-    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Vec<Delivery>, Error>> {
+    fn fetch(&self, queue: &str, count: usize) -> BoxFuture<'_, Result<Fetched, Error>> {
         let (queue, acks) = (queue.to_owned(), self.acks.clone());
         let work = move |connection: Arc<Connection>| async move {
             fetch::fetch(&connection, &queue, count, &acks).await
