@@ -73,7 +73,6 @@ fn the_promises_hold_when_much_goes_wrong() {
         Faults { crashes: 1, drains: 1, ..NONE },
         Faults { crashes: 1, retries: 1, ..NONE },
         Faults { crashes: 2, ..NONE },
-        Faults { crashes: 1, wipes: 1, ..NONE },
     ] {
         assert_promises_hold(limits);
     }
