@@ -164,6 +164,7 @@ async fn failures_are_listed_shown_replayed_and_purged() {
     assert_eq!(said.records[0]["reason"], "no handler for test.add");
     let said = say(&["failures", "show", &ids[1], "-Q", &queue]).await;
     assert!(said.records[0]["body"].as_str().unwrap().contains("\"x\":1"), "{:?}", said.records);
+    assert_eq!(said.records[0]["attempts"], json!([]), "it has failed at its first");
     assert_eq!(say(&["failures", "purge", &ids[0], "-Q", &queue]).await.code, Some(0));
     assert_eq!(say(&["failures", "show", &ids[0], "-Q", &queue]).await.code, Some(1));
     assert_eq!(say(&["failures", "replay", "-Q", &queue]).await.code, Some(2));

@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use countersign::client::Replay;
-use countersign::protocol::State;
-use countersign::{Arguments, Client, Config, Context, Policy, Task, TaskId, TaskResult};
+use countersign::protocol::{Attempt, State};
+use countersign::{
+    ApprovalId, Arguments, Client, Config, Context, Policy, Retry, Task, TaskError, TaskId,
+    TaskResult,
+};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 use support::{Running, queue_name, servers};
@@ -23,6 +26,16 @@ impl Task for Late {
 }
 
 async fn late(_: Context, late: Late) -> TaskResult<u32> {
+    Ok(late.n)
+}
+
+/// Fails twice, and then asks.
+async fn slow(ctx: Context, late: Late) -> TaskResult<u32> {
+    let attempt = ctx.attempt();
+    if attempt < 3 {
+        return Err(TaskError::raise("shop.errors", "Closed", format!("closed at {attempt}")));
+    }
+    ctx.approval("late").ask("Still?").await?;
     Ok(late.n)
 }
 
@@ -90,6 +103,58 @@ async fn a_replayed_task_runs_under_its_id_and_its_failure_is_gone() {
     }
     heir.drain().await;
     assert_eq!(audited(&queue).await, ["replay", "replay", "replay"]);
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_says_how_its_attempts_failed() {
+    let (client, queue) = (client().await, queue_name());
+    let retry = Retry::fixed(Duration::from_millis(1)).attempts(3);
+    let policy = Policy { retry, ..Policy::default() };
+    let knowing = Running::start(|worker| worker.queue(&queue).handle(slow, policy)).await;
+    let name = knowing.queue.clone();
+    let handle = client.enqueue(Late { n: 1 }).queue(&queue).await.unwrap();
+    let id = handle.id().clone();
+    let ask = ApprovalId::of(&id, "late", 0);
+    let asked = async {
+        loop {
+            match client.approval(&ask).await {
+                Ok(asked) => return asked,
+                Err(error) => assert!(error.is_no_approval(), "{error}"),
+            }
+        }
+    };
+    let asked = tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    knowing.drain().await;
+    client.decide(&asked.approve("ana")).await.unwrap();
+
+    // The third attempt is resumed where nobody knows it.
+    let ignorant = Running::start(|worker| worker.queue(&queue)).await;
+    let error = handle.result_within(PATIENCE).await.unwrap_err();
+    assert_eq!(error.failure().unwrap().exc_type, "NotRegistered");
+    let letters = client.dead_letters(&queue);
+    let letter = letters.find(&id).await.unwrap().unwrap();
+    assert_eq!((letter.attempt, letter.attempts_left_out), (Some(3), 0));
+    let told = |attempt: &Attempt| {
+        assert!(!attempt.at.is_empty());
+        let Attempt { number, error, message, worker, .. } = attempt.clone();
+        (number, error, message, worker.unwrap())
+    };
+    let error = "shop.errors.Closed".to_owned();
+    assert_eq!(
+        letter.attempts.iter().map(told).collect::<Vec<_>>(),
+        [
+            (1, error.clone(), "closed at 1".to_owned(), name.clone()),
+            (2, error, "closed at 2".to_owned(), name)
+        ]
+    );
+
+    // Sent again, it begins anew.
+    assert_eq!(letters.replay(&id).await.unwrap(), Some(Replay::Sent));
+    client.handle::<u32>(id.as_str()).result_within(PATIENCE).await.unwrap_err();
+    ignorant.drain().await;
+    let letter = letters.find(&id).await.unwrap().unwrap();
+    assert_eq!((letter.attempt, letter.attempts), (Some(1), Vec::new()));
     client.close().await;
 }
 

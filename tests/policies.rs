@@ -243,11 +243,12 @@ async fn a_poison_convicts_itself_and_no_innocent() {
             poison = Some(client.enqueue(Work { n: 13 }).queue(&queue).await.unwrap());
         }
     }
+    let poisoned = queue.clone();
     let supervisor = tokio::spawn(async move {
         loop {
             let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
                 .args(["--ignored", "--exact", "poison_worker", "--nocapture"])
-                .env("POISONED_QUEUE", &queue)
+                .env("POISONED_QUEUE", &poisoned)
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .kill_on_drop(true)
@@ -256,12 +257,18 @@ async fn a_poison_convicts_itself_and_no_innocent() {
             worker.wait().await.unwrap();
         }
     });
-    let error = poison.unwrap().result_within(PATIENCE).await.unwrap_err();
+    let poison = poison.unwrap();
+    let convict = poison.id().clone();
+    let error = poison.result_within(PATIENCE).await.unwrap_err();
     assert_eq!(error.failure().unwrap().exc_type, "WorkerLostError", "{error}");
     for innocent in innocents {
         innocent.result_within(PATIENCE).await.unwrap();
     }
     supervisor.abort();
+    let letter = client.dead_letters(&queue).find(&convict).await.unwrap().unwrap();
+    let [lost] = letter.attempts.as_slice() else { panic!("{:?}", letter.attempts) };
+    assert_eq!((lost.number, lost.error.as_str()), (1, "billiard.exceptions.WorkerLostError"));
+    assert!(lost.message.ends_with("2 of them while nothing else did"), "{}", lost.message);
     client.close().await;
 }
 

@@ -101,6 +101,8 @@ fn record(letter: &DeadLetter) -> Value {
         "task": letter.task,
         "queue": letter.queue,
         "attempt": letter.attempt,
+        "attempts": letter.attempts,
+        "attempts_left_out": letter.attempts_left_out,
         "died_at": letter.died_at,
         "reason": letter.reason,
     })
@@ -118,8 +120,27 @@ async fn show(letters: &DeadLetters, id: String, format: Format) -> Result<ExitC
         Ok(text) => shown["body"] = text.into(),
         Err(_) => shown["body_base64"] = STANDARD.encode(&message.body).into(),
     }
-    format.print(&[shown]);
+    if format == Format::Table {
+        // Lines of their own: in one cell nobody could read them.
+        if let Some(fields) = shown.as_object_mut() {
+            fields.retain(|name, _| !name.starts_with("attempts"));
+        }
+        format.print(&[shown]);
+        format.print_list(&["number", "at", "error", "message", "worker"], &attempts(&letter));
+    } else {
+        format.print(&[shown]);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each attempt that failed, and one that says how many are left out.
+fn attempts(letter: &DeadLetter) -> Vec<Value> {
+    let mut lines: Vec<_> = letter.attempts.iter().map(|attempt| json!(attempt)).collect();
+    if letter.attempts_left_out > 0 {
+        let told = format!("{} more attempts failed", letter.attempts_left_out);
+        lines.insert(lines.len() / 2, json!({ "message": told }));
+    }
+    lines
 }
 
 async fn replay_all(letters: &DeadLetters, format: Format) -> Result<ExitCode, Error> {
@@ -185,4 +206,33 @@ async fn purge(letters: &DeadLetters, chosen: Chosen, format: Format) -> Result<
 fn absent(letters: &DeadLetters, id: &str) -> ExitCode {
     eprintln!("countersign: task {id} is not in {}", letters.queue());
     ExitCode::from(exit::FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Failure;
+    use crate::protocol::{Attempt, Message};
+
+    #[test]
+    fn attempts_that_are_left_out_are_counted_between_the_others() {
+        let failed = |number| {
+            let failure = Failure::new("builtins", "ValueError", "no");
+            Attempt::failed(number, &failure, jiff::Timestamp::UNIX_EPOCH, None)
+        };
+        let message = Message {
+            id: "x".into(),
+            headers: serde_json::Map::new(),
+            body: bytes::Bytes::new(),
+            properties: crate::protocol::Properties::default(),
+        };
+        let letter = DeadLetter {
+            attempts: vec![failed(1), failed(9)],
+            attempts_left_out: 7,
+            ..DeadLetter::of(&message)
+        };
+        let lines = attempts(&letter);
+        assert_eq!((&lines[0]["number"], &lines[2]["number"]), (&json!(1), &json!(9)));
+        assert_eq!(lines[1]["message"], "7 more attempts failed");
+    }
 }

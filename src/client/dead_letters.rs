@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::Client;
 use crate::backend::{Deed, Delivery, Parcel, Queue};
 use crate::error::{Error, Kind};
-use crate::protocol::{Canvas, Envelope, Epitaph, Message, State};
+use crate::protocol::{Attempt, Canvas, Envelope, Epitaph, History, Message, State};
 use crate::task::TaskId;
 
 /// A quorum queue of RabbitMQ 4 drops a message at its 21st return: from half of that on, what
@@ -41,6 +41,11 @@ pub struct DeadLetter {
     pub died_at: Option<String>,
     /// The attempt that was the last, from 1.
     pub attempt: Option<u64>,
+    /// How those before it failed, oldest first: the first ones and the last ones. Of a task that
+    /// killed its workers, also how often.
+    pub attempts: Vec<Attempt>,
+    /// So many of those between are left out.
+    pub attempts_left_out: u64,
     /// Its body's size in bytes.
     pub size: usize,
     /// The message as it came.
@@ -49,10 +54,22 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    fn of(message: &Message) -> Self {
-        let Epitaph { task, reason, queue, died_at, attempt } = Epitaph::read(&message.headers);
-        let (id, size) = (message.id.clone(), message.body.len());
-        Self { id, task, reason, queue, died_at, attempt, size, message: message.clone() }
+    pub(crate) fn of(message: &Message) -> Self {
+        let Epitaph { task, reason, queue, died_at, attempt, history } =
+            Epitaph::read(&message.headers);
+        let History { attempts, left_out } = history;
+        Self {
+            id: message.id.clone(),
+            task,
+            reason,
+            queue,
+            died_at,
+            attempt,
+            attempts,
+            attempts_left_out: left_out,
+            size: message.body.len(),
+            message: message.clone(),
+        }
     }
 }
 

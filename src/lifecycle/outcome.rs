@@ -39,8 +39,13 @@ pub enum Outcome {
     Repeated,
     /// It asks for something that cannot be done here, and was not started.
     Refused(Failure),
-    /// It ended its worker this many times.
-    Convicted(u32),
+    /// It ended its worker again and again.
+    Convicted {
+        /// So many times.
+        runs: u32,
+        /// So many of them while nothing else ran.
+        alone: u32,
+    },
     /// No handler of this worker has its name.
     Unknown,
     /// The worker drains, and another one will run it.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Headers, Message, Ticket};
+use super::{Headers, History, Message, Ticket};
 
 /// Why it could not be run.
 pub const REASON: &str = "x-countersign-reason";
@@ -26,6 +26,8 @@ pub struct Epitaph {
     pub died_at: Option<String>,
     /// The attempt that was the last, from 1.
     pub attempt: Option<u64>,
+    /// How the attempts before that failed; of one that killed its workers, how often.
+    pub history: History,
 }
 
 impl Epitaph {
@@ -39,6 +41,7 @@ impl Epitaph {
             queue: text(SOURCE),
             died_at: text(DIED_AT),
             attempt: headers.get("retries").and_then(Value::as_u64).map(|n| n.saturating_add(1)),
+            history: History::read(headers),
         }
     }
 }
@@ -50,6 +53,7 @@ impl Message {
     pub fn revived(mut self) -> Self {
         self.strip_history();
         Ticket::remove(&mut self.headers);
+        History::remove(&mut self.headers);
         for name in [REASON, SOURCE, DIED_AT, UNKNOWN_SINCE] {
             self.headers.remove(name);
         }
@@ -63,20 +67,26 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
-    use crate::protocol::Properties;
+    use crate::error::Failure;
+    use crate::protocol::{Attempt, Properties};
 
     #[test]
     fn a_dead_letter_is_revived_as_a_first_attempt() {
-        let Value::Object(headers) = json!({
+        let Value::Object(mut headers) = json!({
             "id": "x", "task": "t", "retries": 3, "mine": "kept", "x-death": [],
             REASON: "no handler for t", SOURCE: "q", DIED_AT: "2026-11-21T00:00:00Z",
         }) else {
             unreachable!()
         };
+        let failure = Failure::new("builtins", "ValueError", "no");
+        let attempt = Attempt::failed(3, &failure, Timestamp::UNIX_EPOCH, Some("w"));
+        History::add(&mut headers, attempt.clone());
         let epitaph = Epitaph::read(&headers);
+        assert_eq!(epitaph.history.attempts, [attempt]);
         assert_eq!(epitaph.reason.as_deref(), Some("no handler for t"));
         assert_eq!(epitaph.attempt, Some(4));
         let properties = Properties::default();

@@ -28,10 +28,12 @@ impl Failure {
         Self::new("celery.exceptions", "TaskRevokedError", reason)
     }
 
-    /// The task ended its worker this many times, and is not tried again.
+    /// The task ended its worker this many times, so many of them alone, and is not tried again.
     #[must_use]
-    pub fn worker_lost(times: u32) -> Self {
-        let told = format!("its worker was lost {times} times while it ran");
+    pub fn worker_lost(runs: u32, alone: u32) -> Self {
+        let told = format!(
+            "its worker was lost {runs} times while it ran, {alone} of them while nothing else did"
+        );
         Self::new("billiard.exceptions", "WorkerLostError", told)
     }
 

@@ -20,7 +20,7 @@ use super::park::{End, Parkable};
 use super::suspects::{self, Standing};
 use super::watchdog::Watched;
 use super::{Crew, canvas, settle};
-use crate::backend::{Delivery, Queue};
+use crate::backend::{Crashes, Delivery, Queue};
 use crate::clock;
 use crate::context::Context;
 use crate::error::Failure;
@@ -82,7 +82,9 @@ pub(super) async fn execute(
     }
     let _place = match suspects::place(crew, delivery).await {
         Standing::Innocent(place) => place,
-        Standing::Convicted(times) => return Outcome::Convicted(times),
+        Standing::Convicted(Crashes { runs, alone }) => {
+            return Outcome::Convicted { runs, alone };
+        }
     };
     let ending = crew.ending.child_token();
     let context =

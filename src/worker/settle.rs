@@ -18,8 +18,8 @@ use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{
-    Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, Message, REASON, SOURCE, State,
-    UNKNOWN_SINCE, Unreadable,
+    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, REASON, SOURCE,
+    State, UNKNOWN_SINCE, Unreadable,
 };
 use crate::task::TaskId;
 
@@ -30,6 +30,9 @@ const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
 /// it is sent again instead, which counts afresh.
 const MANY_RETURNS: u64 = 10;
 const RETRY_CEILING: Duration = Duration::from_secs(5);
+/// The headers of a dead letter are held under this; and only within it does a message say how its
+/// attempts failed.
+const HEADER_ROOM: usize = HEADER_LIMIT / 2;
 
 /// A task due within this is started at once.
 const PROMPT: Duration = Duration::from_millis(20);
@@ -53,7 +56,7 @@ pub(super) async fn settle(
 async fn settle_undone(
     crew: &Crew,
     queue: &Queue,
-    delivery: Delivery,
+    mut delivery: Delivery,
     envelope: &Envelope,
     outcome: Outcome,
     mut claim: Claim,
@@ -63,7 +66,8 @@ async fn settle_undone(
         Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json, &claim).await,
         Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure, &claim).await,
         Outcome::Retry { failure, pause, first_began } => {
-            let next = next_attempt(envelope, pause, first_began, now);
+            let mut next = next_attempt(envelope, pause, first_began, now);
+            note_attempt(&mut next, &delivery, crew, &failure, now);
             let told = Document::retry(envelope, &failure, now);
             info!(task.name = %envelope.name, task.id = %envelope.id, "retry in {pause:?}: {failure}");
             try_again(crew, queue, delivery, next, pause, told, claim).await;
@@ -93,9 +97,11 @@ async fn settle_undone(
         Outcome::Refused(failure) => {
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
-        Outcome::Convicted(times) => {
-            let failure = Failure::worker_lost(times);
+        Outcome::Convicted { runs, alone } => {
+            let failure = Failure::worker_lost(runs, alone);
             suspects::acquit(crew, &delivery).await;
+            let lost = Attempt::failed(envelope.attempt, &failure, now, None);
+            History::add(&mut delivery.message.headers, lost);
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
         Outcome::Unknown => {
@@ -271,6 +277,21 @@ fn next_attempt(
     next
 }
 
+/// Says in the next attempt how this one failed, if its headers have room for that.
+fn note_attempt(
+    next: &mut Envelope,
+    delivery: &Delivery,
+    crew: &Crew,
+    failure: &Failure,
+    now: Timestamp,
+) {
+    if delivery.message.header_bytes() < HEADER_ROOM {
+        let number = next.attempt.saturating_sub(1);
+        let failed = Attempt::failed(number, failure, now, Some(&crew.name));
+        History::add(&mut next.headers, failed);
+    }
+}
+
 /// Sends the same attempt again, `pause` from now, under the ticket that it came by.
 async fn postpone(
     crew: &Crew,
@@ -389,7 +410,7 @@ pub(super) async fn bury(
 fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     let mut copy = message.clone();
     copy.strip_history();
-    let dropped = copy.fit_headers(HEADER_LIMIT / 2);
+    let dropped = copy.fit_headers(HEADER_ROOM);
     if !dropped.is_empty() {
         warn!(task.id = %copy.id, "headers too large for a dead letter were dropped: {dropped:.200?}");
     }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Crew;
-use crate::backend::Delivery;
+use crate::backend::{Crashes, Delivery};
 use crate::task::TaskId;
 
 /// From so many runs that did not come back on, a task runs alone.
@@ -39,7 +39,7 @@ pub(super) enum Place<'r> {
 pub(super) enum Standing<'r> {
     Innocent(Place<'r>),
     /// It has ended workers so many times.
-    Convicted(u32),
+    Convicted(Crashes),
 }
 
 /// Finds a place for a task about to run, and notes that it runs if it may be a poison.
@@ -50,7 +50,7 @@ pub(super) async fn place<'r>(crew: &'r Crew, delivery: &Delivery) -> Standing<'
     let id = delivery.id();
     let crashes = crew.backends.store.crashes(id).await.unwrap_or_default();
     if crashes.alone >= CONVICT {
-        return Standing::Convicted(crashes.runs);
+        return Standing::Convicted(crashes);
     }
     if crashes.runs < SUSPECT {
         note(crew, id, false).await;
