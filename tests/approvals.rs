@@ -87,8 +87,17 @@ async fn edited_arguments_are_what_runs_and_a_rejection_says_why() {
     let edited = client.enqueue(Pay { cents: 500 }).queue(&running.queue).await.unwrap();
     let asked = client.approval(&shown(client, &edited, "pay").await).await.unwrap();
     let less = json!({ "cents": 400 });
+    let digest = asked.question.action.digest_with(&less);
+    assert_ne!(digest, asked.question.digest());
     assert_eq!(client.decide(&asked.approve_with("ana", less)).await.unwrap(), Answer::Applied);
     assert_eq!(edited.result_within(PATIENCE).await.unwrap(), 400);
+    let decision = client.approval(&asked.question.id).await.unwrap().decision.unwrap();
+    assert_eq!(decision.edited_digest.as_ref(), Some(&digest));
+    let entries = client.audit_entries(1000).await.unwrap();
+    let id = ("approval".to_owned(), asked.question.id.to_string());
+    let entry = entries.iter().find(|entry| entry.fields.contains(&id)).unwrap();
+    let audited = ("edited_digest".to_owned(), digest.to_string());
+    assert!(entry.fields.contains(&audited), "{entry:?}");
 
     let rejected = client.enqueue(Pay { cents: 900 }).queue(&running.queue).await.unwrap();
     let asked = client.approval(&shown(client, &rejected, "pay").await).await.unwrap();

@@ -15,8 +15,9 @@ use super::Action;
 pub struct Digest(String);
 
 impl Digest {
-    pub(super) fn of(action: &Action) -> Self {
-        Self(hash(&json!({ "name": action.name, "version": action.version, "args": action.args })))
+    /// Of this action with these arguments.
+    pub(super) fn of(action: &Action, args: &Value) -> Self {
+        Self(hash(&json!({ "name": action.name, "version": action.version, "args": args })))
     }
 
     /// 64 hexadecimal digits.

@@ -197,6 +197,7 @@ fn shown(asked: &Asked, decision: &Decision) -> String {
     lines.push(format!("  arguments {}", plain(&question.action.args.to_string())));
     if let Some(edited) = &decision.edited {
         lines.push(format!("  instead   {}", plain(&edited.to_string())));
+        lines.push(format!("  of digest {}", question.action.digest_with(edited)));
     }
     lines.extend(question.effects.iter().map(|effect| format!("  effect    {}", plain(effect))));
     lines.push(format!("  risk      {:?}", question.risk));

@@ -41,7 +41,7 @@ impl Audit {
         }
         let entries = client.audit_entries(self.limit).await?;
         let records: Vec<_> = entries.into_iter().map(record).collect();
-        format.print_list(&["at", "what", "by", "approval", "task"], &records);
+        format.print_list(&["at", "what", "by", "approval", "task", "edited_digest"], &records);
         Ok(ExitCode::SUCCESS)
     }
 }

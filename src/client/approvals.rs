@@ -9,7 +9,7 @@ use tracing::warn;
 
 use super::Client;
 use crate::approval::{
-    Answer, ApprovalId, Choice, Decision, OnTimeout, Question, Standing, name_fault,
+    Answer, ApprovalId, Choice, Decision, Digest, OnTimeout, Question, Standing, name_fault,
 };
 use crate::backend::{Asked, Parcel, Queue, Resume};
 use crate::error::{Error, Kind};
@@ -117,10 +117,12 @@ impl Client {
         if let Some(fault) = decision.fault() {
             return Err(Kind::Decision(fault).into());
         }
-        if let Some(args) = &decision.edited {
-            self.check_edited(decision, args).await?;
-        }
-        let (answer, resume) = self.backends().store.decide(decision).await?;
+        let edited_digest = match &decision.edited {
+            Some(args) => self.check_edited(decision, args).await?,
+            None => None,
+        };
+        let decision = Decision { edited_digest, ..decision.clone() };
+        let (answer, resume) = self.backends().store.decide(&decision).await?;
         faults::point("decided");
         if let Some(resume) = resume
             && let Err(error) = self.resume(&resume).await
@@ -130,16 +132,24 @@ impl Client {
         Ok(answer)
     }
 
-    /// A question that has gone, or changed, is left to the store: its answer says so.
-    async fn check_edited(&self, decision: &Decision, args: &Value) -> Result<(), Error> {
+    /// The digest of what is approved instead. A question that has gone, or changed, is left to the
+    /// store: its answer says so.
+    async fn check_edited(
+        &self,
+        decision: &Decision,
+        args: &Value,
+    ) -> Result<Option<Digest>, Error> {
         let ids = std::slice::from_ref(&decision.approval);
         let Some(Asked { question, .. }) = self.backends().store.asked(ids).await?.pop().flatten()
         else {
-            return Ok(());
+            return Ok(None);
         };
-        let is_same = question.digest() == decision.digest;
-        let misfits = if is_same { question.misfits(args) } else { Vec::new() };
-        if misfits.is_empty() { Ok(()) } else { Err(Kind::Misfit(misfits).into()) }
+        if question.digest() != decision.digest {
+            return Ok(None);
+        }
+        let misfits = question.misfits(args);
+        let digest = question.action.digest_with(args);
+        if misfits.is_empty() { Ok(Some(digest)) } else { Err(Kind::Misfit(misfits).into()) }
     }
 
     async fn resume(&self, resume: &Resume) -> Result<(), Error> {

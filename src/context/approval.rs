@@ -265,15 +265,21 @@ fn conclude<A: DeserializeOwned>(
     ruling: Ruling,
     has_action: bool,
 ) -> TaskResult<Decided<A>> {
-    let (by, reason, edited) = match ruling.decision {
-        Some(decision) => (decision.by, decision.reason, decision.edited),
-        None if matches!(ruling.standing, Standing::Expired(_)) => (EXPIRED.into(), None, None),
-        None => (ASKER.into(), None, None),
+    let (by, reason, edited, digest) = match ruling.decision {
+        Some(decision) => (decision.by, decision.reason, decision.edited, decision.edited_digest),
+        None if matches!(ruling.standing, Standing::Expired(_)) => {
+            (EXPIRED.into(), None, None, None)
+        }
+        None => (ASKER.into(), None, None, None),
     };
     let approved = |edited: Option<Value>| {
         let is_edited = edited.is_some();
         // Whoever decided may have another version of us, or none.
-        let misfits = edited.as_ref().map_or_else(Vec::new, |args| question.misfits(args));
+        let misfits = edited.as_ref().map_or_else(Vec::new, |args| {
+            let is_other = digest.is_some_and(|it| it != question.action.digest_with(args));
+            let told = is_other.then(|| "they are not those of the decision's digest".to_owned());
+            question.misfits(args).into_iter().chain(told).collect()
+        });
         if !misfits.is_empty() {
             return Err(misfit(question, &misfits));
         }
@@ -309,4 +315,36 @@ fn misfit(question: &Question, misfits: &[String]) -> TaskError {
 
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 52)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::approval::Decision;
+
+    #[test]
+    fn edited_arguments_run_only_under_their_own_digest() {
+        let question = Question { editable: true, ..Question::new("Pay?") };
+        let ruled = |edited_digest| {
+            let decision = Decision {
+                edited: Some(json!(400)),
+                edited_digest,
+                ..Decision::on(&question, "ana", Choice::Approve)
+            };
+            let ruling = Ruling {
+                approval: question.id.clone(),
+                digest: question.digest(),
+                standing: Standing::Decided(Choice::Approve),
+                at: 0,
+                decision: Some(decision),
+            };
+            conclude::<u64>(&question, ruling, true).map(Decided::approved)
+        };
+        let own = question.action.digest_with(&json!(400));
+        for digest in [Some(own), None] {
+            assert_eq!(ruled(digest).unwrap().unwrap(), 400);
+        }
+        let error = ruled(Some(question.action.digest_with(&json!(500)))).unwrap_err();
+        assert_eq!(error.failure().exc_type, "Misfit");
+    }
 }

@@ -98,6 +98,7 @@ impl RedisStore {
             eval.arg(decision.digest.as_str()).arg(u8::from(decision.edited.is_some()));
             eval.arg(serde_json::to_string(&decision).unwrap_or_default()).arg(BELL);
             eval.arg(KEPT).arg(DECISION_KEPT.as_secs());
+            eval.arg(decision.edited_digest.as_ref().map_or("", Digest::as_str));
             eval
         });
         let texts = texts(answers.await?, "decide.lua")?;

@@ -4,7 +4,8 @@
 -- KEYS[2] the outbox
 -- KEYS[3] the audit stream
 -- ARGV    approval id, decision id, choice, who, digest, edited, the decision, channel of the bell,
---         how many entries the audit keeps about, how long a decision is kept in seconds
+--         how many entries the audit keeps about, how long a decision is kept in seconds, digest of
+--         the edited arguments
 -- Returns the answer, and what belongs to it; for one that is applied, what to send.
 local PARK = 'cs:park:{cs}:'
 local id, decision, choice, by, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -44,6 +45,9 @@ end
 
 local audit = { 'XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'what', choice, 'approval', id,
   'task', ask[7] or '', 'by', by, 'digest', digest, 'decision', ARGV[7] }
+if ARGV[11] ~= '' then
+  audit[#audit + 1], audit[#audit + 2] = 'edited_digest', ARGV[11]
+end
 redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest)
 redis.call('EXPIRE', KEYS[1], ARGV[10])
 if choice == 'approve' then
