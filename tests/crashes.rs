@@ -10,6 +10,8 @@ use countersign::{
     ApprovalId, Client, Config, Context, Policy, Retry, Task, TaskError, TaskId, TaskResult, Worker,
 };
 use futures_util::StreamExt;
+use lapin::options::BasicGetOptions;
+use lapin::{Channel, Connection, ConnectionProperties};
 use redis::AsyncCommands;
 use redis::aio::{MultiplexedConnection, PubSub};
 use serde::{Deserialize, Serialize};
@@ -49,10 +51,12 @@ enum Dies {
 }
 
 const TABLE: &[(Dies, &str)] = &[
+    (Dies::Parking, "park begun"),
     (Dies::Parking, "wake confirmed"),
     (Dies::Parking, "park stored"),
     (Dies::Parking, "park told"),
     (Dies::Parking, ACKED),
+    (Dies::Parking, "long run begun"),
     (Dies::Parking, "long wake confirmed"),
     (Dies::Parking, "long run stored"),
     (Dies::Parking, "long run claimed"),
@@ -360,6 +364,47 @@ impl Ends {
             count += usize::from(["SUCCESS", "FAILURE", "REVOKED"].contains(&state));
         }
     }
+}
+
+/// Takes the message of a queue that comes next, and keeps it as long as the channel is there.
+async fn taken(queue: &str) -> (Connection, Channel) {
+    let properties = ConnectionProperties::default();
+    let connection = Connection::connect(&servers().broker_url, properties).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let take = async {
+        while channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, take).await.expect("it is given back");
+    (connection, channel)
+}
+
+/// The worker dies before its first park is stored, and its message is late: the wake message comes
+/// first, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wake_that_comes_before_the_first_park_carries_the_task_on() {
+    let store = Server::redis().await;
+    let client = Client::connect(&config(store.url())).await.unwrap();
+    let mut effects = Effects::at(&servers().store_url).await;
+    let id = TaskId::random();
+    let mut ends = Ends::of(store.url(), &id).await;
+    let field = Field { store, queue: queue_name(), client, ask: ApprovalId::of(&id, "pay", 0) };
+    let task = Pay { list: effects.list.clone(), seconds: 2, fails_once: false };
+    let enqueued = field.client.enqueue(task).queue(&field.queue).id(id.as_str());
+    let handle = enqueued.await.unwrap();
+    died(field.dying_worker("wake confirmed")).await;
+    let (late, _held) = taken(&field.queue).await;
+    let heir = field.heir().await;
+    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "expired");
+    late.close(200, "".into()).await.unwrap();
+    field.over(&id).await;
+    field.settled().await;
+    assert_eq!(ends.count().await, 1);
+    let runs = effects.runs().await;
+    assert_eq!((runs["reserved"], runs["captured"]), (1, 1), "{runs:?}");
+    heir.drain().await;
+    field.client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

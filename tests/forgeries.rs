@@ -1,6 +1,8 @@
 //! What somebody else has put into the broker or the store: nothing is lost by it, nobody hangs.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test panics when it fails")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use countersign::approval::Answer;
@@ -14,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use support::{DemoWorker, Running, queue_name, servers};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -169,4 +172,49 @@ async fn a_park_of_a_newer_version_is_put_off_and_that_is_said_once() {
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(0));
     client.close().await;
+}
+
+/// Tells when it is dropped.
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
+/// Whoever else has begun to park the same message may die: the message is put off, not acked.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_would_park_beside_another_is_put_off_and_repeats_no_step() {
+    let mut config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
+    (config.hold, config.lease) = (Duration::ZERO, Duration::from_secs(1));
+    let (steps, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (counted, told) = (Arc::clone(&steps), Arc::clone(&dropped));
+    let reserve = move |ctx: Context, task: Ask| {
+        let (counted, told) = (Arc::clone(&counted), Told(Arc::clone(&told)));
+        async move {
+            let _told = told;
+            let count = || async { TaskResult::Ok(counted.fetch_add(1, Ordering::SeqCst)) };
+            ctx.step("reserve", count).await?;
+            ask(ctx, task).await
+        }
+    };
+    let build = |worker: countersign::Worker| worker.handle(reserve, Policy::default());
+    let running = Running::start_with(&config, build).await;
+    let id = queue_name();
+    let key = format!("cs:park:{{cs}}:{id}");
+    let other = [("v", "1"), ("number", "0"), ("holder", "other"), ("until", "9007199254740991")];
+    let _: () = redis().await.hset_multiple(&key, &other).await.unwrap();
+    let handle = running.client.enqueue(Ask { seconds: DAY }).queue(&running.queue).id(&id).await;
+    let handle = handle.unwrap();
+    timeout(PATIENCE, dropped.notified()).await.expect("it would park");
+    let held: [String; 2] = redis().await.hmget(&key, &["number", "holder"]).await.unwrap();
+    assert_eq!(held, ["0", "other"]);
+    // The other one has died.
+    let _: () = redis().await.hset(&key, "until", "0").await.unwrap();
+    shown(&running.client, &question(&handle, "now")).await;
+    approve(&running.client, &question(&handle, "now")).await;
+    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");
+    assert_eq!(steps.load(Ordering::SeqCst), 1);
+    running.drain().await;
 }

@@ -116,6 +116,15 @@ pub trait Approvals: sealed::Sealed {
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>>;
 
+    /// Claims a task that was never parked, for a run that is about to send its first wake message;
+    /// see [`crate::lifecycle::park::begin`].
+    fn begin_park(
+        &self,
+        id: &TaskId,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<Taken, Error>>;
+
     /// Parks a run, and shows its questions to deciders, in one step.
     fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>>;
 

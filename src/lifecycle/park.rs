@@ -16,7 +16,8 @@ const LEAP: u64 = 1 << 20;
 /// What the store remembers of a task that has been parked. There is one for each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Park {
-    /// Which park of the task, from 1. Every message of the task has the number of its park.
+    /// Which park of the task, from 1; 0 while its first one is on its way. Every message of the task
+    /// has the number of its park.
     pub number: u64,
     /// The questions that it waits for; none while a retry is on its way.
     pub waits: Vec<ApprovalId>,
@@ -121,6 +122,17 @@ pub fn take(
     park.number = ticket.number;
     park.claim = Some(Claim { holder: holder.to_owned(), until: now + lease });
     Take::Claimed(ticket.number)
+}
+
+/// A run without a claim is about to send the wake message of its first park. That one is to find a
+/// record, and in it who is about to park.
+pub fn begin(record: &mut Option<Park>, holder: &str, now: i64, lease: i64) -> Take {
+    if record.is_none() {
+        *record = Some(claimed(0, holder, now + lease));
+        return Take::Claimed(0);
+    }
+    let first = Ticket { kind: TicketKind::Original, number: 0 };
+    take(record, first, Due::Now, holder, now, lease)
 }
 
 /// A run waits for decisions, under the number after its own; or it is about to be tried again,

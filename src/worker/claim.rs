@@ -25,6 +25,8 @@ pub(super) struct Claim {
     /// A name that no other delivery has, once it is needed.
     holder: Option<String>,
     lease: Option<Lease>,
+    /// Somebody is about to write the task's first record for this run.
+    begun: bool,
     /// What was decided before the run begins.
     pub(super) rulings: Vec<Ruling>,
     /// The proof that the task waits, and so that its message may be acked.
@@ -33,7 +35,7 @@ pub(super) struct Claim {
 
 /// A lease that is renewed until it is dropped.
 #[derive(Debug)]
-struct Lease {
+pub(super) struct Lease {
     lost: CancellationToken,
     renewal: JoinHandle<()>,
 }
@@ -41,6 +43,26 @@ struct Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.renewal.abort();
+    }
+}
+
+impl Lease {
+    /// The store has granted it.
+    pub(super) fn renewed(crew: &Crew, id: &TaskId, holder: String) -> Self {
+        let lost = CancellationToken::new();
+        let (store, lease) = (crew.backends.store.clone(), crew.config.lease);
+        let (id, told) = (id.clone(), lost.clone());
+        let renewal = tokio::spawn(async move {
+            loop {
+                sleep(lease / 3).await;
+                match store.renew_claim(&id, &holder, lease).await {
+                    Ok(true) => {}
+                    Ok(false) => return told.cancel(),
+                    Err(error) => warn!(task.id = %id, "cannot renew its lease: {error}"),
+                }
+            }
+        });
+        Self { lost, renewal }
     }
 }
 
@@ -54,6 +76,11 @@ impl Claim {
         self.number > 0
     }
 
+    /// The store may have a record of the task.
+    pub(super) fn has_record(&self) -> bool {
+        self.is_of_parked() || self.begun || self.lease.is_some()
+    }
+
     pub(super) fn holder(&mut self) -> String {
         self.holder.get_or_insert_with(|| uuid::Uuid::new_v4().simple().to_string()).clone()
     }
@@ -61,20 +88,12 @@ impl Claim {
     /// The store has granted it, under this number: it is renewed from now on.
     pub(super) fn hold(&mut self, crew: &Crew, id: &TaskId, number: u64) {
         self.number = number;
-        let lost = CancellationToken::new();
-        let (store, lease) = (crew.backends.store.clone(), crew.config.lease);
-        let (id, holder, told) = (id.clone(), self.holder(), lost.clone());
-        let renewal = tokio::spawn(async move {
-            loop {
-                sleep(lease / 3).await;
-                match store.renew_claim(&id, &holder, lease).await {
-                    Ok(true) => {}
-                    Ok(false) => return told.cancel(),
-                    Err(error) => warn!(task.id = %id, "cannot renew its lease: {error}"),
-                }
-            }
-        });
-        self.lease = Some(Lease { lost, renewal });
+        self.lease = Some(Lease::renewed(crew, id, self.holder()));
+    }
+
+    /// The task's first record is about to be written for this run.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
     }
 
     /// Nobody runs the task any more on this claim.
@@ -85,7 +104,7 @@ impl Claim {
     /// The claim came with the message. One that was granted in a hold came with a park, whose own
     /// messages carry the task on.
     pub(super) fn is_of_message(&self) -> bool {
-        self.ticket.is_some_and(|ticket| ticket.number == self.number)
+        self.ticket.map_or(0, |ticket| ticket.number) == self.number
     }
 
     /// Completes when another worker has the claim.
@@ -125,7 +144,7 @@ impl Claim {
     /// What the message of the next attempt says, so that those of this one's parks are behind.
     pub(super) fn next_ticket(&self) -> Option<Ticket> {
         let number = self.number + 1;
-        self.is_of_parked().then_some(Ticket { kind: TicketKind::Original, number })
+        self.has_record().then_some(Ticket { kind: TicketKind::Original, number })
     }
 
     /// The next attempt is on its way, and is ahead of everything that this one has sent.
@@ -148,7 +167,7 @@ impl Claim {
 
     /// The task has ended: late messages of it are to find that, and its open questions go.
     pub(super) async fn end(&self, crew: &Crew, id: &TaskId) {
-        if !self.is_of_parked() {
+        if !self.has_record() {
             return;
         }
         loop {

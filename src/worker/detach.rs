@@ -1,8 +1,9 @@
 //! Runs that may outlast the broker's patience: their messages are acked while they run.
 //!
-//! The order is that of a park: a wake message is confirmed, the record is stored, its claim is
-//! taken, and only then is the message acked. The claim is renewed while the handler runs; when
-//! its worker dies, the lease ends, and the wake message runs the task again, with its journal.
+//! The order is that of a park: the run has a claim, a wake message is confirmed, the record is
+//! stored, its claim is taken, and only then is the message acked. The claim is renewed while the
+//! handler runs; when its worker dies, the lease ends, and the wake message runs the task again, with
+//! its journal.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
+use super::claim::Lease;
 use super::{Crew, execute, park};
 use crate::backend::{Parked, Parking, Queue, Recorded, Taken};
 use crate::faults;
@@ -55,6 +57,8 @@ pub(super) enum Detached {
     Held(u64, Recorded),
     /// Another run of the task is ahead of this one.
     Behind,
+    /// Another run of the task has the claim, by a message that is as old as this one's.
+    Elsewhere,
 }
 
 /// Makes a run independent of the message that it came with. Tries for as long as it takes; dropped,
@@ -63,10 +67,19 @@ pub(super) async fn detach(
     crew: &Crew,
     queue: &Queue,
     envelope: &Envelope,
-    number: u64,
+    (number, is_first): (u64, bool),
     holder: String,
 ) -> Detached {
     let lease = crew.config.lease;
+    let begun = match is_first.then_some(park::begin(crew, &envelope.id, &holder)) {
+        Some(beginning) => match beginning.await {
+            Taken::Claimed { .. } => Some(Lease::renewed(crew, &envelope.id, holder.clone())),
+            Taken::Over(_) => return Detached::Behind,
+            _ => return Detached::Elsewhere,
+        },
+        None => None,
+    };
+    faults::point("long run begun");
     while let Err(error) = park::send_wake(crew, queue, envelope, number, lease).await {
         warn!("cannot make a long run safe: {error}; trying again");
         sleep(park::RETRY_PAUSE).await;
@@ -88,6 +101,7 @@ pub(super) async fn detach(
     else {
         return Detached::Behind;
     };
+    drop(begun);
     faults::point("long run stored");
     let ticket = Ticket { kind: TicketKind::Wake, number };
     loop {

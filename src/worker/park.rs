@@ -1,8 +1,8 @@
 //! Runs a handler until it has ended, or waits for decisions and is parked.
 //!
-//! The order is what makes it safe: the wake message is confirmed, then the park is stored (from
-//! here deciders see the questions), then the run keeps its slot for a short hold, then the handler
-//! is dropped, and only then is its message acked.
+//! The order is what makes it safe: the run has a claim, the wake message is confirmed, then the park
+//! is stored (from here deciders see the questions), then the run keeps its slot for a short hold,
+//! then the handler is dropped, and only then is its message acked.
 
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::faults;
 use crate::lifecycle::park::RECHECK;
 use crate::protocol::{Document, Envelope, Ticket, TicketKind};
+use crate::task::TaskId;
 
 const LONGEST_WAKE: Duration = Duration::from_millis(RECHECK.unsigned_abs());
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -72,22 +73,29 @@ impl<'r> Parkable<'r> {
             tokio::select! {
                 biased;
                 answer = &mut *handler => {
-                    let is_behind = attachment.is_leaving()
-                        && !self.let_go(attachment.change().await.as_ref());
-                    return if is_behind { End::Overtaken } else { End::Answered(answer) };
+                    if attachment.is_leaving()
+                        && let Some(detached) = attachment.change().await
+                        && let Err(end) = self.let_go(&detached)
+                    {
+                        return end;
+                    }
+                    return End::Answered(answer);
                 }
                 () = self.context.run().wants_to_park(), if !attachment.is_leaving() => {}
                 () = self.claim.lost() => {
-                    return if self.claim.is_of_message() { End::Lost } else { End::Overtaken };
+                    return if self.claim.is_of_message() { self.lost() } else { End::Overtaken };
                 }
                 change = attachment.change() => {
-                    attachment = match change {
+                    attachment = match change.map(|detached| self.let_go(&detached)) {
                         None => Attachment::Leaving(self.detach().boxed()),
-                        detached if self.let_go(detached.as_ref()) => Attachment::Settled,
-                        _ => return End::Overtaken,
+                        Some(Ok(())) => Attachment::Settled,
+                        Some(Err(end)) => return end,
                     };
                     continue;
                 }
+            }
+            if let Err(end) = self.begin().await {
+                return end;
             }
             // Subscribed before the questions can be decided.
             let bell = self.crew.backends.store.decisions();
@@ -116,16 +124,52 @@ impl<'r> Parkable<'r> {
     }
 
     fn detach(&mut self) -> impl Future<Output = Detached> + Send + use<'r> {
-        let number = self.claim.number + 1;
-        detach(self.crew, self.queue, self.envelope, number, self.claim.holder())
+        let (number, is_first) = (self.claim.number + 1, !self.claim.has_record());
+        self.claim.begin();
+        detach(self.crew, self.queue, self.envelope, (number, is_first), self.claim.holder())
     }
 
     /// Acks the message, if the run goes on without it.
-    fn let_go(&mut self, detached: Option<&Detached>) -> bool {
-        let Some(Detached::Held(number, recorded)) = detached else { return false };
-        info!(park = number, "runs long: it goes on without its message");
-        self.claim.hold(self.crew, self.context.id(), *number);
-        self.delivery.ack_early(recorded)
+    fn let_go(&mut self, detached: &Detached) -> Result<(), End> {
+        match detached {
+            Detached::Held(number, recorded) => {
+                info!(park = number, "runs long: it goes on without its message");
+                self.claim.hold(self.crew, self.context.id(), *number);
+                if self.delivery.ack_early(recorded) { Ok(()) } else { Err(End::Overtaken) }
+            }
+            Detached::Behind => Err(End::Overtaken),
+            Detached::Elsewhere => Err(self.lost()),
+        }
+    }
+
+    /// The message goes back as one that may have begun: whoever takes it asks first.
+    fn lost(&mut self) -> End {
+        self.delivery.redelivered = true;
+        End::Lost
+    }
+
+    /// A run that has no claim yet takes one: the wake message of its first park may come before
+    /// the park is stored.
+    async fn begin(&mut self) -> Result<(), End> {
+        if self.claim.has_record() {
+            return Ok(());
+        }
+        let id = self.context.id();
+        match begin(self.crew, id, &self.claim.holder()).await {
+            Taken::Claimed { number, .. } => {
+                self.claim.hold(self.crew, id, number);
+                faults::point("park begun");
+                Ok(())
+            }
+            Taken::Over(recorded) => {
+                debug!("another copy of it is ahead: this one ends");
+                Err(self.dropped(recorded))
+            }
+            _ => {
+                self.context.run().desk.close(PARKED);
+                Err(self.lost())
+            }
+        }
     }
 
     /// Sends the wake message, then stores the park.
@@ -239,6 +283,17 @@ pub(super) async fn send_wake(
     let wake = Ticket { kind: TicketKind::Wake, number }.on(envelope.encode());
     let _ = settle::publish(crew, wake, queue.resume(), Some(due)).await?;
     Ok(())
+}
+
+/// Claims a task that was never parked, for as long as it takes.
+pub(super) async fn begin(crew: &Crew, id: &TaskId, holder: &str) -> Taken {
+    loop {
+        match crew.backends.store.begin_park(id, holder, crew.config.lease).await {
+            Ok(taken) => return taken,
+            Err(error) => warn!(task.id = %id, "cannot begin to park it: {error}; trying again"),
+        }
+        sleep(RETRY_PAUSE).await;
+    }
 }
 
 /// Stores a park, for as long as it takes.

@@ -223,7 +223,7 @@ async fn record(
         if let Some(failure) = failure {
             Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
         }
-        if claim.is_of_parked() {
+        if claim.has_record() {
             Box::pin(claim.end(crew, &envelope.id)).await;
         }
         faults::point("park ended");

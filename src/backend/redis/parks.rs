@@ -34,19 +34,30 @@ impl RedisStore {
         holder: String,
         lease: Duration,
     ) -> Result<Taken, Error> {
-        let key = key(&id);
         if ticket.kind == TicketKind::Wake {
             self.keep_while_parked(&id);
         }
+        let kind = match ticket.kind {
+            TicketKind::Original => "original",
+            TicketKind::Resume => "resume",
+            TicketKind::Wake => "wake",
+        };
+        self.take_run(id, (kind, ticket.number), holder, lease).await
+    }
+
+    /// By a ticket, or in order to park for the first time.
+    pub(super) async fn take_run(
+        &self,
+        id: TaskId,
+        (kind, number): (&'static str, u64),
+        holder: String,
+        lease: Duration,
+    ) -> Result<Taken, Error> {
+        let key = key(&id);
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(TAKE)).arg(2).arg(key).arg(PENDING);
-            let kind = match ticket.kind {
-                TicketKind::Original => "original",
-                TicketKind::Resume => "resume",
-                TicketKind::Wake => "wake",
-            };
-            eval.arg(kind).arg(ticket.number).arg(holder).arg(milliseconds(lease)).arg(RECHECK);
+            eval.arg(kind).arg(number).arg(holder).arg(milliseconds(lease)).arg(RECHECK);
             eval
         });
         let texts = texts(answers.await?, "take.lua")?;

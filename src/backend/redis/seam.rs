@@ -23,6 +23,15 @@ impl Approvals for RedisStore {
         Box::pin(self.take_ticket(id.clone(), ticket, holder.to_owned(), lease))
     }
 
+    fn begin_park(
+        &self,
+        id: &TaskId,
+        holder: &str,
+        lease: Duration,
+    ) -> BoxFuture<'_, Result<Taken, Error>> {
+        Box::pin(self.take_run(id.clone(), ("begin", 0), holder.to_owned(), lease))
+    }
+
     fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>> {
         Box::pin(self.park_run(parking))
     }

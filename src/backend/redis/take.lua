@@ -1,8 +1,8 @@
--- Says what is to be done with a message of a task that may have been parked: `take` of
--- lifecycle/park.rs.
+-- Says what is to be done with a message of a task that may have been parked, or with a run that is
+-- about to park for the first time: `take` and `begin` of lifecycle/park.rs.
 -- KEYS[1] the park record
 -- KEYS[2] the index of open questions
--- ARGV    kind of ticket, its number, holder, lease in ms, longest wait in ms
+-- ARGV    kind of ticket or 'begin', its number or 0, holder, lease in ms, longest wait in ms
 -- Returns what to do, and a number; for a claim then the stored message and what became of the
 -- questions of the task.
 local OVERTAKEN, LEAP = 1000, 2 ^ 20
@@ -21,7 +21,7 @@ if not park[1] then
     return { 'lost', '0' }
   elseif kind == 'resume' then
     return { 'ack', '0' }
-  elseif number == 0 then
+  elseif number == 0 and kind ~= 'begin' then
     return { 'unclaimed', '0' }
   end
   claim('', '0')

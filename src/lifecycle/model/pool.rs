@@ -116,11 +116,9 @@ impl Pool {
     /// A worker with nothing to do takes any message that is not delayed.
     fn deliveries(&self, world: &World, actions: &mut Vec<Action>) {
         let Some(slot) = (0..NOBODY).find(|slot| world.runs[*slot].is_none()) else { return };
-        let may_be_early = world.faults.early < self.limits.early;
         let mut last = None;
         for letter in world.letters.iter().filter(|letter| letter.delay == 0) {
-            let may_come = may_be_early || !world.is_early(letter);
-            if last.replace(letter) != Some(letter) && may_come {
+            if last.replace(letter) != Some(letter) {
                 actions.push(Action::Deliver(slot, *letter));
             }
         }

@@ -89,6 +89,11 @@ impl Store {
         self.on_park(|park| park::take(park, ticket, due, HOLDERS[holder], 0, LEASE.into()))
     }
 
+    /// `take.lua`, of a run that is about to park for the first time.
+    pub(super) fn begin(&mut self, holder: usize) -> Take {
+        self.on_park(|park| park::begin(park, HOLDERS[holder], 0, LEASE.into()))
+    }
+
     /// `park.lua`.
     pub(super) fn park(
         &mut self,

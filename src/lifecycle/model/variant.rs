@@ -5,8 +5,10 @@
 pub(super) enum Variant {
     /// What is shipped.
     Ours,
-    /// A run acks its message before its park is stored.
+    /// A run acks its message before it parks.
     AckBeforePark,
+    /// The wake message of a first park is sent before the store knows of the task.
+    WakeBeforeClaim,
     /// The wake message is sent after the park is stored.
     WakeAfterPark,
     /// No wake message is sent.

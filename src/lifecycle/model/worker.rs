@@ -11,7 +11,6 @@ const BOTH: u8 = 0b11;
 impl World {
     /// A message comes to a worker, which asks the store about it.
     pub(super) fn deliver(&mut self, slot: usize, letter: Letter) {
-        self.faults.early += u8::from(self.is_early(&letter));
         if let Some(at) = self.letters.iter().position(|other| *other == letter) {
             self.letters.swap_remove(at);
         }
@@ -27,17 +26,6 @@ impl World {
         let is_first_hand = letter.ticket.number == 0 && !letter.redelivered;
         let step = if is_first_hand { Some(Step::Run) } else { self.admit(slot, &mut run) };
         self.runs[slot] = step.map(|step| Run { step, ..run });
-    }
-
-    /// The wake message of a first park would find no record, and what is to park the task is
-    /// there. That has a test of its own.
-    pub(super) fn is_early(&self, letter: &Letter) -> bool {
-        let is_unstored = self.store.record.is_none() && self.faults.wipes == 0;
-        let is_first = |letter: &Letter| letter.ticket.number == 0;
-        letter.ticket.kind == TicketKind::Wake
-            && is_unstored
-            && (self.letters.iter().any(is_first)
-                || self.runs.iter().flatten().any(|run| run.number == 0))
     }
 
     /// `None`: it is acked.
@@ -108,6 +96,7 @@ impl World {
             Step::Read if self.store.has_result => Some(run.after_result()),
             Step::Read => Some(Step::Run),
             Step::Run => Some(self.handle(&mut run)),
+            Step::Begin => self.begin(slot, &mut run),
             Step::Park(due) => Some(self.park(slot, &mut run, due)),
             Step::Wake(due) => {
                 self.letters.push(Letter::new(TicketKind::Wake, run.number, due));
@@ -145,12 +134,30 @@ impl World {
             self.seen.effects += 1;
             return Step::Finish;
         }
+        run.is_acked |= self.variant == Variant::AckBeforePark;
+        if run.has_no_record() && self.variant != Variant::WakeBeforeClaim {
+            return Step::Begin;
+        }
         let due = questions(BOTH & !run.known).map(|n| PATIENCE[n]).min().unwrap_or(0);
         if !matches!(self.variant, Variant::WakeAfterPark | Variant::NoWake) {
             self.letters.push(Letter::new(TicketKind::Wake, run.number + 1, due));
         }
-        run.is_acked |= self.variant == Variant::AckBeforePark;
         Step::Park(due)
+    }
+
+    /// `None`: it is acked.
+    fn begin(&mut self, slot: usize, run: &mut Run) -> Option<Step> {
+        match self.store.begin(slot) {
+            Take::Claimed(_) => {
+                run.is_leased = true;
+                Some(Step::Run)
+            }
+            Take::Ack => None,
+            _ => {
+                run.letter = run.letter.returned();
+                Some(Step::PutOff(LEASE))
+            }
+        }
     }
 
     fn park(&mut self, slot: usize, run: &mut Run, due: i8) -> Step {
@@ -212,6 +219,7 @@ impl World {
         if let Some(run) = &mut self.runs[slot] {
             let is_of_message = run.letter.ticket.number == run.number;
             run.step = if is_of_message { Step::PutOff(LEASE) } else { Step::Ack };
+            run.letter = run.letter.returned();
             run.is_leased = false;
         }
     }
@@ -253,6 +261,11 @@ impl World {
 impl Run {
     /// There is a result.
     fn after_result(&self) -> Step {
-        if self.number > 0 { Step::End } else { Step::Ack }
+        if self.has_no_record() { Step::Ack } else { Step::End }
+    }
+
+    /// As `Claim::has_record` of `worker/claim.rs` does not say.
+    fn has_no_record(&self) -> bool {
+        self.number == 0 && !self.is_leased
     }
 }

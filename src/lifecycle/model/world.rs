@@ -56,6 +56,8 @@ pub(super) enum Step {
     Read,
     /// Runs the handler until it asks or has done all.
     Run,
+    /// Claims the task for its first park.
+    Begin,
     /// Stores the park; the wake message is confirmed, and comes in so many ticks.
     Park(i8),
     /// Sends a wake message that comes sooner.
@@ -108,8 +110,6 @@ pub(super) struct Faults {
     pub(super) retries: u8,
     /// A sweeper sends what its decider, who lives, is about to send.
     pub(super) slow: u8,
-    /// A wake message comes before its first park is stored.
-    pub(super) early: u8,
 }
 
 /// What an observer has noted.

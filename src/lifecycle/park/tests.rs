@@ -98,10 +98,31 @@ fn after_the_end_every_message_is_acked() {
     assert_eq!(park(&mut record, 9, Vec::new(), Due::Now, "a", 0, LEASE), Parked::Behind);
 }
 
+#[test]
+fn a_wake_that_comes_before_the_first_park_waits_for_who_is_about_to() {
+    let wake = ticket(TicketKind::Wake, 1);
+    let mut record = None;
+    assert_eq!(begin(&mut record, "a", 0, LEASE), Take::Claimed(0));
+    assert_eq!(begin(&mut record, "a", 1, LEASE), Take::Claimed(0), "asked again");
+    assert_eq!(take(&mut record, wake, Due::Now, "b", 2, LEASE), Take::Postpone(29));
+    assert_eq!(begin(&mut record, "b", 2, LEASE), Take::Postpone(29), "another copy of it");
+    let waits = vec![ApprovalId::random()];
+    let mut parked = record.clone();
+    assert_eq!(park(&mut parked, 1, waits, Due::In(5), "a", 3, LEASE), Parked::Waiting);
+    assert_eq!(begin(&mut parked, "b", 3, LEASE), Take::Ack);
+    // Who was about to has died: whoever comes first goes on.
+    let mut by_wake = record.clone();
+    assert_eq!(take(&mut by_wake, wake, Due::Now, "b", 40, LEASE), Take::Claimed(1));
+    let original = ticket(TicketKind::Original, 0);
+    assert_eq!(take(&mut by_wake, original, Due::Now, "c", 41, LEASE), Take::Ack);
+    assert_eq!(take(&mut record, original, Due::Now, "c", 40, LEASE), Take::Claimed(0));
+    assert_eq!(take(&mut record, wake, Due::Now, "b", 41, LEASE), Take::Postpone(29));
+}
+
 proptest! {
     /// Whatever comes in whatever order: one runner at a time, and numbers never go back.
     #[test]
-    fn nobody_runs_beside_a_live_lease(ops in prop::collection::vec((0_u8..5, 0_u64..4, 0_u8..3, any::<bool>(), 0_i64..20), 0..200)) {
+    fn nobody_runs_beside_a_live_lease(ops in prop::collection::vec((0_u8..6, 0_u64..4, 0_u8..3, any::<bool>(), 0_i64..20), 0..200)) {
         let mut record: Option<Park> = None;
         let (mut now, mut highest) = (0, 0);
         for (op, number, who, due, passed) in ops {
@@ -116,7 +137,8 @@ proptest! {
                     matches!(take(&mut record, ticket(kind, number), due, holder, now, LEASE), Take::Claimed(_))
                 }
                 3 => park(&mut record, number, vec![ApprovalId::random()], due, holder, now, LEASE) == Parked::Ready,
-                _ => renew(&mut record, holder, now, LEASE),
+                4 => renew(&mut record, holder, now, LEASE),
+                _ => matches!(begin(&mut record, holder, now, LEASE), Take::Claimed(_)),
             };
             prop_assert!(!(runs && other.is_some()));
             if other.is_some() {

@@ -98,6 +98,17 @@ impl Model {
     }
 }
 
+fn agree(expected: &Take, found: &Taken) -> bool {
+    match (expected, found) {
+        (Take::Unclaimed, Taken::Unclaimed)
+        | (Take::Ack, Taken::Over(_))
+        | (Take::Postpone(_), Taken::Postpone(_))
+        | (Take::StateLost, Taken::StateLost) => true,
+        (Take::Claimed(wanted), Taken::Claimed { number, .. }) => wanted == number,
+        _ => false,
+    }
+}
+
 /// One task under both, step by step.
 struct Pair<'s> {
     store: &'s RedisStore,
@@ -107,6 +118,12 @@ struct Pair<'s> {
 }
 
 impl Pair<'_> {
+    async fn begin(&mut self, holder: &str) {
+        let expected = park::begin(&mut self.model.park, holder, 0, 3_600_000);
+        let found = self.store.begin_park(&self.id, holder, HOUR).await.unwrap();
+        assert!(agree(&expected, &found), "begun by {holder}: {expected:?}, but {found:?}");
+    }
+
     async fn take(&mut self, ticket: Ticket, holder: &str) {
         let waits = self.model.park.as_ref().map_or_else(Vec::new, |park| {
             (0..2).filter(|n| park.waits.contains(&self.questions[*n].id)).collect()
@@ -114,14 +131,7 @@ impl Pair<'_> {
         let due = self.model.due(&waits);
         let expected = park::take(&mut self.model.park, ticket, due, holder, 0, 3_600_000);
         let found = self.store.take_parked(&self.id, ticket, holder, HOUR).await.unwrap();
-        let agree = match (&expected, &found) {
-            (Take::Unclaimed, Taken::Unclaimed)
-            | (Take::Ack, Taken::Over(_))
-            | (Take::Postpone(_), Taken::Postpone(_))
-            | (Take::StateLost, Taken::StateLost) => true,
-            (Take::Claimed(wanted), Taken::Claimed { number, .. }) => wanted == number,
-            _ => false,
-        };
+        let agree = agree(&expected, &found);
         assert!(agree, "{ticket:?} by {holder}: {expected:?}, but {found:?}");
     }
 
@@ -198,7 +208,7 @@ async fn the_scripts_answer_as_the_pure_functions_do() {
         let mut pair = Pair { store: &store, id, questions, model };
         for _ in 0..25 {
             let (holder, which) = (draw.of(&HOLDERS), draw.below(2));
-            match draw.below(12) {
+            match draw.below(13) {
                 0..=3 => {
                     let kind =
                         draw.of(&[TicketKind::Original, TicketKind::Resume, TicketKind::Wake]);
@@ -209,6 +219,7 @@ async fn the_scripts_answer_as_the_pure_functions_do() {
                     let waits = draw.of(&[[0].as_slice(), &[1], &[0, 1], &[]]);
                     pair.park(1 + draw.below(4) as u64, waits, holder).await;
                 }
+                12 => pair.begin(holder).await,
                 7 => {
                     park::release(&mut pair.model.park, holder);
                     store.release_claim(&pair.id, holder).await.unwrap();
