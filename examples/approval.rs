@@ -35,7 +35,7 @@ async fn pay(ctx: Context, payment: Payment) -> TaskResult<String> {
 /// What `countersign approvals approve` does: reads the question, then decides what was read.
 async fn somebody_approves(client: &Client) -> Result<(), Error> {
     loop {
-        for asked in client.pending_approvals(100).await? {
+        for asked in client.pending_approvals(100).await?.asked {
             if asked.question.action.name == "bank.pay" {
                 println!("{}", asked.question.title);
                 println!("{}", client.decide(&asked.approve("ana")).await?);

@@ -135,6 +135,37 @@ async fn questions_are_watched_as_they_come_and_warnings_are_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_question_of_a_newer_version_hides_none_of_the_others() {
+    let office = Office::open("").await;
+    let [first, newer, decided] =
+        [office.ask("First?").await, office.ask("Newer?").await, office.ask("Decided?").await];
+    let (code, _) = office.say(&["withdraw", &decided, "--by", "ana"]).await;
+    assert_eq!(code, Some(0));
+    let redis = redis::Client::open(office.redis.url()).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    for id in [&newer, &decided] {
+        let key = format!("cs:ask:{{cs}}:{id}");
+        let mut get = redis::cmd("HGET");
+        let text: String = get.arg(&key).arg("document").query_async(&mut redis).await.unwrap();
+        let mut document: Value = serde_json::from_str(&text).unwrap();
+        document["v"] = json!(2);
+        let mut set = redis::cmd("HSET");
+        let set = set.arg(&key).arg("document").arg(document.to_string());
+        let _: () = set.query_async(&mut redis).await.unwrap();
+    }
+    let (code, said) = office.say(&["list"]).await;
+    assert_eq!((code, said.len()), (Some(0), 2), "{said:?}");
+    assert_eq!((&said[0]["id"], &said[0]["state"]), (&json!(first), &json!("pending")));
+    assert_eq!((&said[1]["id"], &said[1]["state"]), (&json!(newer), &json!("unreadable")));
+    assert!(said[1]["title"].as_str().unwrap().contains("newer Countersign"), "{said:?}");
+    let mut watch = Running::start(office.command(&["watch"]));
+    assert_eq!(watch.next().await["id"], json!(first));
+    assert_eq!(watch.next().await["state"], "unreadable");
+    drop(watch);
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clerk_decides_and_seals_until_it_is_told_to_stop() {
     let office = Office::open(POLICY).await;
     let (code, _) = office.say(&["audit", "--export-seal", "/nowhere"]).await;

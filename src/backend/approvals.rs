@@ -102,6 +102,31 @@ pub struct Asked {
     pub warned: Option<u8>,
 }
 
+/// What is under an approval's id.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody asks it, or has asked it lately.
+    Nothing,
+    /// A question.
+    Asked(Box<Asked>),
+    /// A question that stands so, and that this version cannot read.
+    Unreadable(Standing, Error),
+}
+
+impl Found {
+    /// The question; `None` when nobody asks it.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn readable(self) -> Result<Option<Asked>, Error> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Asked(asked) => Ok(Some(*asked)),
+            Self::Unreadable(_, error) => Err(error),
+        }
+    }
+}
+
 /// Remembers parked tasks and decisions. A part of [`super::Store`], and sealed like it.
 ///
 /// Every call gives up with a connection error when the store does not answer within three command
@@ -145,8 +170,8 @@ pub trait Approvals: sealed::Sealed {
     /// Asks a question that no task waits for. One that is asked already stays as it is.
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// These questions; `None` for one that nobody asks.
-    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Option<Asked>>, Error>>;
+    /// These questions, each as it was found.
+    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Found>, Error>>;
 
     /// The open questions, and some that were decided: with the deadlines that they were asked with,
     /// the nearest first. Passes over the first `from`, and gives at most `limit`.

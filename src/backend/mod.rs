@@ -27,7 +27,7 @@ use crate::error::{Error, Kind};
 use crate::protocol::{Document, Message, State};
 use crate::task::{Revoke, TaskId};
 
-pub use approvals::{Approvals, Asked, Parked, Parking, Resume, Taken};
+pub use approvals::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 pub use audit::{Audit, Sealing};
 #[cfg(feature = "rabbitmq")]
 pub(in crate::backend) use delivery::Receipt;

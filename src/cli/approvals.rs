@@ -15,7 +15,7 @@ use super::signals::shutdown_signal;
 use super::worker::duration;
 use crate::approval::{Answer, ApprovalId, Decision, Standing, date};
 use crate::backend::Asked;
-use crate::client::Client;
+use crate::client::{Client, Pending};
 use crate::error::Error;
 
 const EXAMPLES: &str = "Examples:
@@ -108,9 +108,9 @@ impl Approvals {
     pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
         match self {
             Self::List { limit } => {
-                let asked = client.pending_approvals(limit).await?;
+                let records: Vec<_> = pending(client, limit).await?.collect();
                 let names = ["id", "title", "risk", "deadline", "requester", "task"];
-                format.print_list(&names, &asked.iter().map(record).collect::<Vec<_>>());
+                format.print_list(&names, &records);
                 Ok(ExitCode::SUCCESS)
             }
             Self::Get { id } => {
@@ -247,15 +247,24 @@ fn record(asked: &Asked) -> Value {
     })
 }
 
+/// The open questions; of one that cannot be read, why.
+async fn pending(client: &Client, limit: usize) -> Result<impl Iterator<Item = Value>, Error> {
+    let Pending { asked, unreadable } = client.pending_approvals(limit).await?;
+    let unreadable = unreadable
+        .into_iter()
+        .map(|(id, why)| json!({ "id": id, "state": "unreadable", "title": why }));
+    Ok(asked.into_iter().map(|asked| record(&asked)).chain(unreadable))
+}
+
 async fn watch(client: &Client, format: Format) -> Result<ExitCode, Error> {
     let mut known = HashSet::new();
     loop {
-        let asked = client.pending_approvals(1000).await?;
-        let told = |asked: &Asked| (asked.question.id.clone(), asked.warned);
-        for asked in asked.iter().filter(|asked| !known.contains(&told(asked))) {
-            format.print_line(&record(asked));
+        let records: Vec<_> = pending(client, 1000).await?.collect();
+        let told = |record: &Value| (record["id"].to_string(), record["warned"].to_string());
+        for record in records.iter().filter(|record| !known.contains(&told(record))) {
+            format.print_line(record);
         }
-        known = asked.iter().map(told).collect();
+        known = records.iter().map(told).collect();
         tokio::time::sleep(WATCH_PAUSE).await;
     }
 }

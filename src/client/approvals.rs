@@ -11,7 +11,7 @@ use super::Client;
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, OnTimeout, Question, Standing, name_fault,
 };
-use crate::backend::{Asked, Parcel, Queue, Resume};
+use crate::backend::{Asked, Found, Parcel, Queue, Resume};
 use crate::error::{Error, Kind};
 use crate::faults;
 use crate::protocol::Ticket;
@@ -48,6 +48,15 @@ impl Asked {
     }
 }
 
+/// Questions that somebody is to decide.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pending {
+    /// Those with the nearest deadlines first.
+    pub asked: Vec<Asked>,
+    /// Those that this version cannot read, and why.
+    pub unreadable: Vec<(ApprovalId, String)>,
+}
+
 /// What came of a question from outside.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Resolution {
@@ -77,18 +86,23 @@ impl Client {
     /// # Errors
     /// There is no such question; the store does not answer.
     pub async fn approval(&self, id: &ApprovalId) -> Result<Asked, Error> {
-        let found = self.backends().store.asked(std::slice::from_ref(id)).await?.pop().flatten();
+        let found = self.look_up(id).await?;
         found.ok_or_else(|| Kind::NoApproval { id: id.clone() }.into())
     }
 
-    /// The open questions with the nearest deadlines, at most so many.
+    async fn look_up(&self, id: &ApprovalId) -> Result<Option<Asked>, Error> {
+        let found = self.backends().store.asked(std::slice::from_ref(id)).await?.pop();
+        found.map_or(Ok(None), Found::readable)
+    }
+
+    /// The open questions with the nearest deadlines, at most so many. One that only a newer
+    /// Countersign can read hides none of the others.
     ///
     /// # Errors
     /// When the store does not answer.
-    pub async fn pending_approvals(&self, limit: usize) -> Result<Vec<Asked>, Error> {
-        let is_open = |asked: &Asked| matches!(asked.standing, Standing::Open(_));
-        let (mut open, mut from) = (Vec::new(), 0);
-        while open.len() < limit {
+    pub async fn pending_approvals(&self, limit: usize) -> Result<Pending, Error> {
+        let (mut open, mut from) = (Pending::default(), 0);
+        while open.asked.len() + open.unreadable.len() < limit {
             // Among those that are listed, some have been decided.
             let listed = self.backends().store.pending(from, LISTED_AT_ONCE).await?;
             if listed.is_empty() {
@@ -96,10 +110,21 @@ impl Client {
             }
             from += listed.len();
             let ids: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
-            let asked = self.backends().store.asked(&ids).await?;
-            open.extend(asked.into_iter().flatten().filter(is_open));
+            let found = self.backends().store.asked(&ids).await?;
+            for (id, found) in ids.into_iter().zip(found) {
+                match found {
+                    Found::Asked(asked) if matches!(asked.standing, Standing::Open(_)) => {
+                        open.asked.push(*asked);
+                    }
+                    Found::Unreadable(Standing::Open(_), error) => {
+                        open.unreadable.push((id, error.to_string()));
+                    }
+                    _ => {}
+                }
+            }
         }
-        open.truncate(limit);
+        open.unreadable.truncate(limit);
+        open.asked.truncate(limit - open.unreadable.len());
         Ok(open)
     }
 
@@ -139,9 +164,7 @@ impl Client {
         decision: &Decision,
         args: &Value,
     ) -> Result<Option<Digest>, Error> {
-        let ids = std::slice::from_ref(&decision.approval);
-        let Some(Asked { question, .. }) = self.backends().store.asked(ids).await?.pop().flatten()
-        else {
+        let Some(Asked { question, .. }) = self.look_up(&decision.approval).await? else {
             return Ok(None);
         };
         if question.digest() != decision.digest {

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::Client;
 use super::sealer::Sealer;
 use crate::approval::{Answer, ApprovalId, AutoPolicy, Digest, Question, Standing};
-use crate::backend::Asked;
+use crate::backend::{Asked, Found};
 use crate::error::Error;
 use crate::lifecycle::warning;
 
@@ -137,23 +137,12 @@ impl Clerk<'_> {
 
     /// These questions. One that only a newer Countersign can read hides none of the others.
     async fn read(&self, ids: &[ApprovalId]) -> Result<Vec<Option<Asked>>, Error> {
-        let store = &self.client.backends().store;
-        match store.asked(ids).await {
-            Err(error) if error.is_refusal() => {}
-            read => return read,
-        }
-        let mut found = Vec::with_capacity(ids.len());
-        for id in ids {
-            match store.asked(std::slice::from_ref(id)).await {
-                Ok(mut one) => found.push(one.pop().flatten()),
-                Err(error) if error.is_refusal() => {
-                    warn!(approval = %id, "left to people: {error}");
-                    found.push(None);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(found)
+        let found = self.client.backends().store.asked(ids).await?;
+        let readable = |(id, found): (&ApprovalId, Found)| {
+            let told = |error: &Error| warn!(approval = %id, "left to people: {error}");
+            found.readable().inspect_err(told).ok().flatten()
+        };
+        Ok(ids.iter().zip(found).map(readable).collect())
     }
 
     fn forget(&mut self, id: &ApprovalId) -> Option<Case> {

@@ -24,7 +24,7 @@ use crate::handle::Handle;
 use crate::protocol::{Arguments, Document};
 use crate::task::{Task, TaskId};
 
-pub use approvals::{Requested, Resolution};
+pub use approvals::{Pending, Requested, Resolution};
 pub use dead_letters::{DeadLetter, DeadLetters, Replay};
 pub use enqueue::Enqueue;
 pub use follow::Follow;

@@ -13,7 +13,7 @@ use super::parks::{self, milliseconds, texts};
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
 };
-use crate::backend::{Asked, Resume};
+use crate::backend::{Asked, Found, Resume};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
@@ -48,10 +48,7 @@ impl RedisStore {
         asked.await.map(drop)
     }
 
-    pub(super) async fn read_asked(
-        &self,
-        ids: Vec<ApprovalId>,
-    ) -> Result<Vec<Option<Asked>>, Error> {
+    pub(super) async fn read_asked(&self, ids: Vec<ApprovalId>) -> Result<Vec<Found>, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(READ)).arg(0);
@@ -62,7 +59,7 @@ impl RedisStore {
         });
         let rows = answers.await?.pop().map(Vec::<Vec<String>>::from_redis_value);
         let rows = rows.and_then(Result::ok).unwrap_or_default();
-        rows.iter().map(|row| read_question(row)).collect()
+        Ok(rows.iter().map(|row| read_question(row)).collect())
     }
 
     pub(super) async fn read_pending(
@@ -213,22 +210,19 @@ struct Format {
     v: u32,
 }
 
-/// Eight texts of `read.lua`; `None` for a question that is unknown.
-fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
-    let [state, at, question, decision, votes, asked_at, read_at, warned] = row else {
-        return Ok(None);
+/// Eight texts of `read.lua`.
+fn read_question(row: &[String]) -> Found {
+    let [state, at, document, decision, votes, asked_at, read_at, warned] = row else {
+        return Found::Nothing;
     };
     let at = at.parse().unwrap_or(0);
-    let Some(standing) = standing(state, at) else { return Ok(None) };
-    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
-    if let Ok(Format { v }) = serde_json::from_str(question)
-        && v > Question::VERSION
-    {
-        let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
-        return Err(unreadable(cause).into());
-    }
-    Ok(Some(Asked {
-        question: serde_json::from_str(question).map_err(|error| unreadable(error.to_string()))?,
+    let Some(standing) = standing(state, at) else { return Found::Nothing };
+    let question = match read_document(document) {
+        Ok(question) => question,
+        Err(error) => return Found::Unreadable(standing, error),
+    };
+    Found::Asked(Box::new(Asked {
+        question,
         standing,
         asked_at: asked_at.parse().unwrap_or(0),
         at,
@@ -237,4 +231,15 @@ fn read_question(row: &[String]) -> Result<Option<Asked>, Error> {
         votes: votes.parse().unwrap_or(0),
         warned: warned.parse().ok(),
     }))
+}
+
+fn read_document(question: &str) -> Result<Question, Error> {
+    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
+    if let Ok(Format { v }) = serde_json::from_str(question)
+        && v > Question::VERSION
+    {
+        let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
+        return Err(unreadable(cause).into());
+    }
+    serde_json::from_str(question).map_err(|error| unreadable(error.to_string()).into())
 }

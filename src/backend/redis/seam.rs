@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use super::RedisStore;
 use crate::approval::{Answer, ApprovalId, Decision, Question};
-use crate::backend::{Approvals, Asked, Parked, Parking, Resume, Taken};
+use crate::backend::{Approvals, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
 use crate::protocol::Ticket;
 use crate::task::TaskId;
@@ -58,7 +58,7 @@ impl Approvals for RedisStore {
         Box::pin(self.ask_outside(question))
     }
 
-    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Option<Asked>>, Error>> {
+    fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Found>, Error>> {
         Box::pin(self.read_asked(ids.to_vec()))
     }
 

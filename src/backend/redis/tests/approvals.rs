@@ -294,8 +294,15 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     let refused = worker.decide(&decision).await.unwrap_err().to_string();
     assert!(refused.contains("NOPERM") || refused.contains("ACL"), "{refused}");
     assert!(worker.warn(&asked.id, 0).await.is_err());
-    let standing =
-        worker.asked(std::slice::from_ref(&asked.id)).await.unwrap()[0].clone().unwrap().standing;
+    let standing = worker
+        .asked(std::slice::from_ref(&asked.id))
+        .await
+        .unwrap()
+        .remove(0)
+        .readable()
+        .unwrap()
+        .unwrap()
+        .standing;
     assert!(matches!(standing, Standing::Open(_)), "{standing:?}");
     let (answer, resume) = decider.decide(&decision).await.unwrap();
     assert_eq!(answer, Answer::Applied);
@@ -354,7 +361,7 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     Approvals::ask(&*store, question.clone()).await.unwrap();
     let ids = [question.id.clone()];
     eventually("it has expired", async || {
-        let asked = store.asked(&ids).await.unwrap()[0].clone().unwrap();
+        let asked = store.asked(&ids).await.unwrap().remove(0).readable().unwrap().unwrap();
         matches!(asked.standing, Standing::Expired(_))
     })
     .await;
@@ -384,7 +391,8 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     };
     assert_eq!(timeout(SOON, rung).await.unwrap(), id);
     let ids = [id.clone()];
-    let warned = async || store.asked(&ids).await.unwrap()[0].clone().unwrap().warned;
+    let warned =
+        async || store.asked(&ids).await.unwrap().remove(0).readable().unwrap().unwrap().warned;
     assert!(!store.warn(&id, 50).await.unwrap(), "too early");
     assert_eq!(warned().await, None);
     // As if it had been asked long ago.
