@@ -31,6 +31,8 @@ const WARN: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!
 const SWEEP: &str = include_str!("sweep.lua");
 /// A decision outlives every rerun of its task.
 const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// So many questions that may be over are looked at whenever another one is asked.
+const TIDIED: usize = 32;
 /// Entries of the outbox that one sweep takes.
 const SWEPT: usize = 500;
 /// Whoever publishes a resume message himself has done it by then, in milliseconds.
@@ -43,6 +45,7 @@ impl RedisStore {
             let key = format!("cs:ask:{{cs}}:{}", question.id);
             eval.cmd("EVAL").arg(session.script(ASK)).arg(2).arg(key).arg(PENDING);
             parks::add_question(&mut eval, &question);
+            eval.arg(TIDIED).arg(parks::ASKED_KEPT.as_secs());
             eval
         });
         asked.await.map(drop)

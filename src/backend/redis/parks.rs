@@ -23,8 +23,8 @@ const END: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!(
 const LEASE: &str = include_str!("lease.lua");
 /// The note of a task's end outlives every wake.
 const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Questions of an ended task can be looked at for a week.
-const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// Questions of an ended task, or that are over and no task's, can be looked at for a week.
+pub(super) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl RedisStore {
     pub(super) async fn take_ticket(

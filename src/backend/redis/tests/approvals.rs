@@ -373,6 +373,56 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     ));
 }
 
+/// A task's questions go with it; those of services when others are asked.
+#[tokio::test]
+async fn a_services_questions_leave_the_index_when_they_are_over() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let ask = async |title: &str| {
+        let question = Question::new(title);
+        Approvals::ask(&*store, question.clone()).await.unwrap();
+        question
+    };
+    let [expired, decided, extended] = [ask("E?").await, ask("D?").await, ask("X?").await];
+    let decision = Decision::on(&decided, "ana", Choice::Approve);
+    assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
+    assert_eq!(store.extend(&extended.id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    let task = TaskId::from("t");
+    let parking = Parking {
+        id: task.clone(),
+        number: 1,
+        holder: "a".into(),
+        lease: HOUR,
+        message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
+        queue: "q".into(),
+        questions: vec![question(&task, "first", 1)],
+        alarm: None,
+        abandoned: Vec::new(),
+    };
+    assert!(matches!(store.park(parking.clone()).await.unwrap(), Parked::Waiting(..)));
+    let waited = parking.questions[0].id.clone();
+    // As if all their deadlines had passed, but for the one that was given more time.
+    for id in [&expired.id, &decided.id, &extended.id, &waited] {
+        server.ask::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
+        server.ask::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
+    }
+    let key = |id: &ApprovalId| format!("cs:ask:{{cs}}:{id}");
+    let latest = ask("Last?").await;
+    let listed = store.pending(0, 10).await.unwrap();
+    let mut listed: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
+    let mut left = [extended.id.clone(), waited.clone(), latest.id];
+    listed.sort();
+    left.sort();
+    assert_eq!(listed, left);
+    let week = 7 * 24 * 60 * 60;
+    let kept: i64 = server.ask(&["TTL", &key(&decided.id)]).await;
+    assert!((week - 60..=week).contains(&kept), "{kept}");
+    assert_eq!(server.ask::<i64>(&["EXISTS", &key(&expired.id)]).await, 0, "long over");
+    for id in [&extended.id, &waited] {
+        assert_eq!(server.ask::<i64>(&["TTL", &key(id)]).await, -1);
+    }
+}
+
 #[tokio::test]
 async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     let Some(server) = Server::start().await else { return };
