@@ -1,5 +1,4 @@
 //! Tasks that wait for a person.
-#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +10,7 @@ use countersign::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use support::Running;
+use support::{Running, parked};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,22 +40,8 @@ async fn pay(ctx: Context, task: Pay) -> TaskResult<u64> {
 /// The question of this name, once deciders see it.
 async fn shown(client: &Client, handle: &Handle<u64>, name: &str) -> ApprovalId {
     let id = ApprovalId::of(handle.id(), name, 0);
-    parked(client, handle).await;
+    parked(client, handle.id()).await;
     id
-}
-
-/// Waits until the task says that it waits.
-async fn parked(client: &Client, handle: &Handle<u64>) {
-    let wait = async {
-        loop {
-            let status = client.status(handle.id()).await.unwrap();
-            if status.is_some_and(|status| status.state.as_str() == "PARKED") {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,6 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 use std::time::Duration;
 
-use countersign::approval::Answer;
 use countersign::{
     ApprovalId, Client, Config, Context, Policy, Retry, Task, TaskError, TaskId, TaskResult, Worker,
 };
@@ -16,7 +15,7 @@ use redis::AsyncCommands;
 use redis::aio::{MultiplexedConnection, PubSub};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{Effects, Running, Server, queue_name, servers};
+use support::{Effects, Running, Server, approve, queue_name, servers, shown};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -172,23 +171,6 @@ async fn dying_decider() {
 async fn died(mut process: Child) {
     let status = timeout(PATIENCE, process.wait()).await.expect("it reaches its place").unwrap();
     assert!(status.signal().is_some(), "it ended otherwise: {status}");
-}
-
-/// Waits until deciders see the question.
-async fn shown(client: &Client, ask: &ApprovalId) {
-    let wait = async {
-        while let Err(error) = client.approval(ask).await {
-            assert!(error.is_no_approval(), "{error}");
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, wait).await.expect("it asks");
-}
-
-async fn approve(client: &Client, ask: &ApprovalId) {
-    shown(client, ask).await;
-    let asked = client.approval(ask).await.unwrap();
-    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
 }
 
 /// One task, and a store that no other test's worker sweeps.

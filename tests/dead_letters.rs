@@ -11,7 +11,7 @@ use countersign::{
 };
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
-use support::{Running, queue_name, servers};
+use support::{Running, approve, queue_name, servers, shown};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -116,17 +116,9 @@ async fn a_dead_letter_says_how_its_attempts_failed() {
     let handle = client.enqueue(Late { n: 1 }).queue(&queue).await.unwrap();
     let id = handle.id().clone();
     let ask = ApprovalId::of(&id, "late", 0);
-    let asked = async {
-        loop {
-            match client.approval(&ask).await {
-                Ok(asked) => return asked,
-                Err(error) => assert!(error.is_no_approval(), "{error}"),
-            }
-        }
-    };
-    let asked = tokio::time::timeout(PATIENCE, asked).await.unwrap();
+    shown(&client, &ask).await;
     knowing.drain().await;
-    client.decide(&asked.approve("ana")).await.unwrap();
+    approve(&client, &ask).await;
 
     // The third attempt is resumed where nobody knows it.
     let ignorant = Running::start(|worker| worker.queue(&queue)).await;

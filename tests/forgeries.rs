@@ -1,11 +1,10 @@
 //! What somebody else has put into the broker or the store: nothing is lost by it, nobody hangs.
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test panics when it fails")]
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::approval::Answer;
 use countersign::protocol::Headers;
 use countersign::{
     ApprovalId, Arguments, Client, Config, Context, Handle, Policy, Task, TaskResult, Verdict,
@@ -15,7 +14,7 @@ use redis::aio::MultiplexedConnection;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use support::{DemoWorker, Running, queue_name, servers};
+use support::{DemoWorker, Running, approve, queue_name, servers, shown};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
@@ -60,22 +59,6 @@ async fn enqueue(running: &Running, seconds: u64) -> Handle<String> {
 
 fn question<O: DeserializeOwned>(handle: &Handle<O>, name: &str) -> ApprovalId {
     ApprovalId::of(handle.id(), name, 0)
-}
-
-/// Waits until deciders see the question.
-async fn shown(client: &Client, id: &ApprovalId) {
-    let wait = async {
-        while let Err(error) = client.approval(id).await {
-            assert!(error.is_no_approval(), "{error}");
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, wait).await.expect("it asks");
-}
-
-async fn approve(client: &Client, id: &ApprovalId) {
-    let asked = client.approval(id).await.unwrap();
-    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
 }
 
 async fn redis() -> MultiplexedConnection {

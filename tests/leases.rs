@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::approval::Answer;
 use countersign::{ApprovalId, Config, Context, Handle, Policy, Task, TaskResult, Worker};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
-use support::{Running, servers};
+use support::{Running, approve, servers};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
@@ -73,17 +72,8 @@ impl Runs {
     }
 
     async fn approve(&self) {
-        let (client, id) = (&self.worker.client, ApprovalId::of(self.handle.id(), "deploy", 0));
-        let asked = async {
-            loop {
-                match client.approval(&id).await {
-                    Ok(asked) => return asked,
-                    Err(error) => assert!(error.is_no_approval(), "{error}"),
-                }
-            }
-        };
-        let asked = timeout(PATIENCE, asked).await.unwrap();
-        assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+        let id = ApprovalId::of(self.handle.id(), "deploy", 0);
+        approve(&self.worker.client, &id).await;
     }
 
     async fn says(&mut self) -> &'static str {

@@ -36,18 +36,24 @@ fn again_at_once() -> Policy {
     Policy { retry, ..Policy::default() }
 }
 
+/// A handler that is told how often it was run.
+fn counted<F, Fut>(handler: F) -> impl Fn(Context, Nag) -> Fut
+where
+    F: Fn(Context, Nag, Arc<AtomicUsize>) -> Fut,
+{
+    let runs = Arc::new(AtomicUsize::new(0));
+    move |ctx, nag| {
+        runs.fetch_add(1, Ordering::SeqCst);
+        handler(ctx, nag, Arc::clone(&runs))
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_that_sleeps_long_holds_no_slot_and_goes_on_afterwards() {
-    let runs = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&runs);
-    let nag = move |ctx: Context, Nag { seconds }: Nag| {
-        let runs = Arc::clone(&counted);
-        async move {
-            runs.fetch_add(1, Ordering::SeqCst);
-            ctx.sleep("rest", Duration::from_secs(seconds)).await?;
-            Ok(runs.load(Ordering::SeqCst))
-        }
-    };
+    let nag = counted(|ctx, Nag { seconds }, runs| async move {
+        ctx.sleep("rest", Duration::from_secs(seconds)).await?;
+        Ok(runs.load(Ordering::SeqCst))
+    });
     let quick = |_: Context, _: Quick| async { Ok(()) };
     let running = Running::start(|worker| {
         worker.concurrency(1).handle(nag, Policy::default()).handle(quick, Policy::default())
@@ -66,21 +72,15 @@ async fn a_task_that_sleeps_long_holds_no_slot_and_goes_on_afterwards() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sleep_that_is_over_is_not_slept_again() {
-    let runs = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&runs);
-    let nag = move |ctx: Context, Nag { seconds }: Nag| {
-        let runs = Arc::clone(&counted);
-        async move {
-            runs.fetch_add(1, Ordering::SeqCst);
-            ctx.sleep("rest", Duration::from_secs(seconds)).await?;
-            if ctx.attempt() < 3 {
-                return Err(TaskError::retry_after(Duration::ZERO, "not yet"));
-            }
-            let again = ctx.sleep("rest", Duration::from_secs(seconds)).await.unwrap_err();
-            assert_eq!(again.failure().exc_type, "DuplicateStep");
-            Ok(runs.load(Ordering::SeqCst))
+    let nag = counted(|ctx, Nag { seconds }, runs| async move {
+        ctx.sleep("rest", Duration::from_secs(seconds)).await?;
+        if ctx.attempt() < 3 {
+            return Err(TaskError::retry_after(Duration::ZERO, "not yet"));
         }
-    };
+        let again = ctx.sleep("rest", Duration::from_secs(seconds)).await.unwrap_err();
+        assert_eq!(again.failure().exc_type, "DuplicateStep");
+        Ok(runs.load(Ordering::SeqCst))
+    });
     let running = Running::start(|worker| worker.handle(nag, again_at_once())).await;
     // One run is parked, and each of the three attempts has one that is not.
     assert_eq!(running.call(Nag { seconds: LONG.as_secs() }).await.unwrap(), 4);

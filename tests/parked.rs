@@ -4,52 +4,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::approval::{Answer, ApprovalId};
+use countersign::approval::ApprovalId;
 use countersign::{
     Arguments, Client, Config, Context, Handle, Policy, Task, TaskId, TaskResult, Worker,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{DemoWorker, Running, Server, queue_name, servers};
+use support::{DemoWorker, Running, Server, approve, parked, queue_name, servers, shown};
 use tokio::sync::{Notify, oneshot};
 
 /// The first park of a fresh broker makes the whole delay ladder.
 const PATIENCE: Duration = Duration::from_secs(120);
 const DEADLINE: Duration = Duration::from_secs(8);
 
-async fn parked<O: serde::de::DeserializeOwned>(client: &Client, handle: &Handle<O>) {
-    let wait = async {
-        loop {
-            let status = client.status(handle.id()).await.unwrap();
-            let is_over = status.as_ref().is_some_and(|status| status.state.is_terminal());
-            assert!(!is_over, "not parked: {status:?}");
-            if status.is_some_and(|status| status.state.as_str() == "PARKED") {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap();
-}
-
-/// Waits until deciders see the question.
-async fn shown<O: serde::de::DeserializeOwned>(client: &Client, handle: &Handle<O>, name: &str) {
-    let id = ApprovalId::of(handle.id(), name, 0);
-    let wait = async {
-        while let Err(error) = client.approval(&id).await {
-            assert!(error.is_no_approval(), "{error}");
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap();
-}
-
-async fn approve<O>(client: &Client, handle: &Handle<O>, name: &str)
-where
-    O: serde::de::DeserializeOwned,
-{
-    let asked = client.approval(&ApprovalId::of(handle.id(), name, 0)).await.unwrap();
-    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
+fn question(task: &TaskId, name: &str) -> ApprovalId {
+    ApprovalId::of(task, name, 0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,17 +36,17 @@ async fn tasks_parked_by_a_worker_that_was_killed_are_resumed_by_another() {
         handles.push(client.enqueue_named("demo.refund", arguments).queue(&queue).await.unwrap());
     }
     for handle in &handles {
-        parked(&client, handle).await;
+        parked(&client, handle.id()).await;
     }
     worker.kill9().await;
     // Half are decided while no worker is there.
     for handle in &handles[..10] {
-        approve(&client, handle, "over-limit").await;
+        approve(&client, &question(handle.id(), "over-limit")).await;
     }
     let mut worker = DemoWorker::spawn(&arguments, &[]);
     worker.ready().await;
     for handle in &handles[10..] {
-        approve(&client, handle, "over-limit").await;
+        approve(&client, &question(handle.id(), "over-limit")).await;
     }
     for handle in handles {
         let receipt: Value = handle.result_within(PATIENCE).await.unwrap();
@@ -133,16 +102,16 @@ async fn whatever_the_store_forgets_of_a_parked_task_it_ends_and_is_lost_or_done
     let running = running.await;
     let client = &running.client;
     let open = client.enqueue(Ask {}).queue(&running.queue).await.unwrap();
-    parked(client, &open).await;
+    parked(client, open.id()).await;
     let again = client.enqueue(Twice {}).queue(&running.queue).await.unwrap();
-    parked(client, &again).await;
+    parked(client, again.id()).await;
     go.notify_one();
-    approve(client, &again, "first").await;
+    approve(client, &question(again.id(), "first")).await;
     began.notified().await;
-    shown(client, &again, "second").await;
+    shown(client, &question(again.id(), "second")).await;
     let resumed = client.enqueue(Twice {}).queue(&running.queue).await.unwrap();
-    parked(client, &resumed).await;
-    approve(client, &resumed, "first").await;
+    parked(client, resumed.id()).await;
+    approve(client, &question(resumed.id(), "first")).await;
     began.notified().await;
     flush(&redis).await;
     for (id, handle) in
@@ -178,8 +147,8 @@ async fn a_run_that_ends_although_its_park_was_forgotten_is_not_lost() {
     let client = &running.client;
     let handle = client.enqueue(Ask {}).queue(&running.queue).await.unwrap();
     let id = handle.id().clone();
-    parked(client, &handle).await;
-    approve(client, &handle, "short").await;
+    parked(client, handle.id()).await;
+    approve(client, &question(handle.id(), "short")).await;
     began.notified().await;
     flush(&redis).await;
     go.notify_one();
@@ -187,7 +156,7 @@ async fn a_run_that_ends_although_its_park_was_forgotten_is_not_lost() {
     // Behind the wake message, by the same way.
     let resume = format!("{}.countersign-resume", running.queue);
     let last = client.enqueue(Ask {}).queue(resume).delay(DEADLINE).await.unwrap();
-    parked(client, &last).await;
+    parked(client, last.id()).await;
     assert!(!is_audited_as_lost(client, &id).await);
     running.drain().await;
 }
@@ -221,11 +190,11 @@ async fn parked_tasks_survive_the_restart_of_every_process() {
     let refund = Arguments::of(&("o-1", 50_000)).unwrap();
     let handle: Handle<Value> =
         client.enqueue_named("demo.refund", refund).queue(&queue).await.unwrap();
-    parked(&client, &handle).await;
+    parked(&client, handle.id()).await;
     let running =
         Running::start_with(&config, |worker| worker.handle(ask, Policy::default())).await;
     let expiring = client.enqueue(Ask {}).queue(&running.queue).await.unwrap();
-    parked(&client, &expiring).await;
+    parked(&client, expiring.id()).await;
     let (id, expiring, other) = (handle.id().clone(), expiring.id().clone(), running.queue.clone());
     parks.kill9().await;
     running.drain().await;
@@ -237,7 +206,7 @@ async fn parked_tasks_survive_the_restart_of_every_process() {
     let client = Client::connect(&config).await.unwrap();
     let mut resumes = worker_on(&rabbit, &redis, &queue);
     let handle = client.handle::<Value>(id);
-    approve(&client, &handle, "over-limit").await;
+    approve(&client, &question(handle.id(), "over-limit")).await;
     let receipt = handle.result_within(PATIENCE).await.unwrap();
     assert!(receipt.as_str().unwrap().starts_with("refunded"), "{receipt}");
     let running =
@@ -265,11 +234,11 @@ async fn parks_and_decisions_survive_a_restart_of_the_store() {
     let (stop, stopped) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async { drop(stopped.await) }));
     let handle = client.enqueue(Ask {}).queue(&queue).await.unwrap();
-    parked(&client, &handle).await;
+    parked(&client, handle.id()).await;
     redis.stop().await;
     redis.start().await;
     client.connected().await;
-    approve(&client, &handle, "short").await;
+    approve(&client, &question(handle.id(), "short")).await;
     handle.result_within(PATIENCE).await.unwrap();
     stop.send(()).unwrap();
     worker.await.unwrap().unwrap();

@@ -8,13 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use countersign::approval::Answer;
 use countersign::{
     ApprovalId, Client, Config, Context, Decided, Handle, Policy, Task, TaskError, TaskResult,
 };
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
-use support::{Running, servers};
+use support::{Running, approve, servers, shown};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
@@ -62,17 +61,6 @@ fn question(handle: &Handle<u64>, name: &str) -> ApprovalId {
     ApprovalId::of(handle.id(), name, 0)
 }
 
-/// Waits until deciders see the question.
-async fn shown(client: &Client, id: &ApprovalId) {
-    let wait = async {
-        while let Err(error) = client.approval(id).await {
-            assert!(error.is_no_approval(), "{error}");
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, wait).await.expect("it asks");
-}
-
 /// Waits until the task has been parked under this number, and nobody runs it.
 async fn parked(handle: &Handle<u64>, number: u64) {
     let client = redis::Client::open(servers().store_url).unwrap();
@@ -89,26 +77,6 @@ async fn parked(handle: &Handle<u64>, number: u64) {
         }
     };
     timeout(PATIENCE, wait).await.expect("it parks");
-}
-
-/// Waits until the task says that it waits: that is the last thing before its message is acked.
-async fn told(client: &Client, handle: &Handle<u64>) {
-    let wait = async {
-        loop {
-            let status = client.status(handle.id()).await.unwrap();
-            if status.is_some_and(|status| status.state.as_str() == "PARKED") {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(PATIENCE, wait).await.expect("it says that it is parked");
-}
-
-async fn approve(client: &Client, id: &ApprovalId) {
-    shown(client, id).await;
-    let asked = client.approval(id).await.unwrap();
-    assert_eq!(client.decide(&asked.approve("ana")).await.unwrap(), Answer::Applied);
 }
 
 async fn standing(client: &Client, id: &ApprovalId) -> &'static str {
@@ -351,7 +319,7 @@ async fn a_value_whose_drop_panics_does_not_reach_its_worker() {
     };
     let running = running(Duration::ZERO, dropped).await;
     let handle = ask(&running).await;
-    told(&running.client, &handle).await;
+    support::parked(&running.client, handle.id()).await;
     approve(&running.client, &question(&handle, "pay")).await;
     assert_eq!(answer(handle).await, 1);
     assert!(running.drain().await.is_clean());
