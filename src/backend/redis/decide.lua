@@ -34,7 +34,7 @@ elseif digest ~= ask[1] then
 end
 
 local quorum = tonumber(ask[2])
-local is_requester = ask[3] == by
+local is_requester = ask[3] ~= '' and ask[3] == by
 local is_named = ask[5] == '' or string.find(ask[5], '\n' .. by .. '\n', 1, true)
 local is_own = choice == 'approve' and is_requester and ask[4] ~= '1'
 local is_refused_edit = ARGV[6] == '1' and not (ask[6] == '1' and quorum == 1)
