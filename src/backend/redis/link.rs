@@ -79,6 +79,12 @@ impl Link {
         self.sessions.borrow().as_ref().is_some_and(Session::is_live)
     }
 
+    /// Completes when there is no connection, and none will be made.
+    pub(super) async fn gone(&self) {
+        let mut sessions = self.sessions.clone();
+        while sessions.changed().await.is_ok() {}
+    }
+
     /// The connection after `last`, once it has changed. Cancel safe.
     pub(super) async fn changed(&mut self) -> Option<Session> {
         loop {

@@ -447,6 +447,8 @@ impl Store for RedisStore {
             let _ = flush.await;
             self.disconnect.cancel();
             self.tasks.wait().await;
+            // Until then it would answer.
+            self.link.gone().await;
         })
     }
 }
