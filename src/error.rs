@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Priority { id: TaskId, queue: String, priority: u8, levels: String },
     #[error("queue {queue} exists otherwise than it is configured: {cause}")]
     QueueMismatch { queue: String, cause: String },
+    #[error("{what}: {cause}")]
+    Storage { what: String, cause: String },
     #[error("{what} refused for now: {cause}")]
     Backpressure { what: String, cause: String },
     #[error("{what} is {size} bytes, over the limit of {limit} ({setting})")]
@@ -47,6 +49,12 @@ pub(crate) enum Kind {
     Misfit(Vec<String>),
     #[error("this client is closed")]
     Closed,
+}
+
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
 }
 
 impl Error {
@@ -126,6 +134,13 @@ impl Error {
     #[must_use]
     pub fn is_config(&self) -> bool {
         matches!(*self.0, Kind::Config(_))
+    }
+
+    /// The database cannot be opened: it is read-only, damaged, of a newer version, or its disk is
+    /// full.
+    #[must_use]
+    pub fn is_storage(&self) -> bool {
+        matches!(*self.0, Kind::Storage { .. })
     }
 
     /// The task was revoked, or it expired before it ran.

@@ -9,13 +9,18 @@
 //! | `worker` | a worker's life: gate, execute, settle, drain |
 //! | `cli` | what every worker binary does with its command line |
 //!
-//! Features: `rabbitmq` (RabbitMQ and Redis, on by default) and `cli` (the command line of worker
-//! binaries, on by default).
+//! Features, all on by default: `rabbitmq` (RabbitMQ and Redis), `embedded` (one SQLite database
+//! instead of both), and `cli` (the command line of worker binaries). For tests of your own
+//! handlers: `testing`.
 
 #![cfg_attr(
-    not(feature = "rabbitmq"),
+    not(any(feature = "embedded", feature = "rabbitmq")),
     expect(dead_code, reason = "without a backend nobody makes a proof of recording")
 )]
+
+// The demo worker's tasks are built into `countersign dev`, and name this crate.
+#[cfg(feature = "cli")]
+extern crate self as countersign;
 
 pub mod approval;
 pub mod backend;
@@ -35,6 +40,8 @@ pub mod lifecycle;
 pub mod protocol;
 pub mod retry;
 pub mod task;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod trace;
 pub mod worker;
 

@@ -125,7 +125,7 @@ async fn a_hundred_thousand_tasks_survive_random_faults() {
     let mut field = Field::start().await;
     field.workers = vec![field.worker(0), field.worker(1)];
     let (broker, store) = field.urls();
-    let client = Client::start(&Config::new(&broker, &store).unwrap()).unwrap();
+    let client = Client::start(Config::new(&broker, &store).unwrap()).unwrap();
     let mut effects = Effects::at(&servers().store_url).await;
 
     let (queue, list) = (field.queue.clone(), effects.list.clone());

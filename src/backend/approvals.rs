@@ -3,13 +3,25 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use serde::Deserialize;
 use tokio::sync::broadcast;
 
 use super::{Recorded, sealed};
 use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::protocol::{Message, Ticket};
 use crate::task::TaskId;
+
+/// The note of a task's end outlives every wake.
+pub(in crate::backend) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Questions of an ended task can be looked at for a week.
+pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// A decision outlives every rerun of its task.
+pub(in crate::backend) const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Whoever publishes a resume message himself has done it by then.
+pub(in crate::backend) const OVERDUE: Duration = Duration::from_secs(1);
+/// Entries of the outbox that one sweep takes.
+pub(in crate::backend) const SWEPT: u32 = 500;
 
 /// What is to be done with a message of a task that may have been parked.
 #[derive(Debug)]
@@ -79,6 +91,15 @@ pub struct Resume {
     /// The queue whose workers resume it.
     pub queue: String,
     pub(in crate::backend) entry: String,
+}
+
+impl Resume {
+    /// What an entry of the outbox says: task, number and queue, as JSON texts.
+    pub(in crate::backend) fn read(entry: &str) -> Option<Self> {
+        let (task, number, queue): (TaskId, String, String) = serde_json::from_str(entry).ok()?;
+        let number = number.parse().ok()?;
+        Some(Self { task, number, queue, entry: entry.to_owned() })
+    }
 }
 
 /// A question as the store has it.
@@ -210,4 +231,25 @@ pub trait Approvals: sealed::Sealed {
 
     /// Rings likewise whenever something is asked.
     fn questions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
+}
+
+/// What of a question's format is read before the rest.
+#[derive(Deserialize)]
+struct Format {
+    v: u32,
+}
+
+/// Reads a question as it is stored.
+///
+/// # Errors
+/// A newer Countersign has written it, or somebody else.
+pub(in crate::backend) fn stored_question(json: &str) -> Result<Question, Error> {
+    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
+    if let Ok(Format { v }) = serde_json::from_str(json)
+        && v > Question::VERSION
+    {
+        let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
+        return Err(unreadable(cause).into());
+    }
+    serde_json::from_str(json).map_err(|error| unreadable(error.to_string()).into())
 }

@@ -3,6 +3,10 @@
 //! Whoever may act holds a value that says so: [`Recorded`] proves that a task's outcome is
 //! durable, and [`Delivery::ack`] takes one. Only the folders below this one can make it.
 
+#[cfg(feature = "embedded")]
+mod embedded;
+#[cfg(all(feature = "embedded", feature = "faults"))]
+pub use embedded::{Life, Stage};
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "rabbitmq")]
@@ -10,9 +14,12 @@ mod redis;
 
 mod approvals;
 mod audit;
+mod capability;
 mod delivery;
 mod kept;
 mod presence;
+#[cfg(any(feature = "embedded", feature = "rabbitmq"))]
+mod waiters;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,7 +36,8 @@ use crate::task::{Revoke, TaskId};
 
 pub use approvals::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 pub use audit::{Audit, Sealing};
-#[cfg(feature = "rabbitmq")]
+pub use capability::Capability;
+#[cfg(any(feature = "embedded", feature = "rabbitmq"))]
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Fetched, Flushed, Settled};
 pub use kept::{Kept, Line, Said, Scope, StreamEntry};
@@ -42,13 +50,38 @@ pub struct Backends {
     pub broker: Arc<dyn Broker>,
     /// Remembers what came of them.
     pub store: Arc<dyn Store>,
+    /// What they cannot do; all else that the seams promise, they do.
+    pub lacks: &'static [Capability],
 }
 
 /// Starts the backends that the URLs of `config` name. The only place that names concrete ones.
 ///
-/// Connecting goes on in the background, for as long as it takes.
+/// A database is opened here; connecting to servers goes on in the background, for as long as it
+/// takes.
+///
+/// # Errors
+/// A configuration error when a URL cannot be read, or this build has no such backend; a storage
+/// error when a database cannot be opened.
+pub fn connect(config: &Config) -> Result<Backends, Error> {
+    if config.is_embedded() {
+        return open_database(config);
+    }
+    connect_servers(config)
+}
+
+#[cfg(feature = "embedded")]
+fn open_database(config: &Config) -> Result<Backends, Error> {
+    embedded::open(config.broker_url.reveal(), config)
+}
+
+#[cfg(not(feature = "embedded"))]
+fn open_database(_: &Config) -> Result<Backends, Error> {
+    let fault = "this build has no database: build countersign with feature `embedded`";
+    Err(Kind::Config(vec![fault.into()]).into())
+}
+
 #[cfg(feature = "rabbitmq")]
-pub(crate) fn connect(config: &Config) -> Result<Backends, Error> {
+fn connect_servers(config: &Config) -> Result<Backends, Error> {
     let faults = |fault| Error::new(Kind::Config(vec![fault]));
     let name = format!("countersign {}", env!("CARGO_PKG_VERSION"));
     let rabbit = rabbitmq::RabbitSettings::new(
@@ -67,13 +100,12 @@ pub(crate) fn connect(config: &Config) -> Result<Backends, Error> {
         command_timeout: config.command_timeout,
         ..redis::RedisSettings::new(config.store_url.reveal())
     })?;
-    Ok(Backends { broker: rabbitmq::Rabbit::start(rabbit), store })
+    Ok(Backends { broker: rabbitmq::Rabbit::start(rabbit), store, lacks: &[] })
 }
 
-/// No backend is built in, so none can be connected to.
 #[cfg(not(feature = "rabbitmq"))]
-pub(crate) fn connect(_: &Config) -> Result<Backends, Error> {
-    let fault = "this build has no backend: build countersign with feature `rabbitmq`";
+fn connect_servers(_: &Config) -> Result<Backends, Error> {
+    let fault = "this build has no servers: build countersign with feature `rabbitmq`";
     Err(Kind::Config(vec![fault.into()]).into())
 }
 
@@ -190,7 +222,7 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// queue if it does not exist. Consuming goes on over reconnects until it is stopped.
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries;
 
-    /// The version of the server, for example `3.10.8`.
+    /// The version of the server, for example `3.10.8`, or what it is and its version.
     ///
     /// # Errors
     /// It does not answer, or is asked over TLS, where it is not asked.
@@ -272,8 +304,9 @@ pub enum Origin {
 /// Remembers what came of tasks. Sealed, like [`Broker`].
 pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// Stores a result and wakes its waiters, in one step. The first terminal result of a task
-    /// wins; a later one changes nothing, and is just as recorded. Waits while the store is away,
-    /// without limit: drop the future to give up.
+    /// wins; a later one changes nothing, and is just as recorded. It is kept for as long as
+    /// `result_expires` says, and that a task is parked until something else is stored of it. Waits
+    /// while the store is away, without limit: drop the future to give up.
     fn finish(&self, finish: Finish) -> BoxFuture<'_, Result<Recorded, Error>>;
 
     /// The proof for a task that wants no result stored.

@@ -6,7 +6,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
 use super::output::Format;
-use super::{approvals, config, doctor, exit, failures, health, logs, queues, run, tasks, workers};
+use super::{
+    approvals, config, dev, doctor, exit, failures, health, logs, queues, run, tasks, workers,
+};
 use crate::client::Client;
 use crate::config::{CONFIG_FLAG, Config};
 use crate::error::Error;
@@ -21,7 +23,7 @@ struct Command {
     /// The settings file [env: COUNTERSIGN_CONFIG] [default: countersign.toml, if it is there]
     #[arg(short = 'C', long, global = true, value_name = "FILE")]
     config: Option<String>,
-    /// RabbitMQ [env: COUNTERSIGN_BROKER_URL]
+    /// RabbitMQ, or sqlite:FILE [env: COUNTERSIGN_BROKER_URL]
     #[arg(long, global = true, value_name = "URL")]
     broker: Option<String>,
     /// Redis [env: COUNTERSIGN_STORE_URL]
@@ -32,6 +34,7 @@ struct Command {
 }
 
 const EXAMPLES: &str = "Examples:
+  countersign dev
   countersign run demo.add 2 3 -Q demo --wait
   countersign run billing.refund -k order='\"o-1\"' -k cents=500 -Q billing --key refund-o-1
   countersign run demo.echo --from tasks.jsonl -Q demo
@@ -46,10 +49,14 @@ const EXAMPLES: &str = "Examples:
 Data goes to standard output, logs and progress to standard error.
 Exit codes: 0 done; 1 the awaited task failed, or doctor found an error; 2 wrong command line;
 3 what the awaited task asked was not approved;
-69 a server did not answer, or is not healthy; 75 a time-out passed; 78 wrong configuration.";
+69 a server did not answer, or is not healthy; 74 a database cannot be opened; 75 a time-out passed;
+78 wrong configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Start everything in one process, with no servers: a database, a worker with demo tasks, and
+    /// something that waits for your decision
+    Dev(dev::Dev),
     /// Put a task on its way, by its name; or many
     Run(run::Run),
     /// Ask what became of a task
@@ -103,7 +110,8 @@ fn perform(
     flags: &[(&'static str, String)],
     format: Format,
 ) -> Result<ExitCode, Error> {
-    match verb {
+    let verb = match verb {
+        Verb::Dev(dev) => return dev.perform(format),
         Verb::Config(verb) => return verb.perform(flags, format),
         Verb::Completion { shell } => {
             let mut command = Command::command();
@@ -114,9 +122,9 @@ fn perform(
             format.print(&[json!({ "countersign": env!("CARGO_PKG_VERSION"), "celery": "2" })]);
             return Ok(ExitCode::SUCCESS);
         }
-        _ => {}
-    }
-    let config = Config::load_with(flags)?;
+        verb => verb,
+    };
+    let config = Config::load_or(flags, dev::default_database)?;
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -139,7 +147,9 @@ fn perform(
             Verb::Workers => workers::perform(&client, format).await,
             Verb::Health(verb) => Ok(verb.perform(&client, format).await),
             Verb::Doctor => Ok(doctor::perform(&client, format).await),
-            Verb::Config(_) | Verb::Completion { .. } | Verb::Version => Ok(ExitCode::SUCCESS),
+            Verb::Dev(_) | Verb::Config(_) | Verb::Completion { .. } | Verb::Version => {
+                Ok(ExitCode::SUCCESS)
+            }
         };
         client.close().await;
         ended
@@ -151,6 +161,7 @@ fn code(error: &Error) -> u8 {
         error if error.is_connection() => exit::UNAVAILABLE,
         error if error.is_timeout() || error.is_backpressure() => exit::TEMPFAIL,
         error if error.is_config() => exit::CONFIG,
+        error if error.is_storage() => exit::IO_ERROR,
         _ => exit::FAILURE,
     }
 }

@@ -54,8 +54,11 @@ impl Finding {
 /// Prints every finding. Exit code 1 when one of them is an error.
 pub(super) async fn perform(client: &Client, format: Format) -> ExitCode {
     let mut findings = vec![deadlines(client.config())];
-    let broker = reach_broker(client, &mut findings).await;
-    let store = reach_store(client, &mut findings).await;
+    let (broker, store) = if client.config().is_embedded() {
+        (database(client, &mut findings).await, None)
+    } else {
+        (reach_broker(client, &mut findings).await, reach_store(client, &mut findings).await)
+    };
     if let Some(version) = broker {
         for queue in known(client).await {
             let queue = Queue::configured(queue, client.config());
@@ -70,6 +73,13 @@ pub(super) async fn perform(client: &Client, format: Format) -> ExitCode {
     format.print_list(&["level", "what", "why", "mend"], &records);
     let is_error = findings.iter().any(|finding| finding.level == Level::Error);
     ExitCode::from(if is_error { exit::FAILURE } else { 0 })
+}
+
+/// It was opened, or we would not be here.
+async fn database(client: &Client, findings: &mut Vec<Finding>) -> Option<Version> {
+    let version = client.backends().broker.version().await.unwrap_or_default();
+    findings.push(Finding::ok(format!("{version} has {} open", client.config().broker_url)));
+    Some(OLDEST_BROKER)
 }
 
 fn deadlines(config: &Config) -> Finding {

@@ -5,6 +5,7 @@ mod audit;
 mod batch;
 mod command;
 mod config;
+mod dev;
 mod doctor;
 mod failures;
 mod health;
@@ -32,6 +33,8 @@ pub mod exit {
     pub const REFUSED: u8 = 3;
     /// A server did not answer.
     pub const UNAVAILABLE: u8 = 69;
+    /// A database cannot be opened.
+    pub const IO_ERROR: u8 = 74;
     /// A drain left tasks behind: they were given back, another worker will run them.
     pub const TEMPFAIL: u8 = 75;
     /// The configuration is wrong.

@@ -49,13 +49,20 @@ struct Shared {
 }
 
 impl Client {
-    /// Connects to the servers that `config` names.
+    /// Connects to the servers, or opens the database, that `config` names: a [`Config`], or the URL
+    /// of a database such as `sqlite::memory:`.
     ///
     /// # Errors
     /// A timeout error when they do not answer within `config.connect_timeout`; what was wrong
-    /// with each is in the log. A configuration error when a URL cannot be read.
-    pub async fn connect(config: &Config) -> Result<Self, Error> {
+    /// with each is in the log. A configuration error when a URL cannot be read. A storage error
+    /// when a database cannot be opened.
+    pub async fn connect<C>(config: C) -> Result<Self, Error>
+    where
+        C: TryInto<Config>,
+        C::Error: Into<Error>,
+    {
         let client = Self::start(config)?;
+        let config = client.config();
         match tokio::time::timeout(config.connect_timeout, client.connected()).await {
             Ok(()) => Ok(client),
             Err(_) => {
@@ -74,15 +81,29 @@ impl Client {
     /// What a worker does.
     ///
     /// # Errors
-    /// A configuration error when a URL cannot be read.
-    pub fn start(config: &Config) -> Result<Self, Error> {
+    /// A configuration error when a URL cannot be read. A storage error when a database cannot be
+    /// opened.
+    pub fn start<C>(config: C) -> Result<Self, Error>
+    where
+        C: TryInto<Config>,
+        C::Error: Into<Error>,
+    {
+        let config = config.try_into().map_err(Into::into)?;
         let shared = Shared {
-            config: config.clone(),
-            backends: backend::connect(config)?,
+            backends: backend::connect(&config)?,
+            config,
             origin: format!("gen{}@{}", std::process::id(), hostname()),
             prioritised: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// A client of backends that a test has made.
+    #[cfg(feature = "faults")]
+    pub fn of(backends: Backends, config: Config) -> Self {
+        let origin = format!("gen{}@{}", std::process::id(), hostname());
+        let shared = Shared { config, backends, origin, prioritised: Mutex::default() };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Completes when broker and store both answer.
@@ -186,7 +207,9 @@ impl Client {
         Ok(())
     }
 
-    pub(crate) fn backends(&self) -> &Backends {
+    /// What is behind it, for whoever builds on the seams.
+    #[must_use]
+    pub fn backends(&self) -> &Backends {
         &self.shared.backends
     }
 }

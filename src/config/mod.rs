@@ -111,6 +111,21 @@ impl Config {
         Self::check(Sources { settings, ..Sources::default() })
     }
 
+    /// The defaults, with one database for everything: `sqlite:path/to/file.db`, or
+    /// `sqlite::memory:`, which is gone with its client.
+    ///
+    /// # Errors
+    /// A configuration error when the URL is of another kind.
+    pub fn embedded(url: &str) -> Result<Self, Error> {
+        Self::new(url, url)
+    }
+
+    /// One database is broker and store.
+    #[must_use]
+    pub fn is_embedded(&self) -> bool {
+        self.broker_url.reveal().starts_with("sqlite:")
+    }
+
     /// The settings of this process: environment, `countersign.toml` in the working directory (or
     /// the file that `COUNTERSIGN_CONFIG` names), defaults.
     ///
@@ -127,6 +142,23 @@ impl Config {
     /// As [`Config::load`].
     pub fn load_with(flags: &[(&'static str, String)]) -> Result<Self, Error> {
         Self::check(Sources::of_process(flags))
+    }
+
+    /// As [`Config::load_with`]; where nobody has said which servers, `database` may name one.
+    #[cfg(feature = "cli")]
+    pub(crate) fn load_or(
+        flags: &[(&'static str, String)],
+        database: impl FnOnce() -> Option<String>,
+    ) -> Result<Self, Error> {
+        let mut sources = Sources::of_process(flags);
+        let is_said = |name| sources.settings.contains_key(name);
+        if !is_said("broker.url")
+            && !is_said("store.url")
+            && let Some(url) = database()
+        {
+            sources.settings.insert("broker.url", Given::new(url, "countersign dev"));
+        }
+        Self::check(sources)
     }
 
     /// Every setting of this process with its value and where that came from; passwords are masked.
@@ -166,6 +198,7 @@ impl Config {
 
     fn check(sources: Sources) -> Result<Self, Error> {
         let mut read = Reader { sources };
+        read.share_database();
         let mut config = Self {
             broker_url: read.url("broker.url", &["amqp", "amqps", "pyamqp"]),
             heartbeat: read.duration("broker.heartbeat"),
@@ -202,6 +235,21 @@ impl Config {
         config.queues = queues::read(&queues, &mut faults);
         config.policies = policies::read(&policies, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(Kind::Config(faults).into()) }
+    }
+}
+
+impl From<&Config> for Config {
+    fn from(config: &Config) -> Self {
+        config.clone()
+    }
+}
+
+impl TryFrom<&str> for Config {
+    type Error = Error;
+
+    /// As [`Config::embedded`].
+    fn try_from(url: &str) -> Result<Self, Error> {
+        Self::embedded(url)
     }
 }
 

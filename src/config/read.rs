@@ -6,8 +6,15 @@ use std::time::Duration;
 
 use super::secret::SecretUrl;
 use super::settings::named;
-use super::sources::Sources;
+use super::sources::{Given, Sources};
 use crate::approval::SealKey;
+
+/// What the URL of a database begins with.
+const DATABASE: &str = "sqlite:";
+
+fn is_database(url: &str) -> bool {
+    url.starts_with(DATABASE)
+}
 
 /// Reads values one by one and collects what is wrong with them.
 pub(super) struct Reader {
@@ -39,13 +46,54 @@ impl Reader {
         self.sources.faults.push(format!("{name} (from {origin}): {why}"));
     }
 
+    /// One database is broker and store at once: naming it once is enough, and naming another
+    /// server beside it is a fault.
+    pub(super) fn share_database(&mut self) {
+        let [broker, store] = ["broker.url", "store.url"].map(|name| self.meant(name));
+        let is_database = |url: &Option<String>| url.as_ref().is_some_and(|url| is_database(url));
+        if !is_database(&broker) && !is_database(&store) {
+            return;
+        }
+        match (broker, store) {
+            (Some(broker), Some(store)) if broker != store => {
+                self.sources.faults.push(format!(
+                    "broker.url is {}, and store.url is {}: a database is both, so name the same \
+                     one, or leave one out",
+                    SecretUrl(broker),
+                    SecretUrl(store)
+                ));
+            }
+            (Some(url), _) | (None, Some(url)) => {
+                for name in ["broker.url", "store.url"] {
+                    self.sources.settings.insert(name, Given::new(&url, "the other one"));
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// What somebody has said about this setting, as far as it was said to us.
+    fn meant(&self, name: &'static str) -> Option<String> {
+        let given = self.sources.settings.get(name)?;
+        let is_ours = named(name).is_none_or(|it| !it.fallback_env.contains(&&*given.origin));
+        (is_ours || is_database(&given.value)).then(|| given.value.clone())
+    }
+
     pub(super) fn url(&mut self, name: &'static str, schemes: &[&str]) -> SecretUrl {
         let (value, origin) = self.text(name);
+        if is_database(&value) {
+            if value.len() == DATABASE.len() {
+                let why = "a database is written sqlite:path/to/file.db, or sqlite::memory:";
+                self.fault(&origin, name, why);
+            }
+            return SecretUrl(value);
+        }
         for one in value.split(';') {
             let scheme = one.trim().split_once("://").map_or("", |(scheme, _)| scheme);
             if !schemes.contains(&scheme) {
                 let known = schemes.join(":// or ");
-                self.fault(&origin, name, format!("a URL begins with {known}://"));
+                let why = format!("a URL begins with {known}://, or is sqlite:path/to/file.db");
+                self.fault(&origin, name, why);
             }
         }
         SecretUrl(value)

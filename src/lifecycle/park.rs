@@ -1,7 +1,8 @@
 //! Who may run a parked task. The rules are numbered in `DESIGN.md`; `backend/redis/take.lua` and
 //! `park.lua` are these functions again, inside the store, and a test compares them.
+//! `backend/embedded` calls them.
 
-use crate::approval::ApprovalId;
+use crate::approval::{ApprovalId, Standing};
 use crate::protocol::{Ticket, TicketKind};
 
 /// A wake comes at least this often, in milliseconds, to look whether its park is still there.
@@ -69,6 +70,26 @@ pub enum Parked {
     Ready,
     /// Another run of the task is ahead of this one, or it has ended.
     Behind,
+}
+
+impl Due {
+    /// When the first of these is due: how the questions stand (`None`: one that is gone), and an
+    /// alarm. Who waits for nothing has waited long enough.
+    pub fn of(
+        waits: impl IntoIterator<Item = Option<Standing>>,
+        alarm: Option<i64>,
+        now: i64,
+    ) -> Self {
+        let mut nearest = alarm;
+        for standing in waits {
+            let Some(Standing::Open(deadline)) = standing else { return Self::Now };
+            nearest = Some(nearest.map_or(deadline, |nearest| nearest.min(deadline)));
+        }
+        match nearest.map(|nearest| nearest.saturating_sub(now).saturating_add(1)) {
+            Some(left @ 1..) => Self::In(left),
+            _ => Self::Now,
+        }
+    }
 }
 
 impl Park {

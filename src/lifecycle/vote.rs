@@ -1,4 +1,5 @@
-//! Who has decided what. `backend/redis/decide.lua` is this again, inside the store.
+//! Who has decided what. `backend/redis/decide.lua` and `standing.lua` are this again, inside the
+//! store; `backend/embedded` calls it.
 
 use crate::approval::{Answer, Choice, Digest, Standing};
 
@@ -65,9 +66,15 @@ pub struct Vote<'a> {
 }
 
 impl Ballot {
+    /// This, if it is about what has this digest.
+    #[must_use]
+    pub fn of(&self, digest: &Digest) -> Option<&Self> {
+        Some(self).filter(|ballot| ballot.digest.as_ref() == Some(digest))
+    }
+
     /// Forgets what was said to another question under the same id.
     fn about(&mut self, digest: &Digest) -> &mut Self {
-        if self.digest.as_ref() != Some(digest) {
+        if self.of(digest).is_none() {
             *self = Self { digest: Some(digest.clone()), ..Self::default() };
         }
         self
@@ -83,15 +90,47 @@ impl Ballot {
 /// How a question stands at `now`. After the deadline it is expired, whether anybody noticed or not.
 #[must_use]
 pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
-    let ballot = Some(ballot).filter(|ballot| ballot.digest.as_ref() == Some(&terms.digest));
-    if let Some(decided) = ballot.and_then(|ballot| ballot.decided.as_ref()) {
+    if let Some(decided) = decided(terms, ballot) {
         return Standing::Decided(decided.choice);
     }
     if terms.withdrawn {
         return Standing::Decided(Choice::Withdraw);
     }
+    let ballot = ballot.of(&terms.digest);
     let deadline = ballot.and_then(|ballot| ballot.extended).unwrap_or(terms.deadline);
     if now > deadline { Standing::Expired(deadline) } else { Standing::Open(deadline) }
+}
+
+/// The decision that counts. There is none when the deadline has passed, or the asker has withdrawn
+/// the question.
+#[must_use]
+pub fn decided<'b>(terms: &Terms, ballot: &'b Ballot) -> Option<&'b Decided> {
+    ballot.of(&terms.digest).and_then(|ballot| ballot.decided.as_ref())
+}
+
+/// Since when a question stands as it does; the deadline of one that is open, or has expired. The
+/// asker leaves no word of when he withdrew it.
+#[must_use]
+pub fn since(terms: &Terms, ballot: &Ballot, now: i64) -> i64 {
+    match (standing(terms, ballot, now), decided(terms, ballot)) {
+        (Standing::Open(deadline) | Standing::Expired(deadline), _) => deadline,
+        (Standing::Decided(_), decided) => decided.map_or(now, |decided| decided.at),
+    }
+}
+
+/// Whether a question stays as it is, with its deadline, when the same is asked again. One that the
+/// asker withdrew is asked anew. So is one that has expired, unless `awaits`: who asks was told to
+/// wait for it, and is to hear what became of it.
+#[must_use]
+pub fn stays(terms: &Terms, ballot: &Ballot, digest: &Digest, awaits: bool, now: i64) -> bool {
+    if terms.digest != *digest {
+        return false;
+    }
+    match standing(terms, ballot, now) {
+        Standing::Decided(Choice::Withdraw) => !terms.withdrawn,
+        Standing::Expired(_) => awaits,
+        Standing::Open(_) | Standing::Decided(_) => true,
+    }
 }
 
 /// A decision arrives. The first one that is enough wins, and whoever is later is told so.

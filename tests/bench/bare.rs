@@ -62,7 +62,10 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         | Role::Park { .. }
         | Role::Decide { .. }
         | Role::Cycle { .. }
-        | Role::Race { .. } => return Err("a bare loop has neither streams nor approvals".into()),
+        | Role::Race { .. }
+        | Role::Embedded { .. } => {
+            return Err("a bare loop has neither streams nor approvals".into());
+        }
         Role::Waiters { queue, count } => {
             let caller = Caller::connect(queue).await?;
             let mut waits = Vec::with_capacity(count);

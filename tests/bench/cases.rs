@@ -39,6 +39,8 @@ pub(crate) enum Case {
     Stream,
     /// Tasks that wait for a decision: parked, resumed, and raced for
     Park,
+    /// One database instead of servers: on disk, and in memory
+    Embedded,
 }
 
 /// How much is done for each number.
@@ -54,6 +56,7 @@ pub(crate) struct Sizes {
     entries: usize,
     parked: usize,
     races: usize,
+    embedded: usize,
 }
 
 impl Sizes {
@@ -68,6 +71,7 @@ impl Sizes {
         entries: 3_000,
         parked: 10_000,
         races: 2_000,
+        embedded: 100_000,
     };
     pub(crate) const QUICK: Self = Self {
         drain: 5_000,
@@ -80,6 +84,7 @@ impl Sizes {
         entries: 500,
         parked: 1_000,
         races: 100,
+        embedded: 10_000,
     };
 }
 
@@ -88,7 +93,7 @@ impl Case {
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
             Side::Ours => true,
-            Side::Bare => !matches!(self, Self::Stream | Self::Park),
+            Side::Bare => !matches!(self, Self::Stream | Self::Park | Self::Embedded),
             Side::Celery | Side::Dramatiq => {
                 matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
             }
@@ -116,6 +121,7 @@ impl Case {
             Self::Idle => bench.idle(side, &queue).await?,
             Self::Waiters => bench.wait(side, &queue).await?,
             Self::Park => bench.park(side, &queue).await?,
+            Self::Embedded => bench.embedded(side).await?,
             Self::Stream => {
                 let worker = bench.worker(side, &queue, STREAMS)?;
                 let entries = sizes.entries;
@@ -128,6 +134,13 @@ impl Case {
         bench.servers.delete(&queue).await?;
         Ok(numbers)
     }
+}
+
+/// A fresh folder on a disk: the one for temporary files may be memory.
+fn scratch() -> Result<std::path::PathBuf> {
+    let folder = std::env::current_dir()?.join(format!("target/bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
 
 fn named(part: &str, numbers: Numbers) -> impl Iterator<Item = (String, f64)> {
@@ -209,6 +222,18 @@ impl Bench {
     async fn call(&self, side: Side, queue: &str, count: usize, callers: usize) -> Result<Numbers> {
         let role = Role::Calls { queue: queue.to_owned(), count, callers };
         Process::start(side, &role)?.numbers().await
+    }
+
+    async fn embedded(&self, side: Side) -> Result<Numbers> {
+        let folder = scratch()?;
+        let file = format!("sqlite:{}/bench.db", folder.display());
+        let mut numbers = Numbers::new();
+        for (name, url) in [("disk", file.as_str()), ("memory", "sqlite::memory:")] {
+            let role = Role::Embedded { url: url.to_owned(), count: self.sizes.embedded };
+            numbers.extend(named(name, Process::start(side, &role)?.numbers().await?));
+        }
+        std::fs::remove_dir_all(folder)?;
+        Ok(numbers)
     }
 
     async fn idle(&self, side: Side, queue: &str) -> Result<Numbers> {

@@ -5,6 +5,7 @@ mod ask;
 mod bare;
 mod cases;
 mod decide;
+mod embedded;
 mod load;
 mod ours;
 mod process;

@@ -6,16 +6,21 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use crate::role::{Numbers, Result, Role};
 use crate::speak::{Speak, now};
 use crate::work::Work;
-use crate::{decide, load};
+use crate::{decide, embedded, load};
 
 /// Enqueued at a time while waits are being set up.
 const IN_FLIGHT: usize = 64;
 
 pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
+    if let Role::Embedded { url, count } = role {
+        print(&embedded::play(&url, count, &payload).await?);
+        return Ok(());
+    }
     let client = Client::connect(&Config::load()?).await?;
     let work = move || Work { payload: payload.clone(), pause_ms: 0 };
     let numbers = match role {
         Role::Worker { .. } => return Err("our worker is bench-worker".into()),
+        Role::Embedded { .. } => return Err("it has no servers".into()),
         Role::Enqueue { queue, count, in_flight } => {
             let send = || async {
                 client.enqueue(work()).queue(&queue).await?;

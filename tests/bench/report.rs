@@ -56,6 +56,15 @@ const ROWS: &[Row] = &[
     row(Case::Park, "parked_mib", "10,000 parked: MiB more in the worker", Target::Under(1.0)),
     row(Case::Park, "resume_s", "10,000 decided after a restart: s", Target::Under(60.0)),
     row(Case::Park, "race_rate", "50 deciders on each of 2,000: decisions/s", Target::None),
+    row(
+        Case::Embedded,
+        "disk_enqueue",
+        "database on disk, enqueue: tasks/s",
+        Target::Over(50_000.0),
+    ),
+    row(Case::Embedded, "disk_drain", "database on disk, drain: tasks/s", Target::Over(25_000.0)),
+    row(Case::Embedded, "memory_enqueue", "in memory, enqueue: tasks/s", Target::Over(100_000.0)),
+    row(Case::Embedded, "memory_drain", "in memory, drain: tasks/s", Target::None),
 ];
 
 /// Every number of every round.

@@ -64,6 +64,11 @@ pub(crate) enum Role {
         questions: usize,
         deciders: usize,
     },
+    /// Enqueues and runs so many tasks in one process, on the database of this URL.
+    Embedded {
+        url: String,
+        count: usize,
+    },
     /// So many tasks at a time write so many entries each into their streams; one is followed.
     Streams {
         queue: String,

@@ -28,6 +28,15 @@ pub fn queue_name() -> String {
     format!("test-{}", uuid::Uuid::new_v4().simple())
 }
 
+/// A new empty folder. It goes with the servers.
+#[must_use]
+pub fn scratch() -> std::path::PathBuf {
+    let folder = std::env::var("COUNTERSIGN_TEST_FOLDER").expect("ops/test sets it");
+    let folder = std::path::PathBuf::from(folder).join(uuid::Uuid::new_v4().simple().to_string());
+    std::fs::create_dir_all(&folder).expect("a writable test folder");
+    folder
+}
+
 /// The path of a new file with this text. It goes with the servers.
 #[must_use]
 pub fn file(name: &str, text: &str) -> String {

@@ -66,6 +66,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "trace",
         ],
     ),
+    ("testing", &["approval", "backend", "client", "error", "protocol", "task", "worker"]),
     (
         "cli",
         &[

@@ -5,7 +5,6 @@
 use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline, Value};
-use serde::Deserialize;
 
 use super::RedisStore;
 use super::audit::STREAM;
@@ -13,9 +12,9 @@ use super::parks::{self, milliseconds, texts};
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
 };
+use crate::backend::approvals::{ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, stored_question};
 use crate::backend::{Asked, Found, Resume};
-use crate::error::{Error, Kind};
-use crate::task::TaskId;
+use crate::error::Error;
 
 pub(super) const PENDING: &str = "cs:pending:{cs}";
 /// Where it rings when something is decided.
@@ -29,14 +28,8 @@ const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!
 const ASK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("ask.lua"));
 const WARN: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("warn.lua"));
 const SWEEP: &str = include_str!("sweep.lua");
-/// A decision outlives every rerun of its task.
-const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// So many questions that may be over are looked at whenever another one is asked.
 const TIDIED: usize = 32;
-/// Entries of the outbox that one sweep takes.
-const SWEPT: usize = 500;
-/// Whoever publishes a resume message himself has done it by then, in milliseconds.
-const OVERDUE: u64 = 1000;
 
 impl RedisStore {
     pub(super) async fn ask_outside(&self, question: Question) -> Result<(), Error> {
@@ -45,7 +38,7 @@ impl RedisStore {
             let key = format!("cs:ask:{{cs}}:{}", question.id);
             eval.cmd("EVAL").arg(session.script(ASK)).arg(2).arg(key).arg(PENDING);
             parks::add_question(&mut eval, &question);
-            eval.arg(TIDIED).arg(parks::ASKED_KEPT.as_secs());
+            eval.arg(TIDIED).arg(ASKED_KEPT.as_secs());
             eval
         });
         asked.await.map(drop)
@@ -103,7 +96,7 @@ impl RedisStore {
         });
         let texts = texts(answers.await?, "decide.lua")?;
         let resume = texts.get(1).filter(|_| texts[0] == "applied");
-        Ok((answer(&texts), resume.and_then(|entry| read_entry(entry))))
+        Ok((answer(&texts), resume.and_then(|entry| Resume::read(entry))))
     }
 
     pub(super) async fn extend_question(
@@ -133,11 +126,12 @@ impl RedisStore {
     pub(super) async fn sweep_outbox(&self) -> Result<Vec<Resume>, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(1).arg(OUTBOX).arg(OVERDUE).arg(SWEPT);
+            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(1).arg(OUTBOX);
+            eval.arg(milliseconds(OVERDUE)).arg(SWEPT);
             eval
         });
         let entries = texts(answers.await?, "sweep.lua")?;
-        Ok(entries.iter().filter_map(|entry| read_entry(entry)).collect())
+        Ok(entries.iter().filter_map(|entry| Resume::read(entry)).collect())
     }
 
     pub(super) async fn note_warning(&self, id: ApprovalId, percent: u8) -> Result<bool, Error> {
@@ -153,12 +147,6 @@ impl RedisStore {
 
 fn decision_key(id: &ApprovalId) -> String {
     format!("cs:dec:{{cs}}:{id}")
-}
-
-fn read_entry(entry: &str) -> Option<Resume> {
-    let (task, number, queue): (TaskId, String, String) = serde_json::from_str(entry).ok()?;
-    let number = number.parse().ok()?;
-    Some(Resume { task, number, queue, entry: entry.to_owned() })
 }
 
 /// What `decide.lua` and `extend.lua` answer.
@@ -207,12 +195,6 @@ fn standing(state: &str, at: i64) -> Option<Standing> {
     }
 }
 
-/// What of a question's format is read before the rest.
-#[derive(Deserialize)]
-struct Format {
-    v: u32,
-}
-
 /// Eight texts of `read.lua`.
 fn read_question(row: &[String]) -> Found {
     let [state, at, document, decision, votes, asked_at, read_at, warned] = row else {
@@ -220,7 +202,7 @@ fn read_question(row: &[String]) -> Found {
     };
     let at = at.parse().unwrap_or(0);
     let Some(standing) = standing(state, at) else { return Found::Nothing };
-    let question = match read_document(document) {
+    let question = match stored_question(document) {
         Ok(question) => question,
         Err(error) => return Found::Unreadable(standing, error),
     };
@@ -234,15 +216,4 @@ fn read_question(row: &[String]) -> Found {
         votes: votes.parse().unwrap_or(0),
         warned: warned.parse().ok(),
     }))
-}
-
-fn read_document(question: &str) -> Result<Question, Error> {
-    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
-    if let Ok(Format { v }) = serde_json::from_str(question)
-        && v > Question::VERSION
-    {
-        let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
-        return Err(unreadable(cause).into());
-    }
-    serde_json::from_str(question).map_err(|error| unreadable(error.to_string()).into())
 }

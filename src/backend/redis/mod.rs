@@ -18,7 +18,6 @@
 //! | `stream` | what tasks say while they run; `stream.lua` writes nothing twice |
 //! | `subscription` | the task that owns all waits: subscribes, reads, waits, reads again |
 //! | `tail` | the reader of streams that are followed |
-//! | `waiters` | its book of who waits for what |
 
 mod address;
 mod approvals;
@@ -39,7 +38,6 @@ mod seam;
 mod stream;
 mod subscription;
 mod tail;
-mod waiters;
 
 #[cfg(test)]
 mod tests;

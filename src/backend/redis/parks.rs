@@ -11,6 +11,7 @@ use tracing::warn;
 use super::RedisStore;
 use super::approvals::{OUTBOX, PENDING, read_rulings};
 use crate::approval::{ApprovalId, Question};
+use crate::backend::approvals::{ASKED_KEPT, ENDED_KEPT};
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::error::{Error, Kind};
 use crate::lifecycle::park::RECHECK;
@@ -21,10 +22,6 @@ const TAKE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!
 const PARK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("park.lua"));
 const END: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("end.lua"));
 const LEASE: &str = include_str!("lease.lua");
-/// The note of a task's end outlives every wake.
-const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
-/// Questions of an ended task, or that are over and no task's, can be looked at for a week.
-pub(super) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 impl RedisStore {
     pub(super) async fn take_ticket(

@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -18,7 +18,7 @@ use rand::Rng;
 use redis::{PushInfo, PushKind, Value};
 use serde::Deserialize;
 use tokio::sync::{Notify, broadcast, mpsc};
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -27,9 +27,9 @@ use super::approvals::{ASKED, BELL};
 use super::early::Early;
 use super::link::{Link, PushHandler, Session};
 use super::revoked::{self, Rung};
-use super::waiters::{Answer, Waiters};
 use crate::approval::ApprovalId;
 use crate::backend::Origin;
+use crate::backend::waiters::{Answer, Waiters};
 use crate::error::Kind;
 use crate::protocol::Document;
 use crate::task::TaskId;
@@ -175,7 +175,7 @@ impl Subscription {
         let mut timer = pin!(sleep_until(soon(reread)));
         loop {
             waits.begin_work();
-            if let Some(at) = waits.waiters.next_deadline().map(tokio::time::Instant::from)
+            if let Some(at) = waits.waiters.next_deadline()
                 && (timer.is_elapsed() || at < timer.deadline())
             {
                 timer.as_mut().reset(at);
@@ -217,8 +217,8 @@ impl Subscription {
 }
 
 /// About this long from now: not at the same time as every other process.
-fn soon(period: Duration) -> tokio::time::Instant {
-    tokio::time::Instant::now() + period.mul_f64(rand::rng().random_range(0.8..1.2))
+fn soon(period: Duration) -> Instant {
+    Instant::now() + period.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 impl Waits {

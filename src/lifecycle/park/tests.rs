@@ -87,6 +87,19 @@ fn a_decision_that_is_there_already_is_claimed_by_the_park() {
 }
 
 #[test]
+fn what_comes_first_is_due_first_and_what_is_gone_at_once() {
+    let open = |deadline| Some(Standing::Open(deadline));
+    assert_eq!(Due::of([open(50), open(30)], None, 20), Due::In(11));
+    assert_eq!(Due::of([open(50), open(30)], Some(25), 20), Due::In(6));
+    assert_eq!(Due::of([], Some(25), 25), Due::In(1), "not before it has passed");
+    assert_eq!(Due::of([], Some(25), 26), Due::Now);
+    assert_eq!(Due::of([], None, 0), Due::Now);
+    assert_eq!(Due::of([open(50), None], Some(90), 20), Due::Now);
+    assert_eq!(Due::of([open(50), Some(Standing::Expired(19))], None, 20), Due::Now);
+    assert_eq!(Due::of([open(i64::MAX)], None, -1), Due::In(i64::MAX));
+}
+
+#[test]
 fn after_the_end_every_message_is_acked() {
     let mut record = waiting(2);
     end(&mut record);

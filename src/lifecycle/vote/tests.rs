@@ -102,6 +102,45 @@ fn a_changed_question_is_asked_anew() {
     assert_eq!(decide(Some(&changed), &mut ballot, &bob, 1), Answer::DigestMismatch);
 }
 
+#[test]
+fn a_question_stands_so_since_its_decision_or_its_deadline() {
+    let (terms, seen, mut ballot) = (terms(), digest("d"), Ballot::default());
+    assert_eq!(since(&terms, &ballot, 7), 100);
+    assert_eq!(since(&terms, &ballot, 700), 100);
+    assert_eq!(extend(Some(&terms), &mut ballot, 300, 7), Answer::Applied);
+    assert_eq!(since(&terms, &ballot, 7), 300);
+    let withdrawn = Terms { withdrawn: true, ..terms.clone() };
+    assert_eq!(since(&withdrawn, &ballot, 7), 7);
+    let ana = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&terms), &mut ballot, &ana, 200), Answer::Applied);
+    assert_eq!(since(&terms, &ballot, 700), 200);
+    let changed = Terms { digest: digest("e"), ..terms };
+    assert_eq!((since(&changed, &ballot, 700), decided(&changed, &ballot)), (100, None));
+}
+
+#[test]
+fn a_question_that_is_asked_again_stays_as_it_is_while_it_is_asked() {
+    let (terms, seen, ballot) = (terms(), digest("d"), Ballot::default());
+    let of = |choice| {
+        let mut ballot = Ballot::default();
+        assert_eq!(
+            decide(Some(&terms), &mut ballot, &vote("ana", choice, &seen), 1),
+            Answer::Applied
+        );
+        ballot
+    };
+    for choice in [Choice::Approve, Choice::Reject, Choice::Withdraw] {
+        assert!(stays(&terms, &of(choice), &seen, false, 900), "{choice:?}");
+        assert!(!stays(&terms, &of(choice), &digest("e"), true, 1), "another one");
+    }
+    let withdrawn = Terms { withdrawn: true, ..terms.clone() };
+    for awaits in [false, true] {
+        assert!(stays(&terms, &ballot, &seen, awaits, 100));
+        assert!(!stays(&withdrawn, &ballot, &seen, awaits, 1));
+        assert_eq!(stays(&terms, &ballot, &seen, awaits, 101), awaits, "it has expired");
+    }
+}
+
 proptest! {
     /// Of any sequence of decisions exactly one is told that it was applied, and what it said stays.
     #[test]

@@ -4,9 +4,10 @@
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BinaryHeap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::backend::Origin;
 use crate::error::{Error, Kind};
@@ -14,11 +15,11 @@ use crate::protocol::Document;
 use crate::task::TaskId;
 
 /// The answering half of a wait. Boxed: room for an answer is there from the beginning.
-pub(super) type Answer = oneshot::Sender<Result<Box<Document>, Error>>;
+pub(in crate::backend) type Answer = oneshot::Sender<Result<Box<Document>, Error>>;
 
 /// Everyone who waits.
 #[derive(Debug, Default)]
-pub(super) struct Waiters {
+pub(in crate::backend) struct Waiters {
     tasks: HashMap<TaskId, Waited>,
     deadlines: BinaryHeap<Reverse<Deadline>>,
     last_token: u64,
@@ -51,7 +52,7 @@ struct Deadline {
 
 impl Waiters {
     /// Adds a wait, for at most this long. A timeout beyond what the clock can say is none.
-    pub(super) fn add(
+    pub(in crate::backend) fn add(
         &mut self,
         id: TaskId,
         origin: Origin,
@@ -80,30 +81,30 @@ impl Waiters {
         }
     }
 
-    pub(super) fn is_waited(&self, id: &TaskId) -> bool {
+    pub(in crate::backend) fn is_waited(&self, id: &TaskId) -> bool {
         self.tasks.contains_key(id)
     }
 
-    pub(super) fn is_own(&self, id: &TaskId) -> bool {
+    pub(in crate::backend) fn is_own(&self, id: &TaskId) -> bool {
         self.tasks.get(id).is_some_and(|waited| waited.own)
     }
 
-    pub(super) fn is_foreign(&self, id: &TaskId) -> bool {
+    pub(in crate::backend) fn is_foreign(&self, id: &TaskId) -> bool {
         self.tasks.get(id).is_some_and(|waited| waited.foreign)
     }
 
     /// Every task that is waited for.
-    pub(super) fn ids(&self) -> impl Iterator<Item = &TaskId> {
+    pub(in crate::backend) fn ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.keys()
     }
 
     /// Every task whose own channel is needed.
-    pub(super) fn foreign_ids(&self) -> impl Iterator<Item = &TaskId> {
+    pub(in crate::backend) fn foreign_ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.iter().filter(|(_, waited)| waited.foreign).map(|(id, _)| id)
     }
 
     /// Gives the document to all who wait for it. Says whether the task's channel was needed.
-    pub(super) fn resolve(&mut self, document: &Document) -> bool {
+    pub(in crate::backend) fn resolve(&mut self, document: &Document) -> bool {
         let Some(waited) = self.tasks.remove(&document.id) else {
             return false;
         };
@@ -117,12 +118,12 @@ impl Waiters {
     }
 
     /// When the next wait ends.
-    pub(super) fn next_deadline(&self) -> Option<Instant> {
+    pub(in crate::backend) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.peek().map(|Reverse(deadline)| deadline.at)
     }
 
     /// Ends the waits whose deadline has passed. Returns the tasks whose channel is needed no more.
-    pub(super) fn expire(&mut self, now: Instant) -> Vec<TaskId> {
+    pub(in crate::backend) fn expire(&mut self, now: Instant) -> Vec<TaskId> {
         let mut left = Vec::new();
         while self.next_deadline().is_some_and(|at| at <= now) {
             let Some(Reverse(deadline)) = self.deadlines.pop() else {
@@ -150,7 +151,7 @@ impl Waiters {
     }
 
     /// Forgets those whose receiver is gone. Returns the tasks whose channel is needed no more.
-    pub(super) fn forget_dropped(&mut self) -> Vec<TaskId> {
+    pub(in crate::backend) fn forget_dropped(&mut self) -> Vec<TaskId> {
         let mut left = Vec::new();
         let dropped = |waiter: &Waiter| waiter.answer.is_closed();
         let affected: Vec<TaskId> = self
@@ -175,7 +176,7 @@ impl Waiters {
     }
 
     /// Ends every wait: closed.
-    pub(super) fn close(&mut self) {
+    pub(in crate::backend) fn close(&mut self) {
         self.deadlines.clear();
         for (_, waited) in self.tasks.drain() {
             for waiter in waited.into_waiters() {

@@ -1,0 +1,82 @@
+//! Broker and store in one SQLite database, for one machine: the one folder that names `rusqlite`.
+//!
+//! | file | what is in it |
+//! |---|---|
+//! | `approvals` | questions and decisions, by the rules of `lifecycle/vote.rs` |
+//! | `audit` | what people did, and the seals on it |
+//! | `bells` | who is told when something has happened |
+//! | `broker` | queues and the messages in them |
+//! | `clock` | the store's clock |
+//! | `db` | the database: who may use it, and when it is durable |
+//! | `file` | opening one; `schema.sql` has the tables |
+//! | `intake` | consuming a queue, and settling what was delivered |
+//! | `journal` | what the runs of a task leave: steps and streams |
+//! | `life` | a process that dies where a test says so |
+//! | `marks` | attempts, crashes, idempotency keys, workers, revocations |
+//! | `outbox` | resume messages that nobody is known to have sent |
+//! | `parks` | parked tasks, by the rules of `lifecycle/park.rs` |
+//! | `questions` | questions and what was said to them, as they are stored |
+//! | `results` | results, and who waits for them |
+//! | `store` | the store, by the names of its seam |
+//! | `upkeep` | being there, hearing other processes, forgetting what is old |
+
+mod approvals;
+mod audit;
+mod bells;
+mod broker;
+mod clock;
+mod db;
+mod file;
+mod intake;
+mod journal;
+mod life;
+mod marks;
+mod outbox;
+mod parks;
+mod questions;
+mod results;
+mod store;
+mod upkeep;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[cfg(feature = "faults")]
+pub use self::life::{Life, Stage};
+
+use self::broker::EmbeddedBroker;
+use self::db::Db;
+use self::store::EmbeddedStore;
+use super::{Backends, Capability};
+use crate::config::Config;
+use crate::error::Error;
+
+const SCHEME: &str = "sqlite:";
+const MEMORY: &str = ":memory:";
+const FILE_LACKS: &[Capability] = &[Capability::QueueTypes, Capability::RemoteControl];
+const MEMORY_LACKS: &[Capability] = &[
+    Capability::QueueTypes,
+    Capability::RemoteControl,
+    Capability::Durability,
+    Capability::SeveralProcesses,
+];
+
+/// Opens the database that this URL names: `sqlite::memory:`, or `sqlite:` and a path.
+pub(super) fn open(url: &str, config: &Config) -> Result<Backends, Error> {
+    let place = url.strip_prefix(SCHEME).unwrap_or(url);
+    let db = match place {
+        MEMORY => Db::in_memory()?,
+        path => Db::open(&PathBuf::from(path))?,
+    };
+    Ok(backends(db, config))
+}
+
+fn backends(db: Db, config: &Config) -> Backends {
+    let lacks = if db.shared().is_file { FILE_LACKS } else { MEMORY_LACKS };
+    let broker = EmbeddedBroker::start(db.clone());
+    let store = EmbeddedStore::start(db, config.result_expires);
+    Backends { broker: Arc::new(broker), store: Arc::new(store), lacks }
+}

@@ -1,0 +1,56 @@
+//! The embedded backend against itself: in memory the clock is the runtime's, and stands still
+//! until a test moves it.
+
+mod approvals;
+mod audit;
+mod rules;
+
+use std::time::Duration;
+
+use super::db::Db;
+use super::store::EmbeddedStore;
+use crate::approval::{Action, ApprovalId, Question};
+use crate::backend::{Approvals, Asked, Parking};
+use crate::protocol::{Arguments, Envelope};
+use crate::task::TaskId;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn in_memory() -> EmbeddedStore {
+    EmbeddedStore::start(Db::in_memory().unwrap(), 24 * HOUR)
+}
+
+/// A question of a task, about its action in this version, open for an hour.
+fn question(task: &TaskId, name: &str, version: u32, quorum: u32) -> Question {
+    Question {
+        id: ApprovalId::of(task, name, 0),
+        task: Some(task.clone()),
+        action: Action { name: "pay".into(), version, args: serde_json::json!({"to": name}) },
+        editable: true,
+        requester: Some("rita".into()),
+        quorum,
+        expires_in: 3_600_000,
+        ..Question::new(name)
+    }
+}
+
+/// These questions; `None` for one that nobody asks.
+async fn read(store: &EmbeddedStore, ids: &[ApprovalId]) -> Vec<Option<Asked>> {
+    let found = store.asked(ids).await.unwrap();
+    found.into_iter().map(|found| found.readable().unwrap()).collect()
+}
+
+/// The park of a task that waits for these, held by `a` for a minute.
+fn parking(task: &TaskId, number: u64, questions: Vec<Question>) -> Parking {
+    Parking {
+        id: task.clone(),
+        number,
+        holder: "a".into(),
+        lease: Duration::from_secs(60),
+        message: Envelope::new("t", Arguments::default()).encode(),
+        queue: "q".into(),
+        questions,
+        alarm: None,
+        abandoned: Vec::new(),
+    }
+}
