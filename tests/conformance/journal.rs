@@ -1,0 +1,94 @@
+//! What the steps of a task answered.
+
+use bytes::Bytes;
+use countersign::TaskId;
+use countersign::backend::Capability;
+
+use crate::ground::{Ground, race};
+use crate::promise::{Promise, promise};
+
+pub(crate) fn promises() -> Vec<Promise> {
+    vec![
+        promise(the_first_record_of_a_step_wins),
+        promise(who_records_at_once_agrees),
+        promise(what_is_kept_is_every_step_as_it_was_recorded),
+        promise(a_task_that_left_nothing_has_nothing),
+        promise(what_a_task_left_outlives_its_end),
+        promise(a_step_of_one_is_there_for_another).needs(Capability::SeveralProcesses),
+    ]
+}
+
+async fn the_first_record_of_a_step_wins(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let [id, other] = [TaskId::random(), TaskId::random()];
+    let [first, second] = [Bytes::from_static(b"1"), Bytes::from_static(b"2")];
+    assert_eq!(store.record(&id, "s", first.clone()).await.unwrap(), None);
+    assert_eq!(store.record(&id, "s", second.clone()).await.unwrap(), Some(first.clone()));
+    assert_eq!(store.record(&id, "s", first.clone()).await.unwrap(), Some(first.clone()));
+    assert_eq!(store.record(&id, "t", second.clone()).await.unwrap(), None);
+    assert_eq!(store.record(&other, "s", second.clone()).await.unwrap(), None);
+    let kept = store.kept(&id).await.unwrap();
+    assert_eq!((&kept.steps["s"], &kept.steps["t"]), (&first, &second));
+}
+
+async fn who_records_at_once_agrees(ground: Ground) {
+    let id = TaskId::random();
+    let recorded = race(50, |n| {
+        let (store, id) = (ground.store.clone(), id.clone());
+        let entry = Bytes::from(n.to_string());
+        async move { store.record(&id, "s", entry.clone()).await.unwrap().ok_or(entry) }
+    });
+    let recorded = recorded.await;
+    let firsts: Vec<_> = recorded.iter().filter_map(|told| told.as_ref().err()).collect();
+    let [first] = firsts[..] else { panic!("{} were the first", firsts.len()) };
+    assert!(recorded.iter().flatten().all(|told| told == first), "they disagree");
+    assert_eq!(ground.store.kept(&id).await.unwrap().steps["s"], first);
+}
+
+async fn what_is_kept_is_every_step_as_it_was_recorded(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let every: Vec<u8> = (0..=u8::MAX).collect();
+    let large = every.repeat(4 << 10);
+    let steps = [
+        ("", Vec::new()),
+        ("every byte", every),
+        ("a {step} of 'odd'\nname 日本", b"{\"v\": 1}".to_vec()),
+        ("large", large),
+    ];
+    for (step, entry) in &steps {
+        assert_eq!(store.record(&id, step, entry.clone().into()).await.unwrap(), None);
+    }
+    let kept = store.kept(&id).await.unwrap();
+    assert_eq!(kept.steps.len(), steps.len());
+    for (step, entry) in &steps {
+        assert!(kept.steps[*step] == *entry, "{step:?} is another");
+    }
+    assert!(kept.streamed.is_empty());
+}
+
+async fn a_task_that_left_nothing_has_nothing(ground: Ground) {
+    let kept = ground.store.kept(&TaskId::random()).await.unwrap();
+    assert!(kept.steps.is_empty() && kept.streamed.is_empty());
+}
+
+/// It may be asked for until its result has expired.
+async fn what_a_task_left_outlives_its_end(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    ground.finish(&id, "FAILURE", "").await;
+    store.ended(&id);
+    // What is written after it comes after it.
+    store.record(&TaskId::random(), "s", Bytes::new()).await.unwrap();
+    assert_eq!(store.kept(&id).await.unwrap().steps["s"], "1");
+}
+
+async fn a_step_of_one_is_there_for_another(ground: Ground) {
+    let other = ground.open().await.store;
+    let id = TaskId::random();
+    let [first, second] = [Bytes::from_static(b"1"), Bytes::from_static(b"2")];
+    assert_eq!(ground.store.record(&id, "s", first.clone()).await.unwrap(), None);
+    assert_eq!(other.record(&id, "s", second).await.unwrap(), Some(first.clone()));
+    assert_eq!(other.kept(&id).await.unwrap().steps["s"], first);
+}

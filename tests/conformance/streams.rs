@@ -1,0 +1,266 @@
+//! What tasks say while they run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use countersign::TaskId;
+use countersign::backend::{Capability, Line, Said, Scope, Store, StreamEntry};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::ground::{Ground, race};
+use crate::promise::{Promise, promise};
+
+pub(crate) fn promises() -> Vec<Promise> {
+    vec![
+        promise(entries_are_numbered_and_read_as_they_were_written),
+        promise(what_is_written_again_is_passed_over),
+        promise(each_scope_has_its_own_numbers),
+        promise(a_step_that_runs_again_says_so),
+        promise(a_step_may_say_only_that_it_runs_again),
+        promise(an_execution_that_another_has_replaced_writes_no_more),
+        promise(streams_of_tasks_are_apart),
+        promise(what_is_written_at_once_is_written_once),
+        promise(entries_are_given_from_where_one_is),
+        promise(a_follower_is_told_when_there_is_more),
+        promise(followers_get_every_entry_while_it_is_written),
+        promise(closing_ends_a_follower),
+        promise(what_one_writes_another_follows).needs(Capability::SeveralProcesses),
+    ]
+}
+
+fn body(number: u64, value: &Value) -> Line {
+    let json = Bytes::from(value.to_string());
+    Line { scope: Scope::Body, number, said: Said::Output, json }
+}
+
+fn step(execution: u64, number: u64, value: &Value) -> Line {
+    Line { scope: Scope::Step { name: "s".into(), execution }, ..body(number, value) }
+}
+
+async fn append(store: &Arc<dyn Store>, id: &TaskId, lines: impl IntoIterator<Item = Line>) {
+    for line in lines {
+        store.append(id, line).await.unwrap();
+    }
+}
+
+/// The whole stream, read a few entries at a time.
+async fn all(store: &Arc<dyn Store>, id: &TaskId) -> Vec<StreamEntry> {
+    let mut entries: Vec<StreamEntry> = Vec::new();
+    loop {
+        let after = entries.last().map_or(0, |entry| entry.number);
+        let more = store.entries(id, after).await.unwrap();
+        if more.is_empty() {
+            return entries;
+        }
+        entries.extend(more);
+    }
+}
+
+/// In short: number, run, what was said.
+async fn short(store: &Arc<dyn Store>, id: &TaskId) -> Vec<String> {
+    let short = |StreamEntry { number, run, said, value, .. }: StreamEntry| match said {
+        Said::Restarted => format!("{number} {run} restarted"),
+        Said::Progress | Said::Output => format!("{number} {run} {value}"),
+    };
+    all(store, id).await.into_iter().map(short).collect()
+}
+
+async fn entries_are_numbered_and_read_as_they_were_written(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    assert_eq!(store.entries(&id, 0).await.unwrap(), []);
+    assert_eq!(store.last_entry(&id).await.unwrap(), 0);
+    let values =
+        [json!({"done": 0.5, "of": ["grüße", null]}), json!("x".repeat(200_000)), json!(7)];
+    let progress = Line { said: Said::Progress, ..body(1, &values[0]) };
+    append(store, &id, [progress, step(9, 1, &values[1]), body(2, &values[2])]).await;
+    let entry = |number, said, step: Option<&str>, value: &Value| StreamEntry {
+        number,
+        said,
+        step: step.map(str::to_owned),
+        run: 1,
+        value: value.clone(),
+    };
+    let wanted = [
+        entry(1, Said::Progress, None, &values[0]),
+        entry(2, Said::Output, Some("s"), &values[1]),
+        entry(3, Said::Output, None, &values[2]),
+    ];
+    assert!(all(store, &id).await == wanted, "they are others");
+    assert_eq!(store.last_entry(&id).await.unwrap(), 3);
+    let streamed = store.kept(&id).await.unwrap().streamed;
+    assert_eq!(streamed.into_iter().collect::<Vec<_>>(), ["s"]);
+}
+
+async fn what_is_written_again_is_passed_over(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let lines =
+        [body(1, &json!(1)), body(2, &json!(2)), step(7, 1, &json!(3)), step(7, 2, &json!(4))];
+    append(store, &id, lines.clone()).await;
+    append(store, &id, lines).await;
+    append(store, &id, [body(1, &json!("other")), body(3, &json!(5))]).await;
+    assert_eq!(short(store, &id).await, ["1 1 1", "2 1 2", "3 1 3", "4 1 4", "5 1 5"]);
+    assert_eq!(store.last_entry(&id).await.unwrap(), 5);
+}
+
+async fn each_scope_has_its_own_numbers(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let named = |name: &str, number, value: &Value| Line {
+        scope: Scope::Step { name: name.into(), execution: 1 },
+        ..body(number, value)
+    };
+    // A step may be called what the body is called elsewhere.
+    for (n, name) in ["a", "b", "body", "", "a b"].into_iter().enumerate() {
+        append(store, &id, [named(name, 1, &json!(n)), named(name, 2, &json!(n))]).await;
+    }
+    append(store, &id, [body(1, &json!("body"))]).await;
+    let steps: Vec<_> = all(store, &id).await.into_iter().map(|entry| entry.step).collect();
+    let wanted = ["a", "a", "b", "b", "body", "body", "", "", "a b", "a b"];
+    let wanted = wanted.map(|step| Some(step.to_owned())).into_iter().chain([None]);
+    assert_eq!(steps, wanted.collect::<Vec<_>>());
+}
+
+async fn a_step_that_runs_again_says_so(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    append(store, &id, [step(7, 1, &json!(1)), step(7, 2, &json!(2))]).await;
+    append(store, &id, [step(8, 1, &json!(3)), step(8, 2, &json!(4)), step(9, 1, &json!(5))]).await;
+    let wanted = ["1 1 1", "2 1 2", "3 2 restarted", "4 2 3", "5 2 4", "6 3 restarted", "7 3 5"];
+    assert_eq!(short(store, &id).await, wanted);
+    let restarted = all(store, &id).await.remove(2);
+    assert_eq!((restarted.value, restarted.step.as_deref()), (Value::Null, Some("s")));
+}
+
+async fn a_step_may_say_only_that_it_runs_again(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    append(store, &id, [step(7, 1, &json!(1)), step(8, 0, &Value::Null)]).await;
+    append(store, &id, [step(8, 0, &Value::Null), step(8, 1, &json!(2))]).await;
+    assert_eq!(short(store, &id).await, ["1 1 1", "2 2 restarted", "3 2 2"]);
+}
+
+async fn an_execution_that_another_has_replaced_writes_no_more(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let lines = [step(7, 1, &json!(1)), step(8, 1, &json!(2)), step(7, 2, &json!("late"))];
+    append(store, &id, lines).await;
+    append(store, &id, [step(8, 2, &json!(3))]).await;
+    assert_eq!(short(store, &id).await, ["1 1 1", "2 2 restarted", "3 2 2", "4 2 3"]);
+}
+
+async fn streams_of_tasks_are_apart(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let ids = [TaskId::from("a task"), TaskId::from("a task:heads"), TaskId::from("{a} 'task'")];
+    for (n, id) in ids.iter().enumerate() {
+        append(store, id, [body(1, &json!(n))]).await;
+    }
+    for (n, id) in ids.iter().enumerate() {
+        assert_eq!(short(store, id).await, [format!("1 1 {n}")]);
+    }
+}
+
+/// Two runs of a task write the same, at the same time.
+async fn what_is_written_at_once_is_written_once(ground: Ground) {
+    let id = TaskId::random();
+    race(4, |_| {
+        let (store, id) = (ground.store.clone(), id.clone());
+        async move { append(&store, &id, (1..=50).map(|n| body(n, &json!(n)))).await }
+    })
+    .await;
+    let wanted: Vec<_> = (1..=50).map(|n| format!("{n} 1 {n}")).collect();
+    assert_eq!(short(&ground.store, &id).await, wanted);
+}
+
+async fn entries_are_given_from_where_one_is(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    append(store, &id, (1..=300).map(|n| body(n, &json!(n)))).await;
+    let numbers: Vec<_> = all(store, &id).await.iter().map(|entry| entry.number).collect();
+    assert_eq!(numbers, (1..=300).collect::<Vec<_>>());
+    for after in [0, 1, 298, 299] {
+        let found = [
+            store.entries(&id, after).await.unwrap(),
+            store.next_entries(&id, after).await.unwrap(),
+        ];
+        for entries in found {
+            assert_eq!(entries[0].number, after + 1);
+        }
+    }
+    for after in [300, 301, 1 << 40] {
+        assert_eq!(store.entries(&id, after).await.unwrap(), []);
+    }
+    assert_eq!(store.last_entry(&id).await.unwrap(), 300);
+}
+
+async fn a_follower_is_told_when_there_is_more(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let mut next = std::pin::pin!(store.next_entries(&id, 0));
+    // Nothing is there yet.
+    assert!(timeout(Duration::from_millis(20), &mut next).await.is_err());
+    append(store, &id, [body(1, &json!(1))]).await;
+    assert_eq!(next.await.unwrap()[0].value, 1);
+    for n in 2..=20 {
+        let (entries, ()) =
+            tokio::join!(store.next_entries(&id, n - 1), append(store, &id, [body(n, &json!(n))]));
+        assert_eq!(entries.unwrap()[0].number, n);
+    }
+}
+
+async fn followed(store: Arc<dyn Store>, id: TaskId, last: u64) -> Vec<u64> {
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&last) {
+        let after = numbers.last().copied().unwrap_or(0);
+        let entries = store.next_entries(&id, after).await.unwrap();
+        assert!(!entries.is_empty(), "woken for nothing");
+        numbers.extend(entries.iter().map(|entry| entry.number));
+    }
+    numbers
+}
+
+async fn followers_get_every_entry_while_it_is_written(ground: Ground) {
+    const LAST: u64 = 150;
+    let ids = [TaskId::random(), TaskId::random()];
+    let following = race(10, |n| followed(ground.store.clone(), ids[n % 2].clone(), LAST));
+    let writing = async {
+        for n in 1..=LAST {
+            for id in &ids {
+                append(&ground.store, id, [body(n, &json!(n))]).await;
+            }
+        }
+    };
+    let (followed, ()) = tokio::join!(following, writing);
+    for numbers in followed {
+        assert_eq!(numbers, (1..=LAST).collect::<Vec<_>>());
+    }
+}
+
+async fn closing_ends_a_follower(ground: Ground) {
+    let store = ground.store.clone();
+    let id = TaskId::random();
+    let (entries, ()) = tokio::join!(store.next_entries(&id, 0), store.close());
+    assert!(entries.is_err());
+    assert!(store.next_entries(&id, 0).await.is_err());
+    assert!(store.append(&id, body(1, &json!(1))).await.is_err());
+}
+
+async fn what_one_writes_another_follows(ground: Ground) {
+    const LAST: u64 = 50;
+    let other = ground.open().await.store;
+    let id = TaskId::random();
+    let writing = async {
+        for n in 1..=LAST {
+            append(&ground.store, &id, [body(n, &json!(n))]).await;
+        }
+    };
+    let (numbers, ()) = tokio::join!(followed(other.clone(), id.clone(), LAST), writing);
+    assert_eq!(numbers, (1..=LAST).collect::<Vec<_>>());
+    // And repeats nothing of it.
+    append(&other, &id, [body(LAST, &json!("again")), body(LAST + 1, &json!("new"))]).await;
+    assert_eq!(all(&ground.store, &id).await.last().unwrap().value, "new");
+    assert_eq!(ground.store.last_entry(&id).await.unwrap(), LAST + 1);
+}
