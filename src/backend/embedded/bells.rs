@@ -39,7 +39,7 @@ pub(super) enum Ring {
 pub(super) struct Bells {
     arrivals: Mutex<HashMap<i64, Vec<Weak<Notify>>>>,
     waiters: Mutex<Waiters>,
-    /// A wait was added that may end before all others.
+    /// A wait was added: it may end before all others, or be the first one.
     pub(super) waited: Notify,
     pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
     pub(super) asked: broadcast::Sender<Option<ApprovalId>>,

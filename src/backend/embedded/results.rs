@@ -86,9 +86,7 @@ pub(super) fn watch(
     }
     let bells = &db.shared().bells;
     bells.waiters().add(id.clone(), origin, timeout, answer);
-    if timeout.is_some() {
-        bells.waited.notify_one();
-    }
+    bells.waited.notify_one();
     look(db, id);
 }
 
