@@ -2,7 +2,7 @@
 //! test says, and by a clock that jumps to whatever is waited for.
 //!
 //! It is the same [`Worker`] and the same [`Client`] as in production. Run it where tokio's clock is
-//! paused, and an hour's timeout, a retry's backoff or two days without a decision take no time:
+//! paused, and an hour's timeout, a retry's backoff or hours without a decision are over at once:
 //!
 //! ```
 //! use std::time::Duration;
@@ -20,10 +20,10 @@
 //! }
 //!
 //! async fn refund(ctx: Context, task: Refund) -> TaskResult<String> {
-//!     let hold = ctx.step("hold", || async { Ok(format!("hold of {}", task.order)) }).await?;
-//!     let two_days = Duration::from_secs(2 * 24 * 60 * 60);
+//!     let hold = ctx.step("hold", || async { TaskResult::Ok(format!("hold of {}", task.order)) }).await?;
+//!     let two_hours = Duration::from_secs(2 * 60 * 60);
 //!     let asked = ctx.approval("refund").ask(format!("Refund {}?", task.order));
-//!     if asked.expires_in(two_days).await?.is_approved() {
+//!     if asked.expires_in(two_hours).await?.is_approved() {
 //!         Ok(format!("{} cents by {hold}", task.cents))
 //!     } else {
 //!         Ok("refused".into())
@@ -97,7 +97,7 @@ pub struct Ran<O> {
     pub result: Result<O, Error>,
     /// Everything that it asked, in the order in which people saw it.
     pub asked: Vec<Question>,
-    /// The names of the steps that it has recorded, in alphabetical order.
+    /// The names of the steps and sleeps that it has recorded, in alphabetical order.
     pub steps: Vec<String>,
     /// What it has said while it ran.
     pub said: Vec<StreamEntry>,

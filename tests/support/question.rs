@@ -7,8 +7,8 @@ use countersign::protocol::State;
 use countersign::{ApprovalId, Asked, Client, TaskId};
 use tokio::time::timeout;
 
-/// The first park of a fresh broker makes the whole delay ladder.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The first park of a fresh broker makes the whole delay ladder: 31 queues, each on the disk.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Waits until deciders see the question.
 pub async fn shown(client: &Client, id: &ApprovalId) -> Asked {

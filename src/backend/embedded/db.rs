@@ -438,7 +438,7 @@ impl Told {
 
 /// The thread that writes: all that waits at a time, and now and then what nobody asks for.
 fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
-    let mut others = upkeep::Others::default();
+    let mut others = upkeep::Others::of(connection);
     let (mut glanced, mut kept_up, mut pause) = (Instant::now(), Instant::now(), UPKEEP);
     loop {
         match works.recv_timeout(GLANCE) {
