@@ -8,6 +8,8 @@ use crate::approval::{Answer, Choice, Digest, Standing};
 pub struct Terms {
     /// Of what is asked.
     pub digest: Digest,
+    /// Since when.
+    pub asked_at: i64,
     /// Until then, unless it was extended.
     pub deadline: i64,
     /// So many must approve.
@@ -33,7 +35,8 @@ pub struct Ballot {
     pub votes: Vec<(String, String)>,
     /// What counts.
     pub decided: Option<Decided>,
-    /// The deadline that holds instead of the question's own.
+    /// The deadline that holds instead of the question's own, unless the question was asked anew
+    /// after it.
     pub extended: Option<i64>,
 }
 
@@ -96,8 +99,8 @@ pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
     if terms.withdrawn {
         return Standing::Decided(Choice::Withdraw);
     }
-    let ballot = ballot.of(&terms.digest);
-    let deadline = ballot.and_then(|ballot| ballot.extended).unwrap_or(terms.deadline);
+    let extended = ballot.of(&terms.digest).and_then(|ballot| ballot.extended);
+    let deadline = extended.filter(|until| *until > terms.asked_at).unwrap_or(terms.deadline);
     if now > deadline { Standing::Expired(deadline) } else { Standing::Open(deadline) }
 }
 

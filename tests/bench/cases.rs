@@ -274,17 +274,25 @@ impl Bench {
         // The first park makes the queues of the delay ladder.
         let cycle = Role::Cycle { queue: queue.to_owned() };
         let mut numbers = Process::start(side, &cycle)?.numbers().await?;
+        // As many at a time as later: a worker keeps the memory that a burst has needed.
+        let (queue, warm_up) = (queue.to_owned(), count..count + count / 5);
+        let park = Role::Park { queue: queue.clone(), numbers: warm_up.clone() };
+        Process::start(side, &park)?.numbers().await?;
+        self.all_parked(warm_up.len()).await?;
+        let decide = Role::Decide { queue: queue.clone(), numbers: warm_up };
+        Process::start(side, &decide)?.numbers().await?;
+        sleep(SETTLED).await;
         let before = worker.usage();
         let begun = Instant::now();
-        let park = Role::Park { queue: queue.to_owned(), count };
+        let park = Role::Park { queue: queue.clone(), numbers: 0..count };
         Process::start(side, &park)?.numbers().await?;
         self.all_parked(count).await?;
         let park_s = begun.elapsed().as_secs_f64();
         sleep(SETTLED).await;
         let after = worker.usage();
         worker.end().await?;
-        let worker = self.worker(side, queue, DRAIN_CONCURRENCY)?;
-        let decide = Role::Decide { queue: queue.to_owned(), count };
+        let worker = self.worker(side, &queue, DRAIN_CONCURRENCY)?;
+        let decide = Role::Decide { queue, numbers: 0..count };
         let decided = Process::start(side, &decide)?.numbers().await?;
         let resume_s = decided.get("resume_s").copied().unwrap_or(f64::NAN);
         let race = Role::Race { questions: self.sizes.races, deciders: DECIDERS };

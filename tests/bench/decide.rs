@@ -1,5 +1,6 @@
 //! Our side's deciders: of tasks that are parked, and of questions that many race for.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use countersign::approval::Answer;
@@ -24,16 +25,24 @@ fn id(queue: &str, number: usize) -> TaskId {
     TaskId::from(format!("{queue}-{number}"))
 }
 
-pub(crate) async fn park_all(client: &Client, queue: &str, count: usize) -> Result<Numbers> {
+pub(crate) async fn park_all(
+    client: &Client,
+    queue: &str,
+    numbers: Range<usize>,
+) -> Result<Numbers> {
     let enqueue = |number| async move {
         client.enqueue(Ask {}).queue(queue).id(id(queue, number)).await.map(drop)
     };
-    stream::iter(0..count).map(enqueue).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
+    stream::iter(numbers).map(enqueue).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
     Ok(Numbers::new())
 }
 
 /// Approves every task of a batch, and waits until each has ended.
-pub(crate) async fn decide_all(client: &Client, queue: &str, count: usize) -> Result<Numbers> {
+pub(crate) async fn decide_all(
+    client: &Client,
+    queue: &str,
+    numbers: Range<usize>,
+) -> Result<Numbers> {
     let begun = Instant::now();
     let decide = |number| async move {
         let task = id(queue, number);
@@ -41,7 +50,7 @@ pub(crate) async fn decide_all(client: &Client, queue: &str, count: usize) -> Re
         client.handle::<u64>(task).result().await?;
         Result::Ok(())
     };
-    let all = stream::iter(0..count).map(decide).buffer_unordered(IN_FLIGHT * 4);
+    let all = stream::iter(numbers).map(decide).buffer_unordered(IN_FLIGHT * 4);
     all.try_collect::<()>().await?;
     Ok(Numbers::from([("resume_s".to_owned(), begun.elapsed().as_secs_f64())]))
 }

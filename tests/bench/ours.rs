@@ -41,8 +41,8 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         Role::Streams { queue, tasks, entries } => {
             stream_all(&client, &queue, tasks, entries).await?
         }
-        Role::Park { queue, count } => decide::park_all(&client, &queue, count).await?,
-        Role::Decide { queue, count } => decide::decide_all(&client, &queue, count).await?,
+        Role::Park { queue, numbers } => decide::park_all(&client, &queue, numbers).await?,
+        Role::Decide { queue, numbers } => decide::decide_all(&client, &queue, numbers).await?,
         Role::Cycle { queue } => decide::cycle(&client, &queue).await?,
         Role::Race { questions, deciders } => decide::race(&client, questions, deciders).await?,
         Role::Waiters { queue, count } => return wait(&client, &queue, count).await,

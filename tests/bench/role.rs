@@ -1,6 +1,7 @@
 //! What a child process does, told to it as JSON on its command line.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -48,12 +49,12 @@ pub(crate) enum Role {
     /// Enqueues tasks that ask, with ids that are known to whoever knows the queue.
     Park {
         queue: String,
-        count: usize,
+        numbers: Range<usize>,
     },
     /// Approves every task that was parked, and waits until each has ended.
     Decide {
         queue: String,
-        count: usize,
+        numbers: Range<usize>,
     },
     /// Parks and resumes one task after the other.
     Cycle {

@@ -34,6 +34,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(what_is_asked_no_more_is_withdrawn),
         promise(an_ended_task_is_over_and_asks_nothing),
         promise(a_reopened_task_was_never_parked),
+        promise(a_reopened_task_asks_anew_with_all_of_its_time),
         promise(what_one_parks_another_resumes).needs(Capability::SeveralProcesses),
     ]
 }
@@ -351,11 +352,30 @@ async fn an_ended_task_is_over_and_asks_nothing(ground: Ground) {
 /// Somebody sends its dead letter again.
 async fn a_reopened_task_was_never_parked(ground: Ground) {
     let asker = parked(&ground).await;
+    reopen(&ground, &asker).await;
+    assert!(matches!(asker.take(&ground, ORIGINAL, 0, "b").await, Taken::Unclaimed));
+}
+
+/// It fails, and is replayed.
+async fn reopen(ground: &Ground, asker: &Asker) {
     ground.finish(asker.id(), "FAILURE", "").await;
     ground.store.end_parked(asker.id()).await.unwrap();
     let (id, queue, by) = (asker.id().clone(), "q.dead".into(), "ana".into());
     ground.store.reopen(Deed { what: "replay", id, queue, by }, 1).await.unwrap();
-    assert!(matches!(asker.take(&ground, ORIGINAL, 0, "b").await, Taken::Unclaimed));
+}
+
+/// What was added to the time of the question before is over.
+async fn a_reopened_task_asks_anew_with_all_of_its_time(ground: Ground) {
+    let asker = parked(&ground).await;
+    let question = asker.question("pay");
+    let standing = async || read(&ground.store, &question).await.standing;
+    ground.store.extend(&question.id, "ana", Duration::from_millis(1)).await.unwrap();
+    let is_expired = async || matches!(standing().await, Standing::Expired(_));
+    eventually("it has expired", is_expired).await;
+    reopen(&ground, &asker).await;
+    let parked = asker.park(&ground, 1, &["pay"]).await;
+    assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
+    assert!(matches!(standing().await, Standing::Open(_)), "{:?}", standing().await);
 }
 
 async fn what_one_parks_another_resumes(ground: Ground) {

@@ -14,7 +14,7 @@ use crate::ground::{Ground, HOUR, race};
 use crate::parks::Asker;
 use crate::verdicts::decision;
 
-const TASKS: usize = 60;
+const TASKS: usize = 100;
 const STEPS: usize = 25;
 const LEASE: i64 = 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
@@ -61,6 +61,7 @@ impl Model {
         if self.terms[n].is_none() || is_over {
             self.terms[n] = Some(Terms {
                 digest: question.digest(),
+                asked_at: 0,
                 deadline: LEASE,
                 quorum: question.quorum,
                 requester: question.requester.clone(),

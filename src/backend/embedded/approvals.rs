@@ -136,7 +136,7 @@ impl Approvals for EmbeddedStore {
 }
 
 fn asked(txn: &Txn<'_>, id: &ApprovalId) -> Done<Found> {
-    let Case { asking: Some(Asking { terms, document, at, .. }), said } = questions::find(txn, id)?
+    let Case { asking: Some(Asking { terms, document, .. }), said } = questions::find(txn, id)?
     else {
         return Ok(Found::Nothing);
     };
@@ -150,7 +150,7 @@ fn asked(txn: &Txn<'_>, id: &ApprovalId) -> Done<Found> {
     Ok(Found::Asked(Box::new(Asked {
         question,
         standing,
-        asked_at: at,
+        asked_at: terms.asked_at,
         at: vote::since(&terms, &said.ballot, txn.now),
         read_at: txn.now,
         decision: decision.and_then(|json| serde_json::from_str(&json).ok()),
@@ -233,7 +233,7 @@ fn extend(txn: &Txn<'_>, id: &ApprovalId, by: &str, time: Duration) -> Done<Answ
 /// Notes that people are warned of a question's deadline: once for each part of its time, whoever
 /// asks.
 fn warn(txn: &Txn<'_>, id: &ApprovalId, percent: u8) -> Done<bool> {
-    let Case { asking: Some(Asking { terms, task, at, .. }), mut said } = questions::find(txn, id)?
+    let Case { asking: Some(Asking { terms, task, .. }), mut said } = questions::find(txn, id)?
     else {
         return Ok(false);
     };
@@ -241,7 +241,7 @@ fn warn(txn: &Txn<'_>, id: &ApprovalId, percent: u8) -> Done<bool> {
         return Ok(false);
     };
     said.turn_to(&terms.digest);
-    if !warning::is_new(at, deadline, said.warned, percent, txn.now) {
+    if !warning::is_new(terms.asked_at, deadline, said.warned, percent, txn.now) {
         return Ok(false);
     }
     said.warned = Some(percent);

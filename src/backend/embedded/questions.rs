@@ -44,7 +44,6 @@ pub(super) struct Asking {
     /// The question, as JSON.
     pub(super) document: String,
     pub(super) task: Option<String>,
-    pub(super) at: i64,
 }
 
 /// What was said to a question.
@@ -118,6 +117,7 @@ impl Asking {
         let time = i64::try_from(question.expires_in).unwrap_or(i64::MAX);
         let terms = Terms {
             digest: question.digest(),
+            asked_at: now,
             deadline: now.saturating_add(time),
             quorum: question.quorum,
             requester: question.requester.clone(),
@@ -127,12 +127,12 @@ impl Asking {
             withdrawn: false,
         };
         let document = serde_json::to_string(question).unwrap_or_default();
-        Self { terms, document, task: task.map(TaskId::to_string), at: now }
+        Self { terms, document, task: task.map(TaskId::to_string) }
     }
 
     /// Stores it, among the open ones, and rings.
     pub(super) fn store(&self, txn: &mut Txn<'_>, id: &ApprovalId) -> Done<()> {
-        let Terms { digest, deadline, quorum, requester, .. } = &self.terms;
+        let Terms { digest, asked_at, deadline, quorum, requester, .. } = &self.terms;
         let Terms { self_approval, approvers, editable, withdrawn, .. } = &self.terms;
         let approvers = serde_json::json!(approvers).to_string();
         let put = "INSERT OR REPLACE INTO questions (id, digest, deadline, quorum, requester, \
@@ -151,7 +151,7 @@ impl Asking {
                 editable,
                 !withdrawn,
                 self.task,
-                self.at,
+                asked_at,
                 self.document
             ],
         )?;
@@ -221,6 +221,7 @@ fn asking(row: &Row<'_>) -> rusqlite::Result<Option<Asking>> {
     let Some(digest) = row.get::<_, Option<String>>("digest")? else { return Ok(None) };
     let terms = Terms {
         digest: digest.into(),
+        asked_at: row.get("asked_at")?,
         deadline: row.get("deadline")?,
         quorum: row.get("quorum")?,
         requester: row.get("requester")?,
@@ -229,8 +230,8 @@ fn asking(row: &Row<'_>) -> rusqlite::Result<Option<Asking>> {
         editable: row.get("editable")?,
         withdrawn: !row.get::<_, bool>("open")?,
     };
-    let (document, task, at) = (row.get("question")?, row.get("task")?, row.get("asked_at")?);
-    Ok(Some(Asking { terms, document, task, at }))
+    let (document, task) = (row.get("question")?, row.get("task")?);
+    Ok(Some(Asking { terms, document, task }))
 }
 
 fn said(row: &Row<'_>) -> rusqlite::Result<Said> {

@@ -13,7 +13,7 @@ end
 
 -- Returns 'unknown', a choice, 'expired' or 'open'; then when that was decided, or the deadline.
 local function standing(id, now)
-  local ask = redis.call('HMGET', ASK .. id, 'digest', 'deadline', 'open')
+  local ask = redis.call('HMGET', ASK .. id, 'digest', 'deadline', 'open', 'at')
   if not ask[1] then
     return 'unknown', now
   end
@@ -25,7 +25,9 @@ local function standing(id, now)
   if ask[3] ~= '1' then
     return 'withdraw', now
   end
-  local deadline = tonumber(is_same and ballot[4] or ask[2])
+  local extended = is_same and tonumber(ballot[4] or '0') or 0
+  -- Asked anew since, it has its own time.
+  local deadline = extended > tonumber(ask[4] or '0') and extended or tonumber(ask[2])
   if now > deadline then
     return 'expired', deadline
   end

@@ -267,6 +267,7 @@ impl Store {
     fn terms(&self, n: usize) -> Option<Terms> {
         self.asks[n].map(|ask| Terms {
             digest: DIGEST.clone(),
+            asked_at: 0,
             deadline: ask.left.into(),
             quorum: 1,
             requester: None,

@@ -9,6 +9,7 @@ fn digest(text: &str) -> Digest {
 fn terms() -> Terms {
     Terms {
         digest: digest("d"),
+        asked_at: 0,
         deadline: 100,
         quorum: 1,
         requester: Some("rita".into()),
@@ -43,6 +44,15 @@ fn after_the_deadline_everything_is_refused() {
     assert_eq!(extend(Some(&terms), &mut ballot, 300, 101), Answer::Expired { at: 100 });
     assert_eq!(extend(Some(&terms), &mut ballot, 300, 100), Answer::Applied);
     assert_eq!(decide(Some(&terms), &mut ballot, &late, 300), Answer::Applied);
+}
+
+#[test]
+fn more_time_is_for_the_question_that_was_open_then() {
+    let (terms, mut ballot) = (terms(), Ballot::default());
+    assert_eq!(extend(Some(&terms), &mut ballot, 300, 100), Answer::Applied);
+    assert_eq!(standing(&terms, &ballot, 301), Standing::Expired(300));
+    let anew = Terms { asked_at: 400, deadline: 500, ..terms };
+    assert_eq!(standing(&anew, &ballot, 400), Standing::Open(500));
 }
 
 #[test]

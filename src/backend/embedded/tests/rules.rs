@@ -41,7 +41,6 @@ impl Draw {
 #[derive(Clone, Default)]
 struct Known {
     terms: Option<Terms>,
-    asked_at: i64,
     ballot: Ballot,
     warned: Option<u8>,
     listed: Option<i64>,
@@ -94,6 +93,7 @@ impl Model {
         let deadline = now + 3_600_000;
         known.terms = Some(Terms {
             digest,
+            asked_at: now,
             deadline,
             quorum: question.quorum,
             requester: question.requester.clone(),
@@ -102,7 +102,7 @@ impl Model {
             editable: true,
             withdrawn: false,
         });
-        (known.asked_at, known.listed, known.gone) = (now, Some(deadline), None);
+        (known.listed, known.gone) = (Some(deadline), None);
     }
 
     fn withdraw(&mut self, n: usize, now: i64) -> bool {
@@ -310,7 +310,7 @@ impl Pair {
         let mut expected = false;
         if let (Some(Standing::Open(deadline)), Some(terms)) = (known.standing(now), &known.terms) {
             let warned = known.warned.filter(|_| known.ballot.of(&terms.digest).is_some());
-            expected = warning::is_new(known.asked_at, deadline, warned, percent, now);
+            expected = warning::is_new(terms.asked_at, deadline, warned, percent, now);
             if expected && known.ballot.of(&terms.digest).is_none() {
                 known.ballot = Ballot { digest: Some(terms.digest.clone()), ..Ballot::default() };
             }
@@ -335,7 +335,7 @@ impl Pair {
                 let ballot = known.ballot.of(&terms.digest);
                 let votes = ballot.map_or(0, |ballot| u32::try_from(ballot.votes.len()).unwrap());
                 let standing = vote::standing(terms, &known.ballot, now);
-                let times = (known.asked_at, known.since(now), now);
+                let times = (terms.asked_at, known.since(now), now);
                 let warned = known.warned.filter(|_| ballot.is_some());
                 (terms.digest.clone(), standing, times, votes, warned)
             });
