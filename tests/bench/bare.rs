@@ -63,6 +63,10 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         | Role::Decide { .. }
         | Role::Cycle { .. }
         | Role::Race { .. }
+        | Role::Parked { .. }
+        | Role::Across { .. }
+        | Role::Finish { .. }
+        | Role::Pruned
         | Role::Embedded { .. } => {
             return Err("a bare loop has neither streams nor approvals".into());
         }

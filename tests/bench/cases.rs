@@ -1,5 +1,6 @@
 //! What is measured: one function a case, the same for every side.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -41,6 +42,8 @@ pub(crate) enum Case {
     Park,
     /// One database instead of servers: on disk, and in memory
     Embedded,
+    /// What one file holds: parked tasks, results; and two processes on it
+    Database,
 }
 
 /// How much is done for each number.
@@ -57,6 +60,9 @@ pub(crate) struct Sizes {
     parked: usize,
     races: usize,
     embedded: usize,
+    held: usize,
+    finished: usize,
+    across: usize,
 }
 
 impl Sizes {
@@ -72,6 +78,9 @@ impl Sizes {
         parked: 10_000,
         races: 2_000,
         embedded: 100_000,
+        held: 100_000,
+        finished: 1_000_000,
+        across: 200,
     };
     pub(crate) const QUICK: Self = Self {
         drain: 5_000,
@@ -85,6 +94,9 @@ impl Sizes {
         parked: 1_000,
         races: 100,
         embedded: 10_000,
+        held: 2_000,
+        finished: 20_000,
+        across: 20,
     };
 }
 
@@ -93,7 +105,9 @@ impl Case {
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
             Side::Ours => true,
-            Side::Bare => !matches!(self, Self::Stream | Self::Park | Self::Embedded),
+            Side::Bare => {
+                !matches!(self, Self::Stream | Self::Park | Self::Embedded | Self::Database)
+            }
             Side::Celery | Side::Dramatiq => {
                 matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
             }
@@ -122,6 +136,7 @@ impl Case {
             Self::Waiters => bench.wait(side, &queue).await?,
             Self::Park => bench.park(side, &queue).await?,
             Self::Embedded => bench.embedded(side).await?,
+            Self::Database => bench.database(&queue).await?,
             Self::Stream => {
                 let worker = bench.worker(side, &queue, STREAMS)?;
                 let entries = sizes.entries;
@@ -141,6 +156,10 @@ fn scratch() -> Result<std::path::PathBuf> {
     let folder = std::env::current_dir()?.join(format!("target/bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
+}
+
+fn mebibytes(file: &Path) -> Result<f64> {
+    Ok(std::fs::metadata(file)?.len() as f64 / (1024.0 * 1024.0))
 }
 
 fn named(part: &str, numbers: Numbers) -> impl Iterator<Item = (String, f64)> {
@@ -233,6 +252,43 @@ impl Bench {
             numbers.extend(named(name, Process::start(side, &role)?.numbers().await?));
         }
         std::fs::remove_dir_all(folder)?;
+        Ok(numbers)
+    }
+
+    async fn database(&self, queue: &str) -> Result<Numbers> {
+        let folder = scratch()?;
+        let file = folder.join("held.db");
+        let mut numbers = self.held(&file, queue).await?;
+        let url = format!("sqlite:{}", folder.join("finished.db").display());
+        let finish = Role::Finish { count: self.sizes.finished };
+        Process::start_on(&url, &finish)?.numbers().await?;
+        numbers.extend(Process::start_on(&url, &Role::Pruned)?.numbers().await?);
+        std::fs::remove_dir_all(folder)?;
+        Ok(numbers)
+    }
+
+    /// Two processes on one file, and then many tasks parked in it.
+    async fn held(&self, file: &Path, queue: &str) -> Result<Numbers> {
+        let url = format!("sqlite:{}", file.display());
+        let play = async |role| Process::start_on(&url, &role)?.numbers().await;
+        let role = Role::Worker { queue: queue.to_owned(), concurrency: DRAIN_CONCURRENCY };
+        let worker = Process::start_on(&url, &role)?;
+        let queue = || queue.to_owned();
+        let mut numbers = play(Role::Across { queue: queue(), count: self.sizes.across }).await?;
+        // A worker keeps the memory that a burst has needed.
+        let (held, warm_up) = (0..self.sizes.held, self.sizes.held..self.sizes.held * 6 / 5);
+        play(Role::Park { queue: queue(), numbers: warm_up.clone() }).await?;
+        play(Role::Parked { queue: queue(), numbers: warm_up.clone() }).await?;
+        play(Role::Decide { queue: queue(), numbers: warm_up }).await?;
+        sleep(SETTLED).await;
+        let before = (worker.usage().rss_mib, mebibytes(file)?);
+        play(Role::Park { queue: queue(), numbers: held.clone() }).await?;
+        play(Role::Parked { queue: queue(), numbers: held }).await?;
+        sleep(SETTLED).await;
+        let after = (worker.usage().rss_mib, mebibytes(file)?);
+        worker.end().await?;
+        numbers.insert("held_mib".to_owned(), after.0 - before.0);
+        numbers.insert("held_file_mib".to_owned(), after.1 - before.1);
         Ok(numbers)
     }
 

@@ -25,6 +25,11 @@ fn id(queue: &str, number: usize) -> TaskId {
     TaskId::from(format!("{queue}-{number}"))
 }
 
+/// The tasks of a batch.
+pub(crate) fn ids(queue: &str, numbers: Range<usize>) -> impl Iterator<Item = TaskId> {
+    numbers.map(move |number| id(queue, number))
+}
+
 pub(crate) async fn park_all(
     client: &Client,
     queue: &str,

@@ -4,6 +4,7 @@
 mod ask;
 mod bare;
 mod cases;
+mod database;
 mod decide;
 mod embedded;
 mod load;

@@ -1,12 +1,14 @@
 //! Our side's client. Our worker is a binary of its own: `worker.rs`.
 
+use std::time::Instant;
+
 use countersign::{Client, Config};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 
 use crate::role::{Numbers, Result, Role};
 use crate::speak::{Speak, now};
 use crate::work::Work;
-use crate::{decide, embedded, load};
+use crate::{database, decide, embedded, load};
 
 /// Enqueued at a time while waits are being set up.
 const IN_FLIGHT: usize = 64;
@@ -16,7 +18,9 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         print(&embedded::play(&url, count, &payload).await?);
         return Ok(());
     }
+    let begun = Instant::now();
     let client = Client::connect(&Config::load()?).await?;
+    let opened = begun.elapsed();
     let work = move || Work { payload: payload.clone(), pause_ms: 0 };
     let numbers = match role {
         Role::Worker { .. } => return Err("our worker is bench-worker".into()),
@@ -45,6 +49,13 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         Role::Decide { queue, numbers } => decide::decide_all(&client, &queue, numbers).await?,
         Role::Cycle { queue } => decide::cycle(&client, &queue).await?,
         Role::Race { questions, deciders } => decide::race(&client, questions, deciders).await?,
+        Role::Parked { queue, numbers } => {
+            database::all_parked(&client, decide::ids(&queue, numbers)).await?;
+            Numbers::new()
+        }
+        Role::Across { queue, count } => database::across(&client, &queue, count).await?,
+        Role::Finish { count } => database::finish_all(&client, count).await?,
+        Role::Pruned => database::pruned(&client, opened).await?,
         Role::Waiters { queue, count } => return wait(&client, &queue, count).await,
     };
     print(&numbers);

@@ -13,6 +13,8 @@ use crate::role::{Numbers, Result, Role, Side};
 
 /// How long any child may take to say its numbers, or to end.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// In a database, so that there is something to forget.
+const RESULTS_KEPT: &str = "60s";
 
 pub(crate) struct Process {
     child: Child,
@@ -30,11 +32,20 @@ pub(crate) struct Usage {
 
 impl Process {
     pub(crate) fn start(side: Side, role: &Role) -> Result<Self> {
-        let mut child = command(side, role)?
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
+        Self::spawn(command(side, role)?)
+    }
+
+    /// With this database instead of the servers.
+    pub(crate) fn start_on(url: &str, role: &Role) -> Result<Self> {
+        let mut command = command(Side::Ours, role)?;
+        command.env("COUNTERSIGN_BROKER_URL", url).env("COUNTERSIGN_STORE_URL", url);
+        command.env("COUNTERSIGN_STORE_RESULT_EXPIRES", RESULTS_KEPT);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
         let pid = child.id().ok_or("it ended at once")?;
         let stdout = child.stdout.take().ok_or("no standard output")?;
         Ok(Self { child, pid, lines: BufReader::new(stdout).lines() })

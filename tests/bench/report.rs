@@ -65,6 +65,17 @@ const ROWS: &[Row] = &[
     row(Case::Embedded, "disk_drain", "database on disk, drain: tasks/s", Target::Over(25_000.0)),
     row(Case::Embedded, "memory_enqueue", "in memory, enqueue: tasks/s", Target::Over(100_000.0)),
     row(Case::Embedded, "memory_drain", "in memory, drain: tasks/s", Target::None),
+    row(
+        Case::Database,
+        "task_p50_ms",
+        "a task seen by another process: p50 ms",
+        Target::Under(50.0),
+    ),
+    row(Case::Database, "result_p50_ms", "its result likewise: p50 ms", Target::Under(50.0)),
+    row(Case::Database, "held_file_mib", "100,000 parked: MiB of file", Target::Under(100.0)),
+    row(Case::Database, "held_mib", "100,000 parked: MiB more in the worker", Target::Under(5.0)),
+    row(Case::Database, "open_s", "a million results: s to open", Target::Under(1.0)),
+    row(Case::Database, "stall_ms", "and to forget: longest write, ms", Target::Under(50.0)),
 ];
 
 /// Every number of every round.

@@ -70,6 +70,22 @@ pub(crate) enum Role {
         url: String,
         count: usize,
     },
+    /// Waits until every task of a batch is parked.
+    Parked {
+        queue: String,
+        numbers: Range<usize>,
+    },
+    /// Enqueues one task after the other to another process on the same database.
+    Across {
+        queue: String,
+        count: usize,
+    },
+    /// Stores the results of so many tasks.
+    Finish {
+        count: usize,
+    },
+    /// Opens a database with many results, and writes to it while they are forgotten.
+    Pruned,
     /// So many tasks at a time write so many entries each into their streams; one is followed.
     Streams {
         queue: String,

@@ -25,9 +25,12 @@ impl Audit for EmbeddedStore {
         id: Option<&str>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>> {
-        let after = id.map_or(Ok(0), number_of);
+        let id = id.map(str::to_owned);
         let list = "SELECT seq, at, fields FROM audit WHERE seq > ? ORDER BY seq LIMIT ?";
-        Box::pin(self.db.read(move |txn| entries(txn, list, after?, limit)))
+        Box::pin(self.db.read(move |txn| {
+            let after = id.as_deref().map_or(Ok(0), number_of)?;
+            entries(txn, list, after, limit)
+        }))
     }
 
     fn seal(

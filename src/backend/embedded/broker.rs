@@ -53,12 +53,29 @@ struct StoredHead {
     properties: Properties,
 }
 
-/// A message that was taken out of its queue.
+/// A message that was taken out of its queue, as it is stored.
 #[derive(Debug)]
 pub(super) struct Leased {
     pub(super) seq: i64,
     pub(super) redelivered: bool,
-    pub(super) message: Message,
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+impl Leased {
+    /// What somebody else has written there is delivered as it is, and buried by who reads it.
+    pub(super) fn read(self) -> Message {
+        let body = Bytes::from(self.body);
+        match serde_json::from_slice(&self.head) {
+            Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
+            Err(_) => Message {
+                id: TaskId::random(),
+                headers: Headers::new(),
+                body,
+                properties: Properties::default(),
+            },
+        }
+    }
 }
 
 impl EmbeddedBroker {
@@ -106,7 +123,7 @@ impl Broker for EmbeddedBroker {
                 return Ok(());
             }
             let cause = format!("its highest priority is {max_priority}, not {wanted}");
-            Err(Error::new(Kind::QueueMismatch { queue: queue.name, cause }).into())
+            Err(Error::new(Kind::QueueMismatch { queue: queue.name.clone(), cause }).into())
         }))
     }
 
@@ -274,8 +291,8 @@ pub(super) fn lease(
             break;
         }
         bytes = bytes.saturating_sub(size);
-        let message = read_message(&head, body);
-        leased.push(Leased { seq: row.get(0)?, redelivered: row.get::<_, i64>(1)? > 0, message });
+        let redelivered = row.get::<_, i64>(1)? > 0;
+        leased.push(Leased { seq: row.get(0)?, redelivered, head, body });
     }
     drop(rows);
     let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";
@@ -283,18 +300,4 @@ pub(super) fn lease(
         txn.execute(hold, [session, *seq])?;
     }
     Ok(leased)
-}
-
-/// What somebody else has written there is delivered as it is, and buried by who reads it.
-fn read_message(head: &[u8], body: Vec<u8>) -> Message {
-    let body = Bytes::from(body);
-    match serde_json::from_slice(head) {
-        Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
-        Err(_) => Message {
-            id: TaskId::random(),
-            headers: Headers::new(),
-            body,
-            properties: Properties::default(),
-        },
-    }
 }

@@ -2,10 +2,12 @@
 //! thread that writes and one that reads.
 //!
 //! Whatever waits to be written goes into one transaction: sixty-four callers wait for one sync of
-//! the disk. Nobody is answered before it.
+//! the disk. Nobody is answered before it. When one piece of it fails, all are undone and done once
+//! more, each by itself: that is rare, and a savepoint for each would cost more than the piece.
 
 use std::fmt;
 use std::future::Future;
+use std::iter::once;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -25,8 +27,11 @@ use crate::error::{Error, Kind};
 
 /// Calls that share a transaction at most.
 const BATCH: usize = 1024;
+/// Whoever was answered just now may ask again at once: so long they are waited for, so that they
+/// pay for one sync of the disk, and not for two.
+const GATHER: Duration = Duration::from_micros(100);
 /// How long the writer waits for calls before it looks whether another process has written.
-const GLANCE: Duration = Duration::from_millis(20);
+const GLANCE: Duration = Duration::from_millis(40);
 const UPKEEP: Duration = Duration::from_secs(1);
 const COMMITS_BETWEEN_UPKEEP: u32 = 1024;
 
@@ -86,10 +91,40 @@ enum Access {
     File { writes: Sender<Work>, reads: Sender<Work> },
 }
 
-/// What is to be done (nothing, when there is no transaction), and then who is told: after the
-/// commit, or of the failure.
-type Work = Box<dyn FnOnce(Option<&mut Txn<'_>>) -> Answer + Send>;
-type Answer = Box<dyn FnOnce(Result<(), Error>) + Send>;
+type Work = Box<dyn Deed + Send>;
+
+/// What is to be done, perhaps twice: what the first time wrote is undone then. And who is told.
+trait Deed {
+    /// Does it, and says whether that went well.
+    fn attempt(&mut self, txn: &mut Txn<'_>) -> bool;
+    /// After the commit, or of the failure.
+    fn tell(self: Box<Self>, committed: Result<(), Error>);
+}
+
+struct Piece<W, T, N> {
+    work: W,
+    /// Nothing, while there was no transaction.
+    done: Option<Result<T, Error>>,
+    then: N,
+}
+
+impl<W, T, N> Deed for Piece<W, T, N>
+where
+    W: FnMut(&mut Txn<'_>) -> Done<T>,
+    N: FnOnce(Result<T, Error>),
+{
+    fn attempt(&mut self, txn: &mut Txn<'_>) -> bool {
+        let done = (self.work)(txn).map_err(|fault| txn.shared.error(fault));
+        self.done.insert(done).is_ok()
+    }
+
+    fn tell(self: Box<Self>, committed: Result<(), Error>) {
+        (self.then)(match self.done {
+            Some(done) => done.and_then(|done| committed.map(|()| done)),
+            None => Err(committed.err().unwrap_or_else(|| Kind::Closed.into())),
+        });
+    }
+}
 
 /// A transaction that others may share.
 pub(super) struct Txn<'c> {
@@ -149,20 +184,40 @@ impl Txn<'_> {
         self.shared
     }
 
-    /// Does a piece of work whole or not at all.
-    fn whole<T>(&mut self, work: impl FnOnce(&mut Self) -> Done<T>) -> Result<T, Error> {
-        let rung = self.rings.len();
-        let done = self.execute("SAVEPOINT work", []).and_then(|_| work(self));
-        let end = if done.is_ok() { "RELEASE work" } else { "ROLLBACK TO work" };
-        let ended = self.execute(end, []);
-        match done.and_then(|done| ended.map(|_| done)) {
-            Ok(done) => Ok(done),
-            Err(fault) => {
-                let _ = self.execute("RELEASE work", []);
-                self.rings.truncate(rung);
-                Err(self.shared.error(fault))
-            }
+    /// A full disk may have ended the transaction, and with it all that was done before.
+    fn is_open(&self) -> bool {
+        !self.connection.is_autocommit()
+    }
+
+    /// Does all of these. False: one has failed, and nothing is done.
+    fn all_at_once(&mut self, works: &mut [Work]) -> Done<bool> {
+        self.execute("BEGIN IMMEDIATE", [])?;
+        if works.iter_mut().all(|work| work.attempt(self)) {
+            return Ok(true);
         }
+        self.rings.clear();
+        if self.is_open() {
+            self.execute("ROLLBACK", [])?;
+        }
+        Ok(false)
+    }
+
+    /// Does each of these whole or not at all. An error: nothing of any is done.
+    fn one_by_one(&mut self, works: &mut [Work]) -> Done<()> {
+        self.execute("BEGIN IMMEDIATE", [])?;
+        for work in works {
+            let rung = self.rings.len();
+            self.execute("SAVEPOINT work", [])?;
+            if !work.attempt(self) {
+                self.rings.truncate(rung);
+                if !self.is_open() {
+                    return Err(undone().into());
+                }
+                self.execute("ROLLBACK TO work", [])?;
+            }
+            self.execute("RELEASE work", [])?;
+        }
+        Ok(())
     }
 }
 
@@ -180,6 +235,12 @@ impl Shared {
         };
         Kind::Connection { peer: self.shown.clone(), cause: cause(&error) }.into()
     }
+}
+
+/// A disk that takes no more may end a transaction, and undo all of it.
+fn undone() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK);
+    rusqlite::Error::SqliteFailure(code, Some("the disk refused a part, and all was undone".into()))
 }
 
 fn cause(error: &rusqlite::Error) -> String {
@@ -256,7 +317,7 @@ impl Db {
     /// and when it is first polled in memory. Dropped, it may happen all the same.
     pub(super) fn write<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Txn<'_>) -> Done<T> + Send + 'static,
+        work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
     ) -> impl Future<Output = Result<T, Error>> + Send + 'static {
         let (tell, told) = oneshot::channel();
         let db = self.clone();
@@ -267,7 +328,7 @@ impl Db {
     /// Likewise, of what changes nothing.
     pub(super) fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Txn<'_>) -> Done<T> + Send + 'static,
+        work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
     ) -> impl Future<Output = Result<T, Error>> + Send + 'static {
         let (tell, told) = oneshot::channel();
         let db = self.clone();
@@ -301,7 +362,7 @@ impl Db {
     /// Does a piece of work, and tells `then` when it is durable. Returns at once on a file.
     pub(super) fn post<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Txn<'_>) -> Done<T> + Send + 'static,
+        work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
         then: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
         self.hand_over(work_of(work, then), false);
@@ -310,7 +371,7 @@ impl Db {
     /// Likewise, of what changes nothing.
     pub(super) fn look<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Txn<'_>) -> Done<T> + Send + 'static,
+        work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
         then: impl FnOnce(Result<T, Error>) + Send + 'static,
     ) {
         self.hand_over(work_of(work, then), true);
@@ -330,8 +391,9 @@ impl Db {
 
     /// Gives back what this process has in its hands. Later calls fail as closed.
     pub(super) async fn close(&self) {
-        let session = Arc::clone(&self.session);
-        let _ = self.write(move |txn| upkeep::leave(txn, &session)).await;
+        let session = self.session.load(Ordering::Acquire);
+        let _ = self.write(move |txn| upkeep::leave(txn, session)).await;
+        self.session.store(0, Ordering::Release);
         self.closed.store(true, Ordering::Release);
     }
 }
@@ -363,30 +425,17 @@ impl fmt::Debug for Db {
 }
 
 fn work_of<T: Send + 'static>(
-    work: impl FnOnce(&mut Txn<'_>) -> Done<T> + Send + 'static,
+    work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
     then: impl FnOnce(Result<T, Error>) + Send + 'static,
 ) -> Work {
-    Box::new(move |txn| {
-        let done = txn.map(|txn| txn.whole(work));
-        let done = done.unwrap_or_else(|| Err(Kind::Closed.into()));
-        Box::new(move |committed| then(committed.and(done)))
-    })
+    Box::new(Piece { work, done: None, then })
 }
 
 /// Does all of these in one transaction, and tells what became of it. When it cannot be committed,
 /// all have failed.
-fn commit(connection: &Connection, works: Vec<Work>, shared: &Arc<Shared>) -> Told {
+fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc<Shared>) -> Told {
     let mut txn = Txn { connection, now: shared.clock.now(), shared, rings: Vec::new() };
-    let begun = file::check_version(&txn).and_then(|()| txn.execute("BEGIN IMMEDIATE", []));
-    let is_begun = begun.is_ok();
-    let mut answers = Vec::with_capacity(works.len());
-    for work in works {
-        // A full disk may have ended the transaction, and with it all that was done before.
-        let is_open = is_begun && !connection.is_autocommit();
-        answers.push(work(is_open.then_some(&mut txn)));
-    }
-    let ended =
-        begun.and_then(|_| upkeep::note(&txn, &txn.rings)).and_then(|()| txn.execute("COMMIT", []));
+    let ended = commit_all(&mut txn, &mut works);
     let failed = ended.err().map(|fault| {
         if !connection.is_autocommit() {
             let _ = txn.execute("ROLLBACK", []);
@@ -397,12 +446,27 @@ fn commit(connection: &Connection, works: Vec<Work>, shared: &Arc<Shared>) -> To
         }
     });
     let rings = if failed.is_none() { txn.rings } else { Vec::new() };
-    Told { answers, failed, rings }
+    Told { works, failed, rings }
+}
+
+fn commit_all(txn: &mut Txn<'_>, works: &mut [Work]) -> Done<()> {
+    if txn.shared.is_file {
+        file::check_version(txn)?;
+    }
+    if !txn.all_at_once(works)? {
+        if works.len() == 1 {
+            return Ok(());
+        }
+        txn.one_by_one(works)?;
+    }
+    upkeep::note(txn, &txn.rings)?;
+    txn.execute("COMMIT", [])?;
+    Ok(())
 }
 
 /// Whom to tell of a transaction, once no lock is held.
 struct Told {
-    answers: Vec<Answer>,
+    works: Vec<Work>,
     failed: Option<Failed>,
     rings: Vec<Ring>,
 }
@@ -427,8 +491,8 @@ impl Failed {
 
 impl Told {
     fn tell(self, shared: &Shared) {
-        for answer in self.answers {
-            answer(self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.error(shared))));
+        for work in self.works {
+            work.tell(self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.error(shared))));
         }
         for ring in self.rings {
             shared.bells.ring(ring);
@@ -440,10 +504,16 @@ impl Told {
 fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
     let mut others = upkeep::Others::of(connection);
     let (mut glanced, mut kept_up, mut pause) = (Instant::now(), Instant::now(), UPKEEP);
+    let mut answered = 0;
     loop {
         match works.recv_timeout(GLANCE) {
             Ok(first) => {
-                let batch = std::iter::once(first).chain(works.try_iter()).take(BATCH).collect();
+                let mut batch: Vec<_> = once(first).chain(works.try_iter()).take(BATCH).collect();
+                if batch.len() < answered {
+                    thread::sleep(GATHER);
+                    batch.extend(works.try_iter().take(BATCH - batch.len()));
+                }
+                answered = batch.len();
                 commit(connection, batch, shared).tell(shared);
             }
             Err(RecvTimeoutError::Timeout) => {}
@@ -466,8 +536,9 @@ fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Share
 
 /// The thread that reads: each question by itself, as the file is then.
 fn read_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
-    while let Ok(work) = works.recv() {
+    while let Ok(mut work) = works.recv() {
         let mut txn = Txn { connection, now: shared.clock.now(), shared, rings: Vec::new() };
-        work(Some(&mut txn))(Ok(()));
+        work.attempt(&mut txn);
+        work.tell(Ok(()));
     }
 }

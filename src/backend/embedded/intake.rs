@@ -60,11 +60,13 @@ enum Ended {
 }
 
 impl Leased {
-    /// As it is handed out, with the right to settle it.
+    /// As it is handed out, with the right to settle it. Read here, and not in the one thread that
+    /// writes.
     pub(super) fn delivered(self, settlements: &mpsc::UnboundedSender<Settlement>) -> Delivery {
         let tag = self.seq.unsigned_abs();
         let receipt = Receipt { tag, settlements: settlements.clone() };
-        Delivery::new(self.message, self.redelivered, receipt)
+        let redelivered = self.redelivered;
+        Delivery::new(self.read(), redelivered, receipt)
     }
 }
 

@@ -24,6 +24,7 @@ mod lives {
 
 #[cfg(feature = "faults")]
 mod played {
+    use std::sync::atomic::Ordering;
     use std::sync::{Arc, Mutex, PoisonError};
     use std::time::Duration;
 
@@ -84,7 +85,8 @@ mod played {
             tokio::spawn(async move {
                 lived.ended().await;
                 sleep(Duration::from_millis(LEASE.unsigned_abs())).await;
-                let _ = witness.write(move |txn| upkeep::leave(txn, &session)).await;
+                let session = session.load(Ordering::Acquire);
+                let _ = witness.write(move |txn| upkeep::leave(txn, session)).await;
             });
             (super::super::backends(db, config), life)
         }

@@ -89,6 +89,7 @@ CREATE TABLE heads (
 ) WITHOUT ROWID;
 
 -- Parked tasks; see lifecycle/park.rs. Lists of ids are joined by blanks. What is long comes last.
+-- Not WITHOUT ROWID: a row of more than a quarter of a page would take a page of its own.
 CREATE TABLE parks (
   task TEXT PRIMARY KEY,
   v INTEGER NOT NULL,
@@ -103,7 +104,7 @@ CREATE TABLE parks (
   queue TEXT NOT NULL,
   expires INTEGER,
   message TEXT
-) WITHOUT ROWID;
+);
 CREATE INDEX parks_by_end ON parks (expires) WHERE expires IS NOT NULL;
 
 -- Questions, and what was said to each; see lifecycle/vote.rs. A ballot outlives its question.
@@ -125,7 +126,7 @@ CREATE TABLE questions (
   listed INTEGER,
   expires INTEGER,
   document TEXT NOT NULL
-) WITHOUT ROWID;
+);
 CREATE INDEX questions_listed ON questions (listed, id) WHERE listed IS NOT NULL;
 CREATE INDEX questions_by_end ON questions (expires) WHERE expires IS NOT NULL;
 CREATE TABLE ballots (

@@ -22,8 +22,8 @@ pub(super) const LEASE: i64 = 10_000;
 /// Rows that are forgotten in one transaction.
 const SLICE: usize = 200;
 /// Rings that others may lag behind.
-const RINGS: i64 = 20_000;
-const HEARD_AT_ONCE: usize = 5_000;
+const RINGS: i64 = 4_000;
+const HEARD_AT_ONCE: usize = 1_000;
 /// So old a time of a file is that of no later write.
 const TICKS: SignedDuration = SignedDuration::from_millis(100);
 
@@ -50,18 +50,30 @@ pub(super) fn note(txn: &Txn<'_>, rings: &[Ring]) -> Done<()> {
     if !shared.is_file {
         return Ok(());
     }
+    let mut ended = Vec::new();
     for ring in rings {
         let (what, name) = match ring {
             Ring::Queue(_) | Ring::Queues => continue,
-            Ring::Ended(document) => (ENDED, document.id.as_str()),
+            Ring::Ended(document) => {
+                ended.push(document.id.as_str());
+                continue;
+            }
             Ring::Decided(id) => (DECIDED, id.as_ref().map_or("", ApprovalId::as_str)),
             Ring::Asked(id) => (ASKED, id.as_ref().map_or("", ApprovalId::as_str)),
             Ring::Revoked(_) => (REVOKED, ""),
             Ring::Stream(task) => (STREAM, task.as_str()),
         };
-        let insert = "INSERT INTO rings (session, what, name) VALUES (?, ?, ?)";
-        txn.execute(insert, params![shared.identity, what, name])?;
+        add(txn, what, name)?;
     }
+    if !ended.is_empty() {
+        add(txn, ENDED, &serde_json::json!(ended).to_string())?;
+    }
+    Ok(())
+}
+
+fn add(txn: &Txn<'_>, what: i64, name: &str) -> Done<()> {
+    let insert = "INSERT INTO rings (session, what, name) VALUES (?, ?, ?)";
+    txn.execute(insert, params![txn.shared().identity, what, name])?;
     Ok(())
 }
 
@@ -132,9 +144,11 @@ impl Others {
             }
             match what {
                 ENDED => {
-                    let id = TaskId::from(&name);
-                    if shared.bells.waiters().is_waited(&id) {
-                        resolve(connection, shared, &id)?;
+                    let ids: Vec<TaskId> = serde_json::from_str(&name).unwrap_or_default();
+                    for id in ids {
+                        if shared.bells.waiters().is_waited(&id) {
+                            resolve(connection, shared, &id)?;
+                        }
                     }
                 }
                 DECIDED => shared.bells.ring(Ring::Decided(ApprovalId::parse(&name))),
@@ -200,7 +214,9 @@ fn stay(txn: &mut Txn<'_>) -> Done<()> {
 /// The session of a process, begun if there is none.
 pub(super) fn session(txn: &mut Txn<'_>, of: &AtomicI64) -> Done<i64> {
     let session = of.load(Ordering::Acquire);
-    if session != 0 {
+    // A transaction that began one may have been undone.
+    let find = "SELECT id FROM sessions WHERE id = ?";
+    if let Some(session) = txn.first(find, [session], |row| row.get(0))? {
         return Ok(session);
     }
     // Memory is nobody else's.
@@ -222,11 +238,8 @@ fn take_back(txn: &mut Txn<'_>) -> Done<()> {
 }
 
 /// Ends the session of a process: what it had in its hands goes back.
-pub(super) fn leave(txn: &mut Txn<'_>, of: &AtomicI64) -> Done<()> {
-    match of.swap(0, Ordering::AcqRel) {
-        0 => Ok(()),
-        session => end(txn, session),
-    }
+pub(super) fn leave(txn: &mut Txn<'_>, session: i64) -> Done<()> {
+    if session == 0 { Ok(()) } else { end(txn, session) }
 }
 
 fn end(txn: &mut Txn<'_>, session: i64) -> Done<()> {
