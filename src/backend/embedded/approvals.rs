@@ -6,10 +6,10 @@ use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
 use super::bells::Ring;
-use super::db::{Done, Txn};
 use super::parks::{Wish, milliseconds};
 use super::questions::{Asking, Case};
 use super::store::EmbeddedStore;
+use super::txn::{Done, Txn};
 use super::{audit, journal, outbox, parks, questions};
 use crate::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
 use crate::backend::approvals::{DECISION_KEPT, stored_question};

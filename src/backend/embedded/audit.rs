@@ -5,9 +5,9 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use rusqlite::{Row, params};
 
-use super::db::{Done, Txn};
 use super::parks::milliseconds;
 use super::store::EmbeddedStore;
+use super::txn::{Done, Txn};
 use crate::approval::{AuditEntry, Seal};
 use crate::backend::{Audit, Deed, Sealing};
 use crate::error::{Error, Kind};

@@ -14,8 +14,9 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::bells::Ring;
-use super::db::{Db, Done, Txn};
+use super::db::Db;
 use super::intake::{self, Intake};
+use super::txn::{Done, Txn};
 use super::upkeep;
 use crate::backend::{
     Broker, Control, Deliveries, Fetched, Flushed, Parcel, Queue, QueueState, Recorded, sealed,

@@ -2,8 +2,7 @@
 //! thread that writes and one that reads.
 //!
 //! Whatever waits to be written goes into one transaction: sixty-four callers wait for one sync of
-//! the disk. Nobody is answered before it. When one piece of it fails, all are undone and done once
-//! more, each by itself: that is rare, and a savepoint for each would cost more than the piece.
+//! the disk. Nobody is answered before it.
 
 use std::fmt;
 use std::future::Future;
@@ -16,12 +15,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::Rng;
-use rusqlite::{CachedStatement, Connection, ErrorCode, Params};
+use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::bells::{Bells, Ring};
+use super::bells::Bells;
 use super::clock::Clock;
 use super::life::Life;
+use super::txn::{Done, Txn, Work, commit, work_of};
 use super::{file, upkeep};
 use crate::error::{Error, Kind};
 
@@ -34,28 +34,6 @@ const GATHER: Duration = Duration::from_micros(100);
 const GLANCE: Duration = Duration::from_millis(40);
 const UPKEEP: Duration = Duration::from_secs(1);
 const COMMITS_BETWEEN_UPKEEP: u32 = 1024;
-
-/// What a piece of work ends with.
-pub(super) type Done<T> = Result<T, Fault>;
-
-/// Why a piece of work has failed. All that it wrote is undone.
-#[derive(Debug)]
-pub(super) enum Fault {
-    Sql(rusqlite::Error),
-    Refused(Error),
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(error)
-    }
-}
-
-impl From<Error> for Fault {
-    fn from(error: Error) -> Self {
-        Self::Refused(error)
-    }
-}
 
 /// The database. Cheap to clone.
 #[derive(Clone)]
@@ -91,178 +69,22 @@ enum Access {
     File { writes: Sender<Work>, reads: Sender<Work> },
 }
 
-type Work = Box<dyn Deed + Send>;
-
-/// What is to be done, perhaps twice: what the first time wrote is undone then. And who is told.
-trait Deed {
-    /// Does it, and says whether that went well.
-    fn attempt(&mut self, txn: &mut Txn<'_>) -> bool;
-    /// After the commit, or of the failure.
-    fn tell(self: Box<Self>, committed: Result<(), Error>);
-}
-
-struct Piece<W, T, N> {
-    work: W,
-    /// Nothing, while there was no transaction.
-    done: Option<Result<T, Error>>,
-    then: N,
-}
-
-impl<W, T, N> Deed for Piece<W, T, N>
-where
-    W: FnMut(&mut Txn<'_>) -> Done<T>,
-    N: FnOnce(Result<T, Error>),
-{
-    fn attempt(&mut self, txn: &mut Txn<'_>) -> bool {
-        let done = (self.work)(txn).map_err(|fault| txn.shared.error(fault));
-        self.done.insert(done).is_ok()
-    }
-
-    fn tell(self: Box<Self>, committed: Result<(), Error>) {
-        (self.then)(match self.done {
-            Some(done) => done.and_then(|done| committed.map(|()| done)),
-            None => Err(committed.err().unwrap_or_else(|| Kind::Closed.into())),
-        });
-    }
-}
-
-/// A transaction that others may share.
-pub(super) struct Txn<'c> {
-    connection: &'c Connection,
-    /// The store's clock, in milliseconds.
-    pub(super) now: i64,
-    shared: &'c Arc<Shared>,
-    rings: Vec<Ring>,
-}
-
-impl Txn<'_> {
-    /// A statement; prepared once.
-    pub(super) fn prepare(&self, sql: &str) -> Done<CachedStatement<'_>> {
-        Ok(self.connection.prepare_cached(sql)?)
-    }
-
-    /// Runs a statement; says how many rows it has changed.
-    pub(super) fn execute(&self, sql: &str, parameters: impl Params) -> Done<usize> {
-        Ok(self.prepare(sql)?.execute(parameters)?)
-    }
-
-    /// The first row, if there is one.
-    pub(super) fn first<T>(
-        &self,
-        sql: &str,
-        parameters: impl Params,
-        read: impl FnOnce(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> Done<Option<T>> {
-        let mut statement = self.prepare(sql)?;
-        let mut rows = statement.query(parameters)?;
-        Ok(rows.next()?.map(read).transpose()?)
-    }
-
-    /// Every row.
-    pub(super) fn all<T>(
-        &self,
-        sql: &str,
-        parameters: impl Params,
-        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> Done<Vec<T>> {
-        let mut statement = self.prepare(sql)?;
-        let rows = statement.query_map(parameters, read)?;
-        Ok(rows.collect::<Result<_, _>>()?)
-    }
-
-    /// The number of the row that was inserted last.
-    pub(super) fn inserted(&self) -> i64 {
-        self.connection.last_insert_rowid()
-    }
-
-    /// Tells those whom it concerns, in this process and others, once this is durable.
-    pub(super) fn ring(&mut self, ring: Ring) {
-        self.rings.push(ring);
-    }
-
-    pub(super) fn shared(&self) -> &Shared {
-        self.shared
-    }
-
-    /// A full disk may have ended the transaction, and with it all that was done before.
-    fn is_open(&self) -> bool {
-        !self.connection.is_autocommit()
-    }
-
-    /// Does all of these. False: one has failed, and nothing is done.
-    fn all_at_once(&mut self, works: &mut [Work]) -> Done<bool> {
-        self.execute("BEGIN IMMEDIATE", [])?;
-        if works.iter_mut().all(|work| work.attempt(self)) {
-            return Ok(true);
-        }
-        self.rings.clear();
-        if self.is_open() {
-            self.execute("ROLLBACK", [])?;
-        }
-        Ok(false)
-    }
-
-    /// Does each of these whole or not at all. An error: nothing of any is done.
-    fn one_by_one(&mut self, works: &mut [Work]) -> Done<()> {
-        self.execute("BEGIN IMMEDIATE", [])?;
-        for work in works {
-            let rung = self.rings.len();
-            self.execute("SAVEPOINT work", [])?;
-            if !work.attempt(self) {
-                self.rings.truncate(rung);
-                if !self.is_open() {
-                    return Err(undone().into());
-                }
-                self.execute("ROLLBACK TO work", [])?;
-            }
-            self.execute("RELEASE work", [])?;
-        }
-        Ok(())
-    }
-}
-
 impl Shared {
+    pub(super) fn in_memory() -> Arc<Self> {
+        Self::new(Clock::of_runtime(), false, "the database in memory".to_owned())
+    }
+
     fn new(clock: Clock, is_file: bool, shown: String) -> Arc<Self> {
         let (bells, identity) = (Bells::default(), rand::rng().random());
         Arc::new(Self { bells, clock, is_file, identity, session: Arc::default(), shown })
-    }
-
-    /// What callers are told. Most of it passes: a disk is emptied, a lock is given back.
-    fn error(&self, fault: Fault) -> Error {
-        let error = match fault {
-            Fault::Refused(error) => return error,
-            Fault::Sql(error) => error,
-        };
-        Kind::Connection { peer: self.shown.clone(), cause: cause(&error) }.into()
-    }
-}
-
-/// A disk that takes no more may end a transaction, and undo all of it.
-fn undone() -> rusqlite::Error {
-    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT_ROLLBACK);
-    rusqlite::Error::SqliteFailure(code, Some("the disk refused a part, and all was undone".into()))
-}
-
-fn cause(error: &rusqlite::Error) -> String {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk is full; nothing is lost: make room".to_owned(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("another process keeps it locked for {} s", file::PATIENCE.as_secs())
-        }
-        Some(ErrorCode::ReadOnly) => "it is read-only".to_owned(),
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            format!("it is damaged ({error}): restore it from a copy")
-        }
-        _ => error.to_string(),
     }
 }
 
 impl Db {
     /// A database that is gone with its last user.
     pub(super) fn in_memory() -> Result<Self, Error> {
-        let shown = "the database in memory".to_owned();
-        let connection = file::in_memory(&shown)?;
-        let shared = Shared::new(Clock::of_runtime(), false, shown);
+        let shared = Shared::in_memory();
+        let connection = file::in_memory(&shared.shown)?;
         let memory = Memory { connection: Mutex::new(connection), commits: AtomicU32::new(0) };
         Ok(Self::of(shared, Access::Memory(Arc::new(memory))))
     }
@@ -424,82 +246,6 @@ impl fmt::Debug for Db {
     }
 }
 
-fn work_of<T: Send + 'static>(
-    work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
-    then: impl FnOnce(Result<T, Error>) + Send + 'static,
-) -> Work {
-    Box::new(Piece { work, done: None, then })
-}
-
-/// Does all of these in one transaction, and tells what became of it. When it cannot be committed,
-/// all have failed.
-fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc<Shared>) -> Told {
-    let mut txn = Txn { connection, now: shared.clock.now(), shared, rings: Vec::new() };
-    let ended = commit_all(&mut txn, &mut works);
-    let failed = ended.err().map(|fault| {
-        if !connection.is_autocommit() {
-            let _ = txn.execute("ROLLBACK", []);
-        }
-        match fault {
-            Fault::Sql(error) => Failed::Passes(cause(&error)),
-            Fault::Refused(error) => Failed::Stays(error.to_string()),
-        }
-    });
-    let rings = if failed.is_none() { txn.rings } else { Vec::new() };
-    Told { works, failed, rings }
-}
-
-fn commit_all(txn: &mut Txn<'_>, works: &mut [Work]) -> Done<()> {
-    if txn.shared.is_file {
-        file::check_version(txn)?;
-    }
-    if !txn.all_at_once(works)? {
-        if works.len() == 1 {
-            return Ok(());
-        }
-        txn.one_by_one(works)?;
-    }
-    upkeep::note(txn, &txn.rings)?;
-    txn.execute("COMMIT", [])?;
-    Ok(())
-}
-
-/// Whom to tell of a transaction, once no lock is held.
-struct Told {
-    works: Vec<Work>,
-    failed: Option<Failed>,
-    rings: Vec<Ring>,
-}
-
-/// Why a transaction could not be committed.
-enum Failed {
-    /// The same may be done later.
-    Passes(String),
-    /// By another process than this one.
-    Stays(String),
-}
-
-impl Failed {
-    fn error(&self, shared: &Shared) -> Error {
-        let file = shared.shown.clone();
-        match self {
-            Self::Passes(cause) => Kind::Connection { peer: file, cause: cause.clone() }.into(),
-            Self::Stays(cause) => Kind::Storage { what: file, cause: cause.clone() }.into(),
-        }
-    }
-}
-
-impl Told {
-    fn tell(self, shared: &Shared) {
-        for work in self.works {
-            work.tell(self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.error(shared))));
-        }
-        for ring in self.rings {
-            shared.bells.ring(ring);
-        }
-    }
-}
-
 /// The thread that writes: all that waits at a time, and now and then what nobody asks for.
 fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
     let mut others = upkeep::Others::of(connection);
@@ -537,7 +283,7 @@ fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Share
 /// The thread that reads: each question by itself, as the file is then.
 fn read_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
     while let Ok(mut work) = works.recv() {
-        let mut txn = Txn { connection, now: shared.clock.now(), shared, rings: Vec::new() };
+        let mut txn = Txn::of(connection, shared);
         work.attempt(&mut txn);
         work.tell(Ok(()));
     }

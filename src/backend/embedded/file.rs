@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::db::{Done, Txn};
+use super::txn::{Done, Txn};
 use crate::error::{Error, Kind};
 
 /// `CSGN`: by this, `file` and we tell our databases from others.

@@ -12,7 +12,8 @@ use tracing::{info, warn};
 
 use super::bells::Ring;
 use super::broker::{Leased, lease, promote, queue_row};
-use super::db::{Db, Done, Txn};
+use super::db::Db;
+use super::txn::{Done, Txn};
 use super::upkeep;
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::error::Error;

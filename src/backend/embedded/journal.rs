@@ -6,7 +6,7 @@ use bytes::Bytes;
 use rusqlite::params;
 
 use super::bells::Ring;
-use super::db::{Done, Txn};
+use super::txn::{Done, Txn};
 use crate::backend::{Kept, Line, Said, Scope, StreamEntry};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;

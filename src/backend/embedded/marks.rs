@@ -9,7 +9,8 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::bells::Ring;
-use super::db::{Db, Done, Txn};
+use super::db::Db;
+use super::txn::{Done, Txn};
 use crate::backend::{Crashes, KeyedTask, Presence, Revocation};
 use crate::error::{Error, Kind};
 use crate::task::{Revoke, TaskId};

@@ -36,6 +36,7 @@ mod parks;
 mod questions;
 mod results;
 mod store;
+mod txn;
 mod upkeep;
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use rusqlite::params;
 
-use super::db::{Done, Txn};
 use super::parks::milliseconds;
+use super::txn::{Done, Txn};
 use crate::backend::Resume;
 use crate::backend::approvals::{OVERDUE, SWEPT};
 use crate::task::TaskId;

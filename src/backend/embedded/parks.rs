@@ -6,8 +6,8 @@ use std::time::Duration;
 use rusqlite::params;
 use tracing::warn;
 
-use super::db::{Done, Txn};
 use super::questions::Book;
+use super::txn::{Done, Txn};
 use super::{outbox, questions};
 use crate::approval::ApprovalId;
 use crate::backend::approvals::ENDED_KEPT;

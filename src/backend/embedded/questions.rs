@@ -9,8 +9,8 @@ use rusqlite::{Row, params};
 use serde::de::DeserializeOwned;
 
 use super::bells::Ring;
-use super::db::{Done, Txn};
 use super::parks::milliseconds;
+use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, Choice, Digest, Question, Ruling, Standing};
 use crate::backend::approvals::ASKED_KEPT;
 use crate::lifecycle::park::Due;

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 use super::bells::Ring;
-use super::db::{Db, Done, Txn};
+use super::db::Db;
+use super::txn::{Done, Txn};
 use super::{audit, marks, parks};
 use crate::backend::{Deed, Finish};
 use crate::error::{Error, Kind};

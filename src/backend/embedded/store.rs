@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::db::{Db, Done, Txn};
+use super::db::Db;
 use super::journal::Retention;
+use super::txn::{Done, Txn};
 use super::{audit, journal, marks, results};
 use crate::backend::{
     Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,

@@ -11,7 +11,8 @@ use rusqlite::{Connection, params};
 use tracing::warn;
 
 use super::bells::Ring;
-use super::db::{Done, Shared, Txn};
+use super::db::Shared;
+use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, KEPT};
 use crate::clock;
 use crate::protocol::Document;
