@@ -31,8 +31,8 @@ const BATCH: usize = 1024;
 /// pay for one sync of the disk, and not for two.
 const GATHER: Duration = Duration::from_micros(100);
 /// How long the writer waits for calls before it looks whether another process has written.
-const GLANCE: Duration = Duration::from_millis(40);
-const UPKEEP: Duration = Duration::from_secs(1);
+const GLANCE: Duration = Duration::from_millis(50);
+const UPKEEP: Duration = Duration::from_millis(2500);
 const COMMITS_BETWEEN_UPKEEP: u32 = 1024;
 
 /// The database. Cheap to clone.

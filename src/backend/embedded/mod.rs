@@ -18,6 +18,7 @@
 //! | `questions` | questions and what was said to them, as they are stored |
 //! | `results` | results, and who waits for them |
 //! | `store` | the store, by the names of its seam |
+//! | `txn` | a transaction, and the pieces of work that share it |
 //! | `upkeep` | being there, hearing other processes, forgetting what is old |
 
 mod approvals;

@@ -1,6 +1,7 @@
 //! What nobody asks for: being there, noticing who is not, hearing the other processes, and
 //! forgetting what is old.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -81,8 +82,9 @@ fn add(txn: &Txn<'_>, what: i64, name: &str) -> Done<()> {
 /// How far this process has heard the others.
 #[derive(Debug)]
 pub(super) struct Others {
-    /// The log that every commit is written to.
-    log: PathBuf,
+    /// The log that every commit is written to. It stays the same file while anybody has it open.
+    path: PathBuf,
+    log: Option<File>,
     written: Option<Timestamp>,
     version: Option<i64>,
     heard: i64,
@@ -90,15 +92,18 @@ pub(super) struct Others {
 
 impl Others {
     pub(super) fn of(connection: &Connection) -> Self {
-        let log = format!("{}-wal", connection.path().unwrap_or_default());
-        Self { log: log.into(), written: None, version: None, heard: 0 }
+        let path = format!("{}-wal", connection.path().unwrap_or_default()).into();
+        Self { path, log: None, written: None, version: None, heard: 0 }
     }
 
     /// Nobody has written since this was asked last. One question to the system, and none to the
     /// database, which would ask for its locks.
     fn is_quiet(&mut self) -> bool {
-        let written = std::fs::metadata(&self.log).and_then(|log| log.modified());
-        let written = written.ok().and_then(|at| Timestamp::try_from(at).ok());
+        if self.log.is_none() {
+            self.log = File::open(&self.path).ok();
+        }
+        let written = self.log.as_ref().and_then(|log| log.metadata().ok()?.modified().ok());
+        let written = written.and_then(|at| Timestamp::try_from(at).ok());
         let known = std::mem::replace(&mut self.written, written);
         // Two writes may have one time: the system counts it in ticks.
         let is_past = written.is_some_and(|at| clock::now().duration_since(at) > TICKS);
@@ -178,7 +183,7 @@ fn resolve(connection: &Connection, shared: &Shared, id: &TaskId) -> rusqlite::R
     Ok(())
 }
 
-/// Once a second: says that this process is there, takes back what others left, and forgets a
+/// Every few seconds: says that this process is there, takes back what others left, and forgets a
 /// slice of what is old. True: there is more of that.
 pub(super) fn keep_up(txn: &mut Txn<'_>) -> Done<bool> {
     stay(txn)?;
