@@ -35,10 +35,10 @@ impl From<Error> for Fault {
 }
 
 /// A piece of work and its caller, of whatever type.
-pub(super) type Work = Box<dyn Deed + Send>;
+pub(super) type Work = Box<dyn Job + Send>;
 
 /// What is to be done, perhaps twice: what the first time wrote is undone then. And who is told.
-pub(super) trait Deed {
+pub(super) trait Job {
     /// Does it, and says whether that went well.
     fn attempt(&mut self, txn: &mut Txn<'_>) -> bool;
     /// After the commit, or of the failure.
@@ -52,7 +52,7 @@ struct Piece<W, T, N> {
     then: N,
 }
 
-impl<W, T, N> Deed for Piece<W, T, N>
+impl<W, T, N> Job for Piece<W, T, N>
 where
     W: FnMut(&mut Txn<'_>) -> Done<T>,
     N: FnOnce(Result<T, Error>),
