@@ -17,6 +17,8 @@
     not(all(feature = "embedded", feature = "rabbitmq")),
     allow(dead_code, reason = "each backend has its own part of what both share")
 )]
+// They panic when standard output or standard error cannot be written; `cli/streams.rs` does not.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 // The demo worker's tasks are built into `countersign dev`, and name this crate.
 #[cfg(feature = "cli")]

@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Recorded;
 use crate::lifecycle::Settlement;
@@ -22,6 +23,8 @@ pub struct Delivery {
     pub message: Message,
     /// The broker has handed this message out before.
     pub redelivered: bool,
+    /// When it was delivered: the broker's consumer timeout counts from here.
+    pub received: Instant,
     receipt: Option<Receipt>,
 }
 
@@ -34,7 +37,7 @@ pub(in crate::backend) struct Receipt {
 
 impl Delivery {
     pub(in crate::backend) fn new(message: Message, redelivered: bool, receipt: Receipt) -> Self {
-        Self { message, redelivered, receipt: Some(receipt) }
+        Self { message, redelivered, received: Instant::now(), receipt: Some(receipt) }
     }
 
     /// Whose delivery it is.
@@ -46,6 +49,18 @@ impl Delivery {
     /// The channel that delivered it is gone, so the broker delivers it again.
     pub(crate) fn is_stale(&self) -> bool {
         self.receipt.as_ref().is_some_and(|receipt| receipt.settlements.is_closed())
+    }
+
+    /// Completes when the channel that delivered it is gone; never once it is settled. The future
+    /// does not borrow the delivery. Cancel safe.
+    pub(crate) fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
+        let settlements = self.receipt.as_ref().map(|receipt| receipt.settlements.downgrade());
+        async move {
+            match settlements.and_then(|settlements| settlements.upgrade()) {
+                Some(settlements) => settlements.closed().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// Tells the broker that this message is done with.

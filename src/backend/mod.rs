@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, QueueSettings, QueueType};
@@ -250,6 +251,9 @@ pub struct Finish {
     pub document: Document,
     /// The channel of the waiting process, besides Celery's own channel of the task.
     pub reply_to: Option<String>,
+    /// When the task's message was received, if it was a first attempt that had never been delivered
+    /// before: its result replaces a failure or a revocation of the same id that is older than this.
+    pub received: Option<Timestamp>,
 }
 
 /// Noted runs of a task that nobody saw end.
@@ -270,10 +274,10 @@ pub struct KeyedTask {
     pub sent: bool,
 }
 
-/// What a person did to a task.
+/// What somebody did to a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deed {
-    /// `replay` or `purge`.
+    /// `replay`, `purge`, or what else the audit says.
     pub what: &'static str,
     /// The task; or, for all of a queue, `*`.
     pub id: TaskId,
@@ -281,6 +285,11 @@ pub struct Deed {
     pub queue: String,
     /// Who did it: process and host.
     pub by: String,
+}
+
+impl Deed {
+    /// A new message runs under the id of a task that failed or was revoked before.
+    pub const SUPERSEDE: &'static str = "supersede";
 }
 
 /// A mark on a task that is not to run.
@@ -304,7 +313,9 @@ pub enum Origin {
 /// Remembers what came of tasks. Sealed, like [`Broker`].
 pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// Stores a result and wakes its waiters, in one step. The first terminal result of a task
-    /// wins; a later one changes nothing, and is just as recorded. It is kept for as long as
+    /// wins; a later one changes nothing, and is just as recorded. Only a success is final for an id
+    /// that is used again, as in Celery: [`Finish::received`] says what an older failure or
+    /// revocation gives way to. A result is kept for as long as
     /// `result_expires` says, and that a task is parked until something else is stored of it. Waits
     /// while the store is away, without limit: drop the future to give up.
     fn finish(&self, finish: Finish) -> BoxFuture<'_, Result<Recorded, Error>>;
@@ -320,6 +331,9 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
 
     /// How many of its noted runs have not come to an end.
     fn crashes(&self, id: &TaskId) -> BoxFuture<'_, Result<Crashes, Error>>;
+
+    /// Takes back one noted run: its worker is alive and has lost the message. Never below none.
+    fn forget_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Forgets the noted runs of a task: it came to an end.
     fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>>;
@@ -338,8 +352,8 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     -> BoxFuture<'_, Result<(), Error>>;
 
     /// Takes back a task's failure, in one step with noting who did, and forgets that its first
-    /// `attempts` attempts ran. Returns the state that was found: a success and a revocation stay,
-    /// and nothing is noted then.
+    /// `attempts` attempts ran. Returns the state that was found: a success stays, a revocation too
+    /// unless [`Deed::SUPERSEDE`] takes it back, and nothing is noted then.
     fn reopen(&self, deed: Deed, attempts: u64) -> BoxFuture<'_, Result<Option<State>, Error>>;
 
     /// Notes what somebody did. It is the proof by which a dead letter may be thrown away.

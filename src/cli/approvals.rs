@@ -1,7 +1,7 @@
 //! `countersign approvals`: what people are asked, and what they say to it.
 
 use std::collections::HashSet;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::audit::Audit;
-use super::exit;
 use super::output::{Format, plain};
 use super::signals::shutdown_signal;
 use super::worker::duration;
+use super::{exit, streams};
 use crate::approval::{Answer, ApprovalId, Decision, Standing, date};
 use crate::backend::Asked;
 use crate::client::{Client, Pending};
@@ -158,9 +158,9 @@ impl Approve {
             if !std::io::stdin().is_terminal() {
                 return Ok(usage("nobody can confirm it here: say --yes and --digest"));
             }
-            eprint!("{}", shown(&asked, &decision));
+            streams::prompt(shown(&asked, &decision));
             if !is_confirmed() {
-                eprintln!("countersign: nothing was approved");
+                streams::note("countersign: nothing was approved");
                 return Ok(ExitCode::from(exit::FAILURE));
             }
         }
@@ -211,14 +211,13 @@ fn shown(asked: &Asked, decision: &Decision) -> String {
 }
 
 fn is_confirmed() -> bool {
-    let _ = std::io::stderr().flush();
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
     read.is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
 }
 
 fn usage(fault: &str) -> ExitCode {
-    eprintln!("countersign: {fault}");
+    streams::note(format_args!("countersign: {fault}"));
     ExitCode::from(exit::USAGE)
 }
 

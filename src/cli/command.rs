@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::output::Format;
 use super::{
-    approvals, config, dev, doctor, exit, failures, health, logs, queues, run, tasks, workers,
+    approvals, config, dev, doctor, exit, failures, health, logs, queues, run, streams, tasks,
+    workers,
 };
 use crate::client::Client;
 use crate::config::{CONFIG_FLAG, Config};
@@ -49,7 +50,8 @@ const EXAMPLES: &str = "Examples:
 Data goes to standard output, logs and progress to standard error.
 Exit codes: 0 done; 1 the awaited task failed, or doctor found an error; 2 wrong command line;
 3 what the awaited task asked was not approved;
-69 a server did not answer, or is not healthy; 74 a database cannot be opened; 75 a time-out passed;
+69 a server did not answer, or is not healthy; 74 a database cannot be opened, or standard output
+cannot be written; 75 a time-out passed;
 78 wrong configuration.";
 
 #[derive(Debug, Subcommand)]
@@ -95,14 +97,15 @@ pub fn main() -> ExitCode {
     let flags: Vec<_> =
         flags.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
     let format = output.unwrap_or_else(Format::by_terminal);
-    match verb {
+    let _logs = match verb {
         Verb::Approvals(approvals::Approvals::Clerk) => logs::start(),
         _ => logs::start_quiet(),
-    }
-    perform(verb, &flags, format).unwrap_or_else(|error| {
-        eprintln!("countersign: {error}");
+    };
+    let code = perform(verb, &flags, format).unwrap_or_else(|error| {
+        streams::note(format_args!("countersign: {error}"));
         ExitCode::from(code(&error))
-    })
+    });
+    streams::finish(code)
 }
 
 fn perform(
@@ -115,7 +118,9 @@ fn perform(
         Verb::Config(verb) => return verb.perform(flags, format),
         Verb::Completion { shell } => {
             let mut command = Command::command();
-            clap_complete::generate(shell, &mut command, "countersign", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "countersign", &mut script);
+            streams::out(String::from_utf8_lossy(&script));
             return Ok(ExitCode::SUCCESS);
         }
         Verb::Version => {
@@ -128,7 +133,7 @@ fn perform(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("countersign: cannot start: {error}");
+            streams::note(format_args!("countersign: cannot start: {error}"));
             return Ok(ExitCode::from(exit::TEMPFAIL));
         }
     };

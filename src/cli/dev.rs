@@ -11,9 +11,9 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::exit;
 use super::output::{Format, plain};
 use super::signals::drain_signals;
+use super::{exit, streams};
 use crate::backend::Asked;
 use crate::client::{Client, hostname};
 use crate::config::Config;
@@ -67,7 +67,10 @@ pub(super) fn default_file() -> Option<PathBuf> {
 pub(super) fn default_database() -> Option<String> {
     let file = default_file().filter(|file| file.is_file())?;
     if std::io::stderr().is_terminal() {
-        eprintln!("countersign: no broker is configured; using {}", file.display());
+        streams::note(format_args!(
+            "countersign: no broker is configured; using {}",
+            file.display()
+        ));
     }
     Some(format!("sqlite:{}", file.display()))
 }
@@ -86,8 +89,8 @@ impl Dev {
         runtime.shutdown_timeout(EXIT_GRACE);
         let drained = ended?;
         match format {
-            Format::Table => eprintln!("{}", told(&drained)),
-            _ => println!("{}", json!({ "drained": drained })),
+            Format::Table => streams::note(told(&drained)),
+            _ => streams::line(json!({ "drained": drained })),
         }
         Ok(ExitCode::from(if drained.is_clean() { 0 } else { exit::TEMPFAIL }))
     }
@@ -137,7 +140,7 @@ impl Dev {
         let mut children = self.start_workers(&place.url)?;
         let asked = waiting(&client).await?;
         if let Format::Table = format {
-            eprint!("{}", place.banner(begun.elapsed(), &asked, &self.worker));
+            streams::note(place.banner(begun.elapsed(), &asked, &self.worker));
         } else {
             format.print(&[json!({
                 "ready": true, "database": place.url, "queue": QUEUE,
@@ -146,7 +149,7 @@ impl Dev {
         }
         tell_end(&client, &asked);
         shutdown.await;
-        eprintln!("\ndraining; once more Ctrl-C hurries");
+        streams::note("\ndraining; Ctrl-C once more forces the end");
         children.iter().for_each(end);
         let _ = stop.send(());
         let drained = working.await.map_err(|_| Kind::Closed)?;
@@ -163,6 +166,8 @@ impl Dev {
                 .env("COUNTERSIGN_BROKER_URL", url)
                 .env("COUNTERSIGN_STORE_URL", url)
                 .stdin(Stdio::null())
+                // Its own group: Ctrl-C reaches it once, by us.
+                .process_group(0)
                 .kill_on_drop(true)
                 .spawn();
             started.map_err(|error| {
@@ -186,7 +191,7 @@ fn end(child: &Child) {
     let Some(pid) = child.id() else { return };
     let asked = std::process::Command::new("kill").args(["-TERM", &pid.to_string()]).status();
     if let Err(error) = asked {
-        eprintln!("countersign: cannot end worker {pid}: {error}");
+        streams::note(format_args!("countersign: cannot end worker {pid}: {error}"));
     }
 }
 
@@ -222,8 +227,10 @@ fn tell_end(client: &Client, asked: &Asked) {
     let handle: Handle<serde_json::Value> = client.handle(task.as_str());
     tokio::spawn(async move {
         match handle.result().await {
-            Ok(value) => eprintln!("the task ended: {}", plain(&value.to_string())),
-            Err(error) if error.failure().is_some() => eprintln!("{}", plain(&error.to_string())),
+            Ok(value) => {
+                streams::note(format_args!("the task ended: {}", plain(&value.to_string())));
+            }
+            Err(error) if error.failure().is_some() => streams::note(plain(&error.to_string())),
             Err(_) => {}
         }
     });
@@ -265,7 +272,7 @@ impl Place {
             )),
             None => banner.push_str("  but no other process can reach a database in memory\n\n"),
         }
-        banner.push_str("Ctrl-C drains and ends it.\n");
+        banner.push_str("Ctrl-C drains and ends it.");
         banner
     }
 }

@@ -12,6 +12,8 @@ use super::queues::known;
 use crate::backend::{Queue, QueueState, StoreServer};
 use crate::client::Client;
 use crate::config::{Config, QueueType};
+use crate::task::Policy;
+use crate::worker::longest_drain;
 
 /// RabbitMQ before this has quorum queues without what the delay ladder needs.
 const OLDEST_BROKER: Version = (3, 10);
@@ -85,8 +87,32 @@ async fn database(client: &Client, findings: &mut Vec<Finding>) -> Option<Versio
 fn deadlines(config: &Config) -> Finding {
     let (drain, consumer) = (config.drain_deadline, config.consumer_timeout);
     let seconds = |time: Duration| time.as_secs();
+    // Steps have a grace period of their own, and may have a longer one than the default.
+    let total = longest_drain(drain, Policy::default().step_grace);
+    if let Some(kill_after) = config.kill_after.filter(|kill_after| *kill_after < total) {
+        let enough = kill_after.saturating_sub(total.saturating_sub(drain));
+        return Finding::new(
+            Level::Error,
+            format!(
+                "a drain takes up to {} s, but is killed after {} s",
+                seconds(total),
+                seconds(kill_after)
+            ),
+            "tasks that still run are killed, and run again elsewhere",
+            format!(
+                "give the supervisor {} s (stop_grace_period, TimeoutStopSec, \
+                 terminationGracePeriodSeconds), or export COUNTERSIGN_DRAIN_DEADLINE={}s",
+                seconds(total) + 1,
+                seconds(enough)
+            ),
+        );
+    }
     if drain < consumer {
-        return Finding::ok(format!("a drain takes at most {} s", seconds(drain)));
+        return Finding::ok(format!(
+            "a drain takes at most {} s: {} s for tasks, the rest for steps and to close",
+            seconds(total),
+            seconds(drain)
+        ));
     }
     Finding::new(
         Level::Error,

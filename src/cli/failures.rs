@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output::Format;
-use super::{exit, progress, queues};
+use super::{exit, progress, queues, streams};
 use crate::client::{Client, DeadLetter, DeadLetters, Replay};
 use crate::error::Error;
 use crate::task::TaskId;
@@ -204,7 +204,7 @@ async fn purge(letters: &DeadLetters, chosen: Chosen, format: Format) -> Result<
 }
 
 fn absent(letters: &DeadLetters, id: &str) -> ExitCode {
-    eprintln!("countersign: task {id} is not in {}", letters.queue());
+    streams::note(format_args!("countersign: task {id} is not in {}", letters.queue()));
     ExitCode::from(exit::FAILURE)
 }
 

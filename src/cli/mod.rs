@@ -9,12 +9,14 @@ mod dev;
 mod doctor;
 mod failures;
 mod health;
+mod log_writer;
 mod logs;
 mod output;
 mod progress;
 mod queues;
 mod run;
 mod signals;
+mod streams;
 mod tasks;
 mod worker;
 mod workers;
@@ -33,7 +35,7 @@ pub mod exit {
     pub const REFUSED: u8 = 3;
     /// A server did not answer.
     pub const UNAVAILABLE: u8 = 69;
-    /// A database cannot be opened.
+    /// A database cannot be opened, or standard output cannot be written.
     pub const IO_ERROR: u8 = 74;
     /// A drain left tasks behind: they were given back, another worker will run them.
     pub const TEMPFAIL: u8 = 75;

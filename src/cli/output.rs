@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use clap::ValueEnum;
 use serde_json::Value;
 
+use super::streams;
+
 /// How results are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
@@ -28,11 +30,11 @@ impl Format {
                 let first = records.first().and_then(Value::as_object);
                 let names: Vec<_> = first.into_iter().flat_map(|it| it.keys()).collect();
                 let names: Vec<_> = names.into_iter().map(String::as_str).collect();
-                print!("{}", table(&names, records));
+                streams::out(table(&names, records));
             }
-            Self::Json if records.len() == 1 => println!("{:#}", records[0]),
-            Self::Json => println!("{:#}", Value::from(records.to_vec())),
-            Self::Jsonl => records.iter().for_each(|record| println!("{record}")),
+            Self::Json if records.len() == 1 => streams::line(format_args!("{:#}", records[0])),
+            Self::Json => streams::line(format_args!("{:#}", Value::from(records.to_vec()))),
+            Self::Jsonl => records.iter().for_each(streams::line),
         }
     }
 
@@ -41,17 +43,17 @@ impl Format {
         match self {
             Self::Table => {
                 let fields = record.as_object().into_iter().flat_map(|fields| fields.values());
-                println!("{}", fields.map(cell).collect::<Vec<_>>().join("  "));
+                streams::line(fields.map(cell).collect::<Vec<_>>().join("  "));
             }
-            Self::Json | Self::Jsonl => println!("{record}"),
+            Self::Json | Self::Jsonl => streams::line(record),
         }
     }
 
     /// Prints a list, of one record too; a table has its columns in this order.
     pub(super) fn print_list(self, names: &[&str], records: &[Value]) {
         match self {
-            Self::Table => print!("{}", table(names, records)),
-            Self::Json => println!("{:#}", Value::from(records.to_vec())),
+            Self::Table => streams::out(table(names, records)),
+            Self::Json => streams::line(format_args!("{:#}", Value::from(records.to_vec()))),
             Self::Jsonl => self.print(records),
         }
     }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::exit;
 use super::output::Format;
+use super::{exit, streams};
 use crate::backend::Queue;
 use crate::client::Client;
 use crate::config::QueueType;
@@ -47,7 +47,9 @@ impl Queues {
             Verb::Purge { queue, yes: false } => {
                 let state = client.backends().broker.inspect(&queue).await?;
                 let ready = state.map_or(0, |state| state.ready);
-                eprintln!("countersign: {ready} tasks wait in {queue}; to delete them, add --yes");
+                streams::note(format_args!(
+                    "countersign: {ready} tasks wait in {queue}; to delete them, add --yes"
+                ));
                 Ok(ExitCode::from(exit::USAGE))
             }
             Verb::Purge { queue, yes: true } => {

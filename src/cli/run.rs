@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::batch::{self, Work};
 use super::output::Format;
 use super::worker::duration;
-use super::{exit, tasks};
+use super::{exit, streams, tasks};
 use crate::client::{Client, Enqueue};
 use crate::error::{Error, Kind};
 use crate::protocol::Arguments;
@@ -127,7 +127,7 @@ impl Run {
 }
 
 fn usage(fault: &str) -> ExitCode {
-    eprintln!("countersign: {fault}");
+    streams::note(format_args!("countersign: {fault}"));
     ExitCode::from(exit::USAGE)
 }
 

@@ -1,8 +1,14 @@
-//! SIGTERM and SIGINT as futures.
+//! SIGTERM, SIGINT and SIGHUP as futures.
+
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-/// Completes at the first SIGTERM or SIGINT (Ctrl-C) after the call.
+/// Signals this close together are one: supervisors signal the process and its group.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+
+/// Completes at the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP after the call. A SIGHUP that was ignored
+/// when the process started, as under `nohup`, stays ignored.
 ///
 /// Where signals cannot be listened to, it never completes, and the log says so.
 pub fn shutdown_signal() -> impl Future<Output = ()> {
@@ -10,19 +16,24 @@ pub fn shutdown_signal() -> impl Future<Output = ()> {
     async move { signals.next().await }
 }
 
-/// Two futures: the first signal asks for a drain, the second one hurries it. Both listen from the
-/// call on.
+/// Two futures: the first signal asks for a drain; another one, at least a second later, forces the
+/// shutdown. Both listen from the call on.
 pub(super) fn drain_signals() -> (impl Future<Output = ()>, impl Future<Output = ()>) {
     let mut signals = Signals::listen();
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
-    let (drain, hurry) = (first.clone(), second.clone());
+    let (drain, force) = (first.clone(), second.clone());
     tokio::spawn(async move {
         signals.next().await;
         first.cancel();
-        signals.next().await;
-        second.cancel();
+        let begun = Instant::now();
+        loop {
+            signals.next().await;
+            if begun.elapsed() >= SAME_SIGNAL {
+                return second.cancel();
+            }
+        }
     });
-    (drain.cancelled_owned(), hurry.cancelled_owned())
+    (drain.cancelled_owned(), force.cancelled_owned())
 }
 
 #[cfg(unix)]
@@ -36,7 +47,10 @@ impl Signals {
             let said = |error: &_| tracing::error!("cannot listen for {kind:?}: {error}");
             signal(kind).inspect_err(said).ok()
         };
-        let kinds = [SignalKind::terminate(), SignalKind::interrupt()];
+        let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
+        if !is_hangup_ignored() {
+            kinds.push(SignalKind::hangup());
+        }
         Self(kinds.into_iter().filter_map(listen).collect())
     }
 
@@ -47,6 +61,16 @@ impl Signals {
         }
         futures_util::future::select_all(waits.drain(..)).await;
     }
+}
+
+/// Whether SIGHUP is ignored, by the mask that Linux shows. Elsewhere it counts as not ignored.
+#[cfg(unix)]
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // SIGHUP is signal 1, the lowest bit.
+    mask.is_some_and(|mask| mask & 1 == 1)
 }
 
 #[cfg(not(unix))]

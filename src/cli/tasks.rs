@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::output::Format;
 use super::run::verdict;
+use super::streams;
 use super::worker::duration;
 use crate::backend::StreamEntry;
 use crate::client::{Client, Follow};
@@ -85,7 +86,9 @@ impl Tasks {
 
 /// Prints entries as they come: for people a line each, else as JSON.
 async fn print_entries(mut follow: Follow, format: Format) -> Result<ExitCode, Error> {
-    while let Some(entry) = follow.next().await {
+    while !streams::is_broken()
+        && let Some(entry) = follow.next().await
+    {
         let StreamEntry { number, said, step, run, value } = entry?;
         let said = said.as_str();
         format.print_line(&json!({

@@ -1,12 +1,13 @@
 //! The command line that every worker binary has.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::signals::drain_signals;
-use super::{exit, logs};
+use super::{exit, logs, streams};
 use crate::client::{Client, hostname};
 use crate::clock;
 use crate::config::{Config, SETTINGS, parse_duration};
@@ -83,23 +84,23 @@ pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> E
     };
     let node = config.worker.name.clone().unwrap_or_else(|| format!("{name}@{}", hostname()));
     if let Some(Verb::Health) = verb {
-        return health(&node);
+        return health(&node, config.worker.health_dir.as_deref());
     }
-    logs::start();
+    let _logs = logs::start();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(exit::TEMPFAIL, &format!("cannot start: {error}")),
     };
     let ended = runtime.block_on(work(name, node, config, build));
     runtime.shutdown_timeout(EXIT_GRACE);
-    match ended {
+    streams::finish(match ended {
         Ok(drained) => {
-            println!("{}", serde_json::json!({ "drained": drained }));
+            streams::line(serde_json::json!({ "drained": drained }));
             ExitCode::from(if drained.is_clean() { 0 } else { exit::TEMPFAIL })
         }
         Err(error) if error.is_config() => fail(exit::CONFIG, &error.to_string()),
         Err(error) => fail(exit::UNAVAILABLE, &error.to_string()),
-    }
+    })
 }
 
 async fn work(
@@ -129,14 +130,14 @@ async fn work(
     build(worker).run(shutdown).await
 }
 
-fn health(node: &str) -> ExitCode {
-    let health = match Health::read(node) {
+fn health(node: &str, folder: Option<&Path>) -> ExitCode {
+    let health = match Health::read(node, folder) {
         Ok(health) => health,
         Err(why) => return fail(exit::UNAVAILABLE, &why),
     };
     match health.fault(clock::now()) {
         None => {
-            println!("{}", serde_json::json!({ "worker": node, "ready": true, "health": health }));
+            streams::line(serde_json::json!({ "worker": node, "ready": true, "health": health }));
             ExitCode::SUCCESS
         }
         Some(why) => fail(exit::UNAVAILABLE, &format!("worker {node} is not ready: {why}")),
@@ -144,7 +145,7 @@ fn health(node: &str) -> ExitCode {
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {
-    eprintln!("{why}");
+    streams::note(why);
     ExitCode::from(code)
 }
 

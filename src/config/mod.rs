@@ -34,6 +34,7 @@ mod settings;
 mod sources;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::approval::{AutoPolicy, SealKey};
@@ -85,6 +86,7 @@ pub struct Config {
     pub policies: Vec<AutoPolicy>,
     pub worker: WorkerSettings,
     pub drain_deadline: Duration,
+    pub kill_after: Option<Duration>,
     /// By name; a queue that is not here is classic, with an empty argument table.
     pub queues: BTreeMap<String, QueueSettings>,
 }
@@ -98,6 +100,7 @@ pub struct WorkerSettings {
     pub prefetch: Option<u16>,
     pub name: Option<String>,
     pub unknown_grace: Duration,
+    pub health_dir: Option<PathBuf>,
 }
 
 impl Config {
@@ -227,8 +230,10 @@ impl Config {
                 prefetch: read.optional_count("worker.prefetch"),
                 name: read.optional("worker.name"),
                 unknown_grace: read.duration("worker.unknown_grace"),
+                health_dir: read.optional("worker.health_dir").map(PathBuf::from),
             },
             drain_deadline: read.duration("drain.deadline"),
+            kill_after: read.optional_duration("drain.kill_after"),
             queues: BTreeMap::new(),
         };
         let Sources { queues, policies, mut faults, .. } = read.sources;

@@ -108,6 +108,10 @@ impl Reader {
         })
     }
 
+    pub(super) fn optional_duration(&mut self, name: &'static str) -> Option<Duration> {
+        if self.text(name).0.is_empty() { None } else { Some(self.duration(name)) }
+    }
+
     pub(super) fn size(&mut self, name: &'static str) -> usize {
         let (value, origin) = self.text(name);
         parse_size(&value).unwrap_or_else(|| {

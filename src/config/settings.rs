@@ -46,8 +46,8 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_BROKER_CONSUMER_TIMEOUT",
         &[],
         "30m",
-        "RabbitMQ's consumer_timeout: a task that may run longer than this less two minutes lets its \
-         message go while it runs",
+        "RabbitMQ's consumer_timeout: a message is held for at most two minutes less (a third less of a \
+         short one), from its delivery; a task that may take longer is acked while it runs",
     ),
     setting(
         "broker.publish_timeout",
@@ -204,6 +204,21 @@ pub const SETTINGS: &[Setting] = &[
         &[],
         "0s",
         "how long a task that a worker does not know may wait for one that does (rolling deploys)",
+    ),
+    setting(
+        "worker.health_dir",
+        "COUNTERSIGN_WORKER_HEALTH_DIR",
+        &[],
+        "",
+        "folder of the file by which `health` knows a worker; without it, the system's temporary folder",
+    ),
+    setting(
+        "drain.kill_after",
+        "COUNTERSIGN_DRAIN_KILL_AFTER",
+        &[],
+        "",
+        "when the supervisor kills the process after SIGTERM (stop_grace_period, TimeoutStopSec, \
+         terminationGracePeriodSeconds); doctor compares it with the longest drain",
     ),
     setting(
         "drain.deadline",

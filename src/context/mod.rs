@@ -20,7 +20,6 @@ use crate::task::TaskId;
 use crate::trace::TraceParent;
 
 pub use approval::{Approval, Decided, Verdict};
-use run::Section;
 pub(crate) use run::{Run, Surroundings};
 pub use stream::Output;
 
@@ -89,7 +88,7 @@ impl Context {
         limit: Duration,
         section: impl Future<Output = T>,
     ) -> TaskResult<T> {
-        let _inside = self.run.enter(Section::Protected);
+        let _inside = self.run.enter_protected(limit);
         timeout(limit, section).await.map_err(|_| {
             TaskError::fatal(format!("a protected section took longer than {limit:?}"))
         })

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
@@ -29,6 +29,8 @@ pub(crate) struct Surroundings {
     pub(crate) limits: Limits,
     /// How many protected sections and steps they are in.
     pub(crate) sections: AtomicUsize,
+    /// When the last protected section that was entered has ended by its own limit.
+    pub(crate) protected_until: Mutex<Option<Instant>>,
 }
 
 /// One run: what it is a run of, what it remembers, and what of it must not be cut.
@@ -78,7 +80,7 @@ enum Stage {
 
 /// What is not cut: a protected section, which ends by its own limit, or a step.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Section {
+enum Section {
     Protected,
     Step,
 }
@@ -171,8 +173,18 @@ impl Run {
         });
     }
 
+    /// Enters a protected section that ends by `limit` at the latest. Counts as busy until the guard is
+    /// dropped.
+    pub(super) fn enter_protected(&self, limit: Duration) -> Inside<'_> {
+        let end = Instant::now().checked_add(limit);
+        let mut until = self.around.protected_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *until = (*until).max(end);
+        drop(until);
+        self.enter(Section::Protected)
+    }
+
     /// Counts as busy until the guard is dropped.
-    pub(super) fn enter(&self, section: Section) -> Inside<'_> {
+    fn enter(&self, section: Section) -> Inside<'_> {
         self.uncut.send_modify(|uncut| {
             *uncut.count(section) += 1;
             if uncut.stage != Stage::Over {

@@ -50,6 +50,8 @@ pub enum Outcome {
     Unknown,
     /// The worker drains, and another one will run it.
     Released,
+    /// The broker has taken its message back before it could begin: another delivery runs it.
+    TakenBack,
 }
 
 impl Outcome {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::encode::date;
-use super::{Child, Envelope, Lineage, kombu};
+use super::{Child, Envelope, Lineage, headers, kombu};
 use crate::approval::ApprovalId;
 use crate::error::{Error, Failure, Kind};
 use crate::task::TaskId;
@@ -241,6 +241,18 @@ impl Document {
         let mut failure = exception(result);
         failure.traceback = traceback.and_then(|text| serde_json::from_str(text.get()).ok());
         failure
+    }
+
+    /// When the task ended; `None` of one that has not, or where no readable date is stored.
+    #[must_use]
+    pub fn date_done(&self) -> Option<Timestamp> {
+        #[derive(Deserialize)]
+        struct Done<'a> {
+            #[serde(borrow, default)]
+            date_done: Option<Cow<'a, str>>,
+        }
+        let Done { date_done } = serde_json::from_slice(&self.json).ok()?;
+        headers::parse_date(&date_done?)
     }
 
     /// Why the task was revoked.

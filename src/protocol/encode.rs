@@ -89,7 +89,7 @@ fn timelimit(limits: Limits) -> Value {
 }
 
 /// `2026-11-21T10:00:00.000000+00:00`, as Python's `isoformat` has it.
-pub(super) fn date(time: Timestamp) -> String {
+pub(crate) fn date(time: Timestamp) -> String {
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
     PRINTER.timestamp_with_offset_to_string(&time, Offset::UTC)
 }

@@ -56,12 +56,16 @@ pub(super) fn date(headers: &Headers, name: &str) -> Read<Timestamp> {
     let Some(text) = text(headers, name)? else {
         return Ok(None);
     };
-    let parsed = text.parse::<Timestamp>().ok().or_else(|| {
+    let garbage = || format!("header `{name}` is not an ISO 8601 date: {:?}", shown(text));
+    parse_date(text).map(Some).ok_or_else(|| Unreadable::new(garbage()))
+}
+
+/// An ISO 8601 date with any offset; without one it is UTC.
+pub(super) fn parse_date(text: &str) -> Option<Timestamp> {
+    text.parse::<Timestamp>().ok().or_else(|| {
         let local = text.parse::<DateTime>().ok()?;
         Some(local.to_zoned(TimeZone::UTC).ok()?.timestamp())
-    });
-    let garbage = || format!("header `{name}` is not an ISO 8601 date: {:?}", shown(text));
-    parsed.map(Some).ok_or_else(|| Unreadable::new(garbage()))
+    })
 }
 
 /// Header `timelimit`: `[hard, soft]` in seconds. Zero is no limit, as in Celery.

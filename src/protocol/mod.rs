@@ -23,6 +23,7 @@ mod ticket;
 pub use arguments::{Arguments, Kwargs};
 pub use canvas::{Canvas, Child, FollowUp, FollowUps};
 pub use document::{Document, PARKED, State};
+pub(crate) use encode::date;
 pub use envelope::{Envelope, Limits, Lineage, Unreadable};
 pub use epitaph::{DIED_AT, Epitaph, REASON, SOURCE, UNKNOWN_SINCE};
 pub use history::{Attempt, History};

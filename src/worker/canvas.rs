@@ -35,9 +35,10 @@ pub(super) async fn after_success(
     envelope: &Envelope,
     canvas: &Canvas,
     result: &serde_json::value::RawValue,
+    is_rerun: bool,
 ) -> Result<Vec<Child>, Failure> {
     let follow_ups = canvas.after_success(envelope, result, clock::now())?;
-    send(crew, queue, envelope, follow_ups).await
+    send(crew, queue, envelope, follow_ups, is_rerun).await
 }
 
 /// Tells the waiters of the tasks that will not run now, and sends the errbacks. What cannot be
@@ -47,18 +48,19 @@ pub(super) async fn after_failure(
     queue: &Queue,
     envelope: &Envelope,
     failure: &Failure,
+    is_rerun: bool,
 ) {
     let Ok(Some(canvas)) = Canvas::read(&envelope.embed) else { return };
     let now = clock::now();
     let told = canvas.unreached().into_iter().map(|id| {
         let document = Document::failure_of(&id, failure, now);
-        crew.backends.store.finish(Finish { document, reply_to: None })
+        crew.backends.store.finish(Finish { document, reply_to: None, received: None })
     });
     for error in join_all(told).await.into_iter().filter_map(Result::err) {
         error!(task.id = %envelope.id, "the failure of its chain cannot be stored: {error}");
     }
     let sent = match canvas.after_failure(envelope, now) {
-        Ok(errbacks) => send(crew, queue, envelope, errbacks).await,
+        Ok(errbacks) => send(crew, queue, envelope, errbacks, is_rerun).await,
         Err(failure) => Err(failure),
     };
     if let Err(failure) = sent {
@@ -71,9 +73,10 @@ async fn send(
     queue: &Queue,
     parent: &Envelope,
     follow_ups: FollowUps,
+    is_rerun: bool,
 ) -> Result<Vec<Child>, Failure> {
     let FollowUps { tasks, children } = follow_ups;
-    let sent = tasks.into_iter().map(|task| send_one(crew, queue, parent, task));
+    let sent = tasks.into_iter().map(|task| send_one(crew, queue, parent, task, is_rerun));
     join_all(sent).await.into_iter().collect::<Result<Vec<()>, _>>()?;
     Ok(children)
 }
@@ -83,6 +86,7 @@ async fn send_one(
     queue: &Queue,
     parent: &Envelope,
     task: FollowUp,
+    is_rerun: bool,
 ) -> Result<(), Failure> {
     let FollowUp { mut envelope, queue: named } = task;
     let to = named.map_or_else(|| route(crew, queue, &envelope.name), Queue::new);
@@ -91,7 +95,12 @@ async fn send_one(
         trace.child().write(&mut envelope.headers);
     }
     let delay = envelope.eta.and_then(|eta| settle::ahead(eta, clock::now()));
-    let sent = settle::publish(crew, envelope.encode(), to, delay).await;
+    let mut message = envelope.encode();
+    if is_rerun {
+        // The run before may have sent it: whoever takes this one reads the stored result first.
+        message.mark_returned();
+    }
+    let sent = settle::publish(crew, message, to, delay).await;
     sent.map(drop).map_err(|error| {
         let told = format!("task {} cannot be sent to follow this one: {error}", envelope.name);
         Failure::new("countersign.errors", "CannotFollow", told)

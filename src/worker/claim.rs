@@ -71,6 +71,11 @@ impl Claim {
         Self { ticket, number: ticket.map_or(0, |ticket| ticket.number), ..Self::default() }
     }
 
+    /// The message said that its task was suspended before.
+    pub(super) fn came_with_ticket(&self) -> bool {
+        self.ticket.is_some()
+    }
+
     /// The task has been parked before, or was about to be.
     pub(super) fn is_of_parked(&self) -> bool {
         self.number > 0

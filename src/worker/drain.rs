@@ -1,22 +1,31 @@
-//! The end of a worker's life: take no more, let what runs finish, say what came of it.
+//! Graceful shutdown: take no more, let running tasks finish, close, and report.
+//!
+//! There is one total: the drain deadline, plus what steps and protected sections that run then may
+//! still take, plus two seconds to close. Everything that waits for a server or a lock is cut off by
+//! it.
 
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::pulse::Pulse;
 use super::{Crew, Hurry};
 use crate::task::TaskId;
 
 /// Runs are told to end when this much of the drain deadline is left.
 const NOTICE: f64 = 0.2;
-/// How long a dropped run may take to be given back, or a last result to be stored.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(2);
+/// How long results, acks and the close of all connections may take after the last run.
+const CLOSE_TIME: Duration = Duration::from_secs(2);
+/// Of that, how long a run that was dropped, or a last result, may wait for a server; then, how long
+/// it may take to end once nothing waits any more.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+const GIVE_UP_TIME: Duration = Duration::from_millis(500);
 
 /// What a drain did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -43,33 +52,49 @@ impl Drained {
     }
 }
 
-/// Stops the intakes, then waits for running tasks: to the notice, to the deadline (or until
-/// `hurry`), and then only for protected sections, steps and what is left to be given back.
+/// The longest that a drain may take when steps have this grace period and no protected section runs.
+pub(crate) fn longest_drain(deadline: Duration, step_grace: Duration) -> Duration {
+    deadline.saturating_add(step_grace).saturating_add(CLOSE_TIME)
+}
+
+/// Stops the consumers and waits for running tasks: to the notice, to the deadline (or until
+/// `force`), then for steps and protected sections; then closes the client. Never takes longer than
+/// the total.
 pub(super) async fn drain(
     crew: &Crew,
     stop: &CancellationToken,
-    mut intakes: JoinSet<usize>,
-    hurry: Hurry,
+    mut consumers: JoinSet<usize>,
+    pulse: Pulse,
+    force: Hurry,
 ) -> Drained {
     let started = Instant::now();
+    let deadline = started + crew.drain_deadline;
     let finished_before = crew.finished.load(Ordering::Relaxed);
-    info!(running = crew.tasks.len(), "draining for at most {} s", crew.drain_deadline.as_secs());
+    announce(crew, started);
 
     stop.cancel();
-    let mut returned = 0;
-    while let Some(intake) = intakes.join_next().await {
-        returned += intake.unwrap_or(0);
-    }
     crew.tasks.close();
-    let cancelled = tokio::select! {
-        cancelled = wait_for_runs(crew, started) => cancelled,
-        () = hurry.0 => {
-            warn!(running = crew.tasks.len(), "hurrying: what still runs is given back");
-            crew.ending.cancel();
-            crew.tasks.len()
+    let (returned, cancelled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let orderly = async {
+        tokio::join!(join_all(&mut consumers, &returned), wait_for_runs(crew, started, &cancelled))
+    };
+    let end = tokio::select! {
+        _ = timeout_at(deadline, orderly) => deadline,
+        () = force.0 => {
+            warn!(running = crew.tasks.len(), "forced shutdown: running tasks are given back");
+            cancelled.store(crew.tasks.len(), Ordering::Relaxed);
+            Instant::now()
         }
     };
-    cut_runs(crew).await;
+    let total = end.max(cut_runs(crew).await) + CLOSE_TIME;
+    consumers.abort_all();
+    let close = async {
+        pulse.stop().await;
+        crew.client.close().await;
+    };
+    if timeout_at(total, close).await.is_err() {
+        warn!("a server did not answer in time: its connection was dropped");
+    }
 
     let abandoned =
         std::mem::take(&mut *crew.abandoned.lock().unwrap_or_else(PoisonError::into_inner));
@@ -79,40 +104,56 @@ pub(super) async fn drain(
     let ended = crew.finished.load(Ordering::Relaxed) - finished_before;
     Drained {
         finished: ended.saturating_sub(abandoned.len() as u64),
-        returned,
-        cancelled,
+        returned: returned.into_inner(),
+        cancelled: cancelled.into_inner(),
         protected: crew.protected.load(Ordering::Relaxed),
         abandoned,
         elapsed: started.elapsed().as_secs_f64(),
     }
 }
 
-/// Waits for all runs, to the deadline; returns how many had to be told that it is near.
-async fn wait_for_runs(crew: &Crew, started: Instant) -> usize {
-    let deadline = started + crew.drain_deadline;
-    let notice = deadline - crew.drain_deadline.mul_f64(NOTICE);
-    tokio::select! {
-        () = crew.tasks.wait() => return 0,
-        () = sleep_until(notice) => {}
-    }
-    let told = crew.tasks.len();
-    crew.ending.cancel();
-    tokio::select! {
-        () = crew.tasks.wait() => {}
-        () = sleep_until(deadline) => {}
-    }
-    told
+/// Says how long the drain may take at most.
+fn announce(crew: &Crew, started: Instant) {
+    let deadline = crew.drain_deadline;
+    let sections = crew.sections_end(started + deadline) - (started + deadline);
+    info!(
+        running = crew.tasks.len(),
+        "draining for at most {:.0} s: {:.0} s for running tasks, {:.0} s for steps and protected \
+         sections, {} s to close",
+        (deadline + sections + CLOSE_TIME).as_secs_f64(),
+        deadline.as_secs_f64(),
+        sections.as_secs_f64(),
+        CLOSE_TIME.as_secs(),
+    );
 }
 
-/// Drops what still runs, except protected sections and steps, which end by their own limits; then
-/// stops waiting for servers.
-async fn cut_runs(crew: &Crew) {
-    crew.abort.cancel();
-    while timeout(FLUSH_DEADLINE, crew.tasks.wait()).await.is_err() {
-        if crew.surroundings.sections.load(Ordering::Relaxed) == 0 {
-            crew.give_up.cancel();
-            let _ = timeout(FLUSH_DEADLINE, crew.tasks.wait()).await;
-            return;
-        }
+async fn join_all(consumers: &mut JoinSet<usize>, returned: &AtomicUsize) {
+    while let Some(consumer) = consumers.join_next().await {
+        returned.fetch_add(consumer.unwrap_or(0), Ordering::Relaxed);
     }
+}
+
+/// Waits for all runs; tells those that still run at the notice, and counts them.
+async fn wait_for_runs(crew: &Crew, started: Instant, told: &AtomicUsize) {
+    let notice = started + crew.drain_deadline.mul_f64(1.0 - NOTICE);
+    tokio::select! {
+        () = crew.tasks.wait() => return,
+        () = sleep_until(notice) => {}
+    }
+    told.store(crew.tasks.len(), Ordering::Relaxed);
+    crew.ending.cancel();
+    crew.tasks.wait().await;
+}
+
+/// Drops what still runs, except steps and protected sections, which end by their own limits; then
+/// stops waiting for servers. Returns when the last of those limits was due.
+async fn cut_runs(crew: &Crew) -> Instant {
+    crew.ending.cancel();
+    crew.abort.cancel();
+    let sections_end = crew.sections_end(Instant::now());
+    if timeout_at(sections_end + FLUSH_TIME, crew.tasks.wait()).await.is_err() {
+        crew.give_up.cancel();
+        let _ = timeout_at(sections_end + FLUSH_TIME + GIVE_UP_TIME, crew.tasks.wait()).await;
+    }
+    sections_end
 }

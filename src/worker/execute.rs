@@ -46,7 +46,7 @@ const SKEW: Duration = Duration::from_secs(1);
 
 /// Runs the handler of `envelope`, if it may run at all.
 pub(super) async fn execute(
-    crew: &Crew,
+    crew: &Arc<Crew>,
     delivery: &mut Delivery,
     envelope: &Arc<Envelope>,
     slot: &Slot,
@@ -86,6 +86,9 @@ pub(super) async fn execute(
             return Outcome::Convicted { runs, alone };
         }
     };
+    if delivery.is_stale() {
+        return Outcome::TakenBack;
+    }
     let ending = crew.ending.child_token();
     let context =
         Context::new(Arc::clone(envelope), is_rerun, ending, Arc::clone(&crew.surroundings));
@@ -184,7 +187,10 @@ impl Running<'_> {
             Ok(Err(failure)) => return Outcome::Failed(failure),
             Err(panic) => return Outcome::Failed(panicked(panic.as_ref())),
         };
-        let detach_after = (hard > crew.longest_hold).then(|| crew.longest_hold / 2);
+        // The broker counts from the delivery, and the message may have waited for its permit.
+        let held = delivery.received.elapsed();
+        let detach_after = (held.saturating_add(hard) > crew.longest_hold)
+            .then(|| (crew.longest_hold / 2).saturating_sub(held));
         let parkable = Parkable { crew, queue, context, envelope, claim, delivery, detach_after };
         let outcome = tokio::select! {
             biased;

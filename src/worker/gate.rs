@@ -33,8 +33,14 @@ impl Gate {
         Self { slots: Arc::new(Semaphore::new(size)), size }
     }
 
+    /// A slot, if one is free at this moment.
+    pub(super) fn try_acquire(&self) -> Option<Slot> {
+        let permit = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        Some(Slot { permit: Arc::new(permit), of_queue: None })
+    }
+
     /// Waits for a free slot. Cancel safe.
-    pub(super) async fn admit(&self) -> Slot {
+    pub(super) async fn acquire(&self) -> Slot {
         match Arc::clone(&self.slots).acquire_owned().await {
             Ok(permit) => Slot { permit: Arc::new(permit), of_queue: None },
             // The semaphore is never closed.

@@ -2,6 +2,8 @@
 
 mod canvas;
 mod claim;
+mod consumer;
+mod copies;
 mod detach;
 mod drain;
 mod execute;
@@ -20,18 +22,18 @@ mod watchdog;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::info;
 
-use crate::backend::{Backends, Deliveries, Delivery, Queue};
+use crate::backend::{Backends, Delivery, Queue};
 use crate::client::{Client, hostname};
 use crate::config::Config;
 use crate::context::{Context, Surroundings};
@@ -39,6 +41,7 @@ use crate::error::{Error, Kind, TaskResult};
 use crate::journal::Limits;
 use crate::protocol::{Envelope, Ticket};
 use crate::task::{Policy, Task, TaskId};
+use consumer::Consumer;
 use gate::{Gate, Slot};
 use handler::Registered;
 use revoked::Revoked;
@@ -46,10 +49,13 @@ use suspects::Room;
 use vitals::Check;
 
 pub use drain::Drained;
+#[cfg(feature = "cli")]
+pub(crate) use drain::longest_drain;
 pub use pulse::Health;
 pub use vitals::{Checked, Vitals};
 
-/// The broker takes an unsettled message back after its consumer timeout: a run lets it go before that.
+/// How long before the broker's consumer timeout a message is settled at the latest; of a short
+/// timeout, a third of it.
 const CONSUMER_TIMEOUT_MARGIN: Duration = Duration::from_secs(120);
 
 /// A worker about to start: what it consumes, how much at once, and who handles what.
@@ -242,25 +248,22 @@ impl Worker {
         revoked::follow(&crew);
         remote::listen(&crew);
         let stop = CancellationToken::new();
-        let mut intakes = JoinSet::new();
+        let mut consumers = JoinSet::new();
         let mut consuming = Vec::new();
-        for (queue, gate) in &crew.queues {
+        for (queue, limit) in &crew.queues {
             for source in [queue.clone(), queue.resume()] {
-                let deliveries = crew.backends.broker.consume(&source, crew.prefetch);
-                consuming.push(deliveries.consuming());
-                let intake =
-                    Intake { queue: queue.clone(), source, gate: gate.clone(), deliveries };
-                intakes.spawn(intake.run(Arc::clone(&crew), stop.clone()));
+                let (queue, limit) = (queue.clone(), limit.clone());
+                let (says, watched) = watch::channel(false);
+                consuming.push(watched);
+                let consumer = Consumer { queue, source, limit, consuming: says };
+                consumers.spawn(consumer.run(Arc::clone(&crew), stop.clone()));
             }
         }
         resume::sweep(&crew, stop.clone());
         let pulse = pulse::start(&crew, consuming);
         shutdown.await;
         pulse::say_draining(&crew);
-        let drained = drain::drain(&crew, &stop, intakes, hurry).await;
-        pulse.stop().await;
-        crew.client.close().await;
-        Ok(drained)
+        Ok(drain::drain(&crew, &stop, consumers, pulse, hurry).await)
     }
 
     fn muster(mut self) -> Result<(Arc<Crew>, Hurry), Error> {
@@ -276,7 +279,8 @@ impl Worker {
         }
         let default_prefetch = u16::try_from(self.concurrency * 2).unwrap_or(u16::MAX);
         let queues = self.queues.into_iter().map(|(queue, slots)| (queue, slots.map(Gate::new)));
-        let longest_hold = config.consumer_timeout.saturating_sub(CONSUMER_TIMEOUT_MARGIN);
+        let margin = CONSUMER_TIMEOUT_MARGIN.min(config.consumer_timeout / 3);
+        let longest_hold = config.consumer_timeout.saturating_sub(margin);
         let surroundings = Surroundings {
             store: Arc::clone(&self.client.backends().store),
             limits: Limits {
@@ -285,8 +289,11 @@ impl Worker {
                 stream_entry: config.max_stream_entry,
             },
             sections: AtomicUsize::new(0),
+            protected_until: Mutex::default(),
         };
+        let step_grace = self.handlers.values().map(|handler| handler.policy.step_grace).max();
         let crew = Crew {
+            step_grace: step_grace.unwrap_or_default(),
             backends: self.client.backends().clone(),
             client: self.client,
             config,
@@ -309,7 +316,7 @@ impl Worker {
             finished: AtomicU64::new(0),
             protected: AtomicU64::new(0),
             surroundings: Arc::new(surroundings),
-            abandoned: std::sync::Mutex::default(),
+            abandoned: Mutex::default(),
         };
         Ok((Arc::new(crew), self.hurry))
     }
@@ -324,9 +331,11 @@ struct Crew {
     queues: Vec<(Queue, Option<Gate>)>,
     prefetch: u16,
     gate: Gate,
-    /// A run that may hold its message longer is detached from it.
+    /// How long a message may be held, from its delivery.
     longest_hold: Duration,
     drain_deadline: Duration,
+    /// The longest that a step of any handler may take once its run is to be dropped.
+    step_grace: Duration,
     unknown_grace: Duration,
     room: Room,
     revoked: Revoked,
@@ -344,59 +353,24 @@ struct Crew {
     /// Runs that were in a protected section or a step at the drain's deadline.
     protected: AtomicU64,
     surroundings: Arc<Surroundings>,
-    abandoned: std::sync::Mutex<Vec<TaskId>>,
+    abandoned: Mutex<Vec<TaskId>>,
 }
 
-/// The messages of one queue, or of its parked tasks, and the slots that they run in.
-struct Intake {
-    queue: Queue,
-    /// Where they come from.
-    source: Queue,
-    gate: Option<Gate>,
-    deliveries: Deliveries,
-}
-
-impl Intake {
-    /// Takes messages, each as soon as a slot is free to run it in, until it is stopped. While the
-    /// store is away none starts: its result could not be kept. Returns how many were given back
-    /// unstarted.
-    ///
-    /// The message is there before the slot is taken: a queue with no messages holds no slot.
-    async fn run(self, crew: Arc<Crew>, stop: CancellationToken) -> usize {
-        let Self { queue, source, gate, mut deliveries } = self;
-        let mut unstarted = None;
-        let take = async {
-            crew.revoked.loaded().await;
-            loop {
-                unstarted = deliveries.next().await;
-                let own = match &gate {
-                    Some(gate) => Some(gate.admit().await),
-                    None => None,
-                };
-                let slot = crew.gate.admit().await.within(own);
-                if !crew.backends.store.is_connected() {
-                    crew.backends.store.connected().await;
-                }
-                let Some(delivery) = unstarted.take() else { return };
-                if !delivery.is_stale() {
-                    crew.tasks.spawn(attend(Arc::clone(&crew), queue.clone(), delivery, slot));
-                }
-            }
-        };
-        stop.run_until_cancelled(take).await;
-        let left = unstarted.into_iter().chain(deliveries.stop().await);
-        let mut returned = 0;
-        for delivery in left {
-            settle::give_back(&crew, &source, delivery).await;
-            returned += 1;
+impl Crew {
+    /// When the steps and protected sections that run now have ended by their own limits, if the runs
+    /// are dropped at `cut`; `cut` itself when there are none.
+    fn sections_end(&self, cut: Instant) -> Instant {
+        if self.surroundings.sections.load(Ordering::Relaxed) == 0 {
+            return cut;
         }
-        info!(returned, "stopped consuming {}", source.name);
-        returned
+        let protected =
+            *self.surroundings.protected_until.lock().unwrap_or_else(PoisonError::into_inner);
+        (cut + self.step_grace).max(protected.unwrap_or(cut))
     }
 }
 
 /// One delivery, from the queue to its end.
-async fn attend(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slot) {
+async fn process_delivery(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery, slot: Slot) {
     delivery.redelivered |= delivery.message.is_returned();
     let Some((mut delivery, mut claim)) = resume::admit(&crew, &queue, delivery).await else {
         crew.finished.fetch_add(1, Ordering::Relaxed);

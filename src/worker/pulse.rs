@@ -1,7 +1,7 @@
 //! A worker's signs of life: a small file that `health` reads, renewed every two seconds, and an
 //! entry in the store for who is not on this machine.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::Crew;
 use crate::backend::Presence;
@@ -48,22 +48,29 @@ pub struct Health {
 }
 
 impl Health {
-    /// Where the worker of this name leaves its sign of life.
+    /// The file that the worker of this name renews every two seconds: in `folder` (setting
+    /// `worker.health_dir`), or in the temporary folder of the system.
     #[must_use]
-    pub fn file(name: &str) -> PathBuf {
+    pub fn file(name: &str, folder: Option<&Path>) -> PathBuf {
         let safe = |c: char| if c.is_ascii_alphanumeric() || "-_.@".contains(c) { c } else { '_' };
         let name: String = name.chars().map(safe).collect();
-        std::env::temp_dir().join(format!("countersign-{name}.health"))
+        let folder = folder.map_or_else(std::env::temp_dir, Path::to_owned);
+        folder.join(format!("countersign-{name}.health"))
     }
 
     /// Reads the sign of life of the worker of this name.
     ///
     /// # Errors
     /// A line for people: there is none, or it is unreadable.
-    pub fn read(name: &str) -> Result<Self, String> {
-        let file = Self::file(name);
-        let text = std::fs::read_to_string(&file)
-            .map_err(|error| format!("no worker {name} here ({}: {error})", file.display()))?;
+    pub fn read(name: &str, folder: Option<&Path>) -> Result<Self, String> {
+        let file = Self::file(name, folder);
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            format!(
+                "no worker {name} here ({}: {error}); if it runs, its log says why it cannot write \
+                 this file, and the setting worker.health_dir names another folder",
+                file.display()
+            )
+        })?;
         serde_json::from_str(&text).map_err(|error| format!("{}: {error}", file.display()))
     }
 
@@ -105,7 +112,7 @@ pub(super) fn start(crew: &Arc<Crew>, consuming: Vec<watch::Receiver<bool>>) -> 
     let stop = CancellationToken::new();
     let (crew, stopped, started) = (Arc::clone(crew), stop.clone(), clock::now());
     let task = tokio::spawn(async move {
-        let file = Health::file(&crew.name);
+        let file = Health::file(&crew.name, crew.config.worker.health_dir.as_deref());
         let there = announce(&crew, started);
         let beats = async { tokio::join!(beat(&crew, consuming, &file), there) };
         stopped.run_until_cancelled(beats).await;
@@ -164,6 +171,7 @@ async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &Pat
     info!(name = %crew.name, ?queues, slots = crew.gate.size(), "ready");
     let mut ticks = interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut is_written = true;
     loop {
         ticks.tick().await;
         let health = Health {
@@ -177,9 +185,17 @@ async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &Pat
             at: clock::now(),
         };
         crew.health.send_replace(Some(health.clone()));
-        if let Err(error) = write(file, &health).await {
-            debug!("no sign of life in {}: {error}", file.display());
+        let written = write(file, &health).await;
+        if let Err(error) = &written
+            && is_written
+        {
+            warn!(
+                "cannot write the health file {}: {error}; health probes of this worker fail until it \
+                 can be written; name another folder by the setting worker.health_dir",
+                file.display()
+            );
         }
+        is_written = written.is_ok();
     }
 }
 

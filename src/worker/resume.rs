@@ -25,7 +25,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Says whether this delivery is to be run, and settles it if not. Only a message that says that
 /// its task was parked, or that may have been run before, costs a question to the store.
 pub(super) async fn admit(
-    crew: &Crew,
+    crew: &Arc<Crew>,
     queue: &Queue,
     delivery: Delivery,
 ) -> Option<(Delivery, Claim)> {
@@ -42,7 +42,7 @@ pub(super) async fn admit(
 }
 
 async fn claim(
-    crew: &Crew,
+    crew: &Arc<Crew>,
     queue: &Queue,
     mut delivery: Delivery,
     ticket: Option<Ticket>,
@@ -129,7 +129,7 @@ async fn put_off(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery, 
 }
 
 /// The store has lost the park of a task: nobody can decide it any more, so it has failed.
-async fn end_lost(crew: &Crew, queue: &Queue, delivery: Delivery, claim: Claim) {
+async fn end_lost(crew: &Arc<Crew>, queue: &Queue, delivery: Delivery, claim: Claim) {
     match Envelope::decode(&delivery.message, crew.config.max_arguments) {
         Ok(mut envelope) => {
             Ticket::remove(&mut envelope.headers);

@@ -1,15 +1,16 @@
 //! From an outcome to a durable effect, and then the ack. The only place that settles.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
 use serde_json::value::RawValue;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::claim::Claim;
+use super::copies::{first_received, give_back, supersede};
 use super::execute::FIRST_BEGAN;
 use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
@@ -26,9 +27,6 @@ use crate::task::TaskId;
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 /// What only a newer worker can go on with is offered again after this long.
 const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
-/// A quorum queue of RabbitMQ 4 drops or buries a message after 20 returns: from half of that on
-/// it is sent again instead, which counts afresh.
-const MANY_RETURNS: u64 = 10;
 const RETRY_CEILING: Duration = Duration::from_secs(5);
 /// The headers of a dead letter are held under this; and only within it does a message say how its
 /// attempts failed.
@@ -39,7 +37,7 @@ const PROMPT: Duration = Duration::from_millis(20);
 
 /// Makes `outcome` durable, then acks; or gives the delivery back.
 pub(super) async fn settle(
-    crew: &Crew,
+    crew: &Arc<Crew>,
     queue: &Queue,
     delivery: Delivery,
     envelope: &Envelope,
@@ -54,7 +52,7 @@ pub(super) async fn settle(
 }
 
 async fn settle_undone(
-    crew: &Crew,
+    crew: &Arc<Crew>,
     queue: &Queue,
     mut delivery: Delivery,
     envelope: &Envelope,
@@ -66,6 +64,7 @@ async fn settle_undone(
         Outcome::Done(json) => succeed(crew, queue, delivery, envelope, &json, &claim).await,
         Outcome::Failed(failure) => fail(crew, queue, delivery, envelope, &failure, &claim).await,
         Outcome::Retry { failure, pause, first_began } => {
+            supersede(crew, queue, &delivery, envelope, &claim).await;
             let mut next = next_attempt(envelope, pause, first_began, now);
             note_attempt(&mut next, &delivery, crew, &failure, now);
             let told = Document::retry(envelope, &failure, now);
@@ -73,11 +72,12 @@ async fn settle_undone(
             try_again(crew, queue, delivery, next, pause, told, claim).await;
         }
         Outcome::Postponed(pause) => {
-            let message = again(envelope, delivery.redelivered);
+            supersede(crew, queue, &delivery, envelope, &claim).await;
+            let message = again(envelope);
             postpone(crew, queue, delivery, message, pause, claim).await;
         }
         Outcome::Outdated => {
-            let message = again(envelope, true);
+            let message = again(envelope);
             postpone(crew, queue, delivery, message, OUTDATED_PAUSE, claim).await;
         }
         Outcome::Parked => wait(crew, delivery, envelope, claim).await,
@@ -107,14 +107,20 @@ async fn settle_undone(
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {
                 let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                let message = again(&later, delivery.redelivered);
+                supersede(crew, queue, &delivery, envelope, &claim).await;
+                let message = again(&later);
                 return postpone(crew, queue, delivery, message, pause, claim).await;
             }
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
             bury_task(crew, queue, delivery, envelope, &reason, &failure, &claim).await;
         }
+        Outcome::TakenBack => {
+            info!(task.id = %envelope.id, "not started: the broker has taken its message back");
+            claim.release(crew, &envelope.id).await;
+        }
         Outcome::Released => {
+            supersede(crew, queue, &delivery, envelope, &claim).await;
             abandon(crew, &envelope.id);
             claim.release(crew, &envelope.id).await;
             give_back(crew, &claim.home(queue), delivery).await;
@@ -142,7 +148,7 @@ async fn try_again(
         Some(ticket) => ticket.on(message),
         None => message,
     };
-    let told = (!next.ignore_result).then(|| finish(&next, told));
+    let told = (!next.ignore_result).then(|| finish(&next, told, None));
     let beside = async {
         tell(crew, told).await;
         claim.pass_on(crew, queue, &next).await;
@@ -154,7 +160,7 @@ async fn try_again(
 async fn wait(crew: &Crew, delivery: Delivery, envelope: &Envelope, claim: Claim) {
     let Some((recorded, questions)) = claim.parked else { return release(crew, delivery) };
     let document = Document::parked(envelope, &questions, clock::now());
-    let told = (!envelope.ignore_result).then(|| finish(envelope, document));
+    let told = (!envelope.ignore_result).then(|| finish(envelope, document, None));
     match crew.give_up.run_until_cancelled(tell(crew, told)).await {
         Some(()) => {
             faults::point("park told");
@@ -174,8 +180,10 @@ async fn succeed(
     claim: &Claim,
 ) {
     let mut children = Vec::new();
+    let is_rerun = first_received(&delivery, envelope, claim).is_none();
     if let Ok(Some(canvas)) = Canvas::read(&envelope.embed) {
-        let sent = Box::pin(canvas::after_success(crew, queue, envelope, &canvas, answer));
+        let sent =
+            Box::pin(canvas::after_success(crew, queue, envelope, &canvas, answer, is_rerun));
         match crew.give_up.run_until_cancelled(sent).await {
             Some(Ok(sent)) => children = sent,
             Some(Err(failure)) => {
@@ -212,16 +220,18 @@ async fn record(
     failure: Option<&Failure>,
     claim: &Claim,
 ) {
+    let received = first_received(&delivery, envelope, claim);
     let effects = async {
         faults::point("handler ran");
         let recorded = if envelope.ignore_result {
             Ok(crew.backends.store.ignore(&envelope.id))
         } else {
-            crew.backends.store.finish(finish(envelope, document)).await
+            crew.backends.store.finish(finish(envelope, document, received)).await
         };
         faults::point("result stored");
         if let Some(failure) = failure {
-            Box::pin(canvas::after_failure(crew, queue, envelope, failure)).await;
+            Box::pin(canvas::after_failure(crew, queue, envelope, failure, received.is_none()))
+                .await;
         }
         if claim.has_record() {
             Box::pin(claim.end(crew, &envelope.id)).await;
@@ -253,12 +263,11 @@ fn grace(crew: &Crew, envelope: &Envelope, now: Timestamp) -> Option<Envelope> {
     Some(later)
 }
 
-/// The same attempt again, and whether it may have begun.
-fn again(envelope: &Envelope, may_have_begun: bool) -> Message {
+/// The same attempt again. Marked: should this delivery come again, too, whichever is later finds the
+/// result of the other.
+fn again(envelope: &Envelope) -> Message {
     let mut message = envelope.encode();
-    if may_have_begun {
-        message.mark_returned();
-    }
+    message.mark_returned();
     message
 }
 
@@ -356,6 +365,7 @@ pub(super) async fn bury_unreadable(
         Finish {
             document: Document::failure_of(&message.id, &failure, clock::now()),
             reply_to: message.properties.reply_to.clone(),
+            received: None,
         }
     });
     bury(crew, queue, delivery, &unreadable.reason, tell(crew, told)).await;
@@ -372,10 +382,11 @@ async fn bury_task(
     claim: &Claim,
 ) {
     let document = Document::failed(envelope, failure, clock::now());
-    let told = (!envelope.ignore_result).then(|| finish(envelope, document));
+    let received = first_received(&delivery, envelope, claim);
+    let told = (!envelope.ignore_result).then(|| finish(envelope, document, received));
     let effects = async {
         tell(crew, told).await;
-        canvas::after_failure(crew, queue, envelope, failure).await;
+        canvas::after_failure(crew, queue, envelope, failure, received.is_none()).await;
         claim.end(crew, &envelope.id).await;
     };
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;
@@ -450,8 +461,8 @@ pub(super) async fn publish(
     }
 }
 
-fn finish(envelope: &Envelope, document: Document) -> Finish {
-    Finish { document, reply_to: envelope.reply_to.clone() }
+fn finish(envelope: &Envelope, document: Document, received: Option<Timestamp>) -> Finish {
+    Finish { document, reply_to: envelope.reply_to.clone(), received }
 }
 
 pub(super) fn ack(delivery: Delivery, recorded: Recorded) {
@@ -473,21 +484,4 @@ fn release(crew: &Crew, delivery: Delivery) {
 fn abandon(crew: &Crew, id: &TaskId) {
     debug!(task.id = %id, "given back");
     crew.abandoned.lock().unwrap_or_else(PoisonError::into_inner).push(id.clone());
-}
-
-/// Returns a message to its queue, as often as it takes: no delivery limit drops it.
-pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
-    let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
-    if returns.is_none_or(|returns| returns < MANY_RETURNS) {
-        let _ = delivery.release();
-        return;
-    }
-    let mut copy = delivery.message.clone();
-    copy.strip_history();
-    copy.mark_returned();
-    let sent = timeout(RETRY_CEILING, publish(crew, copy, queue.clone(), None));
-    match crew.give_up.run_until_cancelled(sent).await {
-        Some(Ok(Ok(recorded))) => ack(delivery, recorded),
-        _ => drop(delivery.release()),
-    }
 }

@@ -61,7 +61,7 @@ pub(crate) async fn finish_all(client: &Client, count: usize) -> Result<Numbers>
             r#"{{"status":"SUCCESS","result":3,"traceback":null,"children":[],"date_done":null,"task_id":"{id}"}}"#
         );
         let document = Document::parse(id, json.into())?;
-        store.finish(Finish { document, reply_to: None }).await.map(drop)
+        store.finish(Finish { document, reply_to: None, received: None }).await.map(drop)
     };
     stream::iter(0..count).map(finish).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     Ok(Numbers::new())

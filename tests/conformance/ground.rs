@@ -132,7 +132,7 @@ pub(crate) async fn finish(
     result: &str,
 ) -> Document {
     let document = document(id, status, result);
-    let finish = Finish { document: document.clone(), reply_to: None };
+    let finish = Finish { document: document.clone(), reply_to: None, received: None };
     let _ = store.finish(finish).await.unwrap();
     document
 }

@@ -103,7 +103,11 @@ async fn a_stored_result_is_the_proof_for_its_task(ground: Ground) {
             let delivery = deliveries.next().await.unwrap();
             ground.finish(&sent.id, "SUCCESS", "first").await;
             let document = document(&sent.id, status, "");
-            let proof = ground.store.finish(Finish { document, reply_to: None }).await.unwrap();
+            let proof = ground
+                .store
+                .finish(Finish { document, reply_to: None, received: None })
+                .await
+                .unwrap();
             let _ = delivery.ack(proof).unwrap();
         }
     }
@@ -203,7 +207,7 @@ async fn a_closed_store_takes_nothing(ground: Ground) {
     let Ground { store, .. } = &ground;
     store.close().await;
     let id = TaskId::random();
-    let finish = Finish { document: document(&id, "SUCCESS", ""), reply_to: None };
+    let finish = Finish { document: document(&id, "SUCCESS", ""), reply_to: None, received: None };
     assert!(store.finish(finish).await.is_err());
     assert!(store.read(&id).await.is_err());
     assert!(store.take(&id, 1).await.is_err());

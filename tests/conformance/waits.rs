@@ -42,7 +42,8 @@ async fn told(wait: Wait) -> Document {
 
 /// Finishes a task of this process's own.
 async fn reply(store: &Arc<dyn Store>, to: &str, document: &Document) {
-    let finish = Finish { document: document.clone(), reply_to: Some(to.to_owned()) };
+    let finish =
+        Finish { document: document.clone(), reply_to: Some(to.to_owned()), received: None };
     let _ = store.finish(finish).await.unwrap();
 }
 

@@ -73,6 +73,13 @@ pub(super) fn note_run(txn: &Txn<'_>, id: &TaskId, alone: bool) -> Done<()> {
     set(txn, &format!("crash:{id}"), &counts, DAY)
 }
 
+/// Takes back one of [`note_run`].
+pub(super) fn forget_run(txn: &Txn<'_>, id: &TaskId, alone: bool) -> Done<()> {
+    let Crashes { runs, alone: before } = crashes(txn, id)?;
+    let counts = format!("{} {}", runs.saturating_sub(1), before.saturating_sub(alone.into()));
+    set(txn, &format!("crash:{id}"), &counts, DAY)
+}
+
 pub(super) fn crashes(txn: &Txn<'_>, id: &TaskId) -> Done<Crashes> {
     let counts = get(txn, &format!("crash:{id}"))?.unwrap_or_default();
     let mut counts = counts.split(' ').map(|count| count.parse().unwrap_or(0));

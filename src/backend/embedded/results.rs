@@ -28,8 +28,16 @@ pub(super) fn finish(txn: &mut Txn<'_>, finish: &Finish, kept: Option<i64>) -> D
     let find = "SELECT state FROM results WHERE id = ? AND (expires IS NULL OR expires >= ?)";
     let found = params![document.id.as_str(), txn.now];
     let state = txn.first(find, found, |row| Ok(State::named(&row.get::<_, String>(0)?)))?;
-    if state.is_some_and(|state| state.is_terminal()) {
-        return Ok(());
+    match state {
+        Some(State::Success) => return Ok(()),
+        Some(State::Failure | State::Revoked) => {
+            let done = read(txn, &document.id)?.and_then(|stored| stored.date_done());
+            let is_older = done < finish.received && done.is_some();
+            if !is_older {
+                return Ok(());
+            }
+        }
+        _ => {}
     }
     // However long a decision takes, whoever waits finds the task.
     let kept = kept.filter(|_| document.state.as_str() != PARKED);
@@ -53,7 +61,7 @@ pub(super) fn read(txn: &Txn<'_>, id: &TaskId) -> Done<Option<Document>> {
     Ok(document.transpose()?)
 }
 
-/// Takes a failure back, and notes who did. A success and a revocation stay.
+/// Takes a failure back, and notes who did. A success stays, and a revocation unless it is superseded.
 pub(super) fn reopen(txn: &mut Txn<'_>, deed: &Deed, attempts: u64) -> Done<Option<State>> {
     let find = "SELECT state, substr(json, 1, 1024) FROM results \
                 WHERE id = ? AND (expires IS NULL OR expires >= ?)";
@@ -61,11 +69,14 @@ pub(super) fn reopen(txn: &mut Txn<'_>, deed: &Deed, attempts: u64) -> Done<Opti
         Ok((State::named(&row.get::<_, String>(0)?), row.get::<_, Vec<u8>>(1)?))
     })?;
     let (state, was) = found.map_or((None, Vec::new()), |(state, was)| (Some(state), was));
-    if matches!(state, Some(State::Success | State::Revoked)) {
-        return Ok(state);
+    let is_superseded = deed.what == Deed::SUPERSEDE;
+    match state {
+        Some(State::Success) => return Ok(state),
+        Some(State::Revoked) if !is_superseded => return Ok(state),
+        _ => {}
     }
     audit::note(txn, deed, &[("was", &String::from_utf8_lossy(&was))])?;
-    if state == Some(State::Failure) {
+    if matches!(state, Some(State::Failure | State::Revoked)) {
         txn.execute("DELETE FROM results WHERE id = ?", [deed.id.as_str()])?;
     }
     marks::forget_attempts(txn, &deed.id, attempts)?;

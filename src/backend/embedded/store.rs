@@ -105,6 +105,11 @@ impl Store for EmbeddedStore {
         Box::pin(self.db.read(move |txn| marks::crashes(txn, &id)))
     }
 
+    fn forget_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>> {
+        let id = id.clone();
+        Box::pin(self.db.write(move |txn| marks::forget_run(txn, &id, alone)))
+    }
+
     fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>> {
         let id = id.clone();
         Box::pin(self.db.write(move |txn| marks::acquit(txn, &id)))

@@ -23,10 +23,8 @@ use super::{codec, topology};
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::lifecycle::{AckLedger, Frame, Settlement};
 
-const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 const PROBE_PAUSE: Duration = Duration::from_secs(15);
-const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 /// Ack frames waited for at once: awaiting each one alone costs three to five times the CPU.
 const ACKS_IN_FLIGHT: usize = 64;
@@ -39,6 +37,8 @@ pub(super) struct Intake {
     pub(super) link: Link,
     pub(super) queue: Queue,
     pub(super) prefetch: u16,
+    /// How long the broker may be silent: a shorter pause of it redelivers nothing.
+    pub(super) silence_limit: Duration,
     pub(super) deliver: mpsc::Sender<Delivery>,
     pub(super) consuming: watch::Sender<bool>,
     pub(super) acks: TaskTracker,
@@ -77,7 +77,7 @@ impl Intake {
     }
 
     async fn session(&self, live: &Live, stop: &mut Stop) -> Ended {
-        let opened = timeout(OPEN_DEADLINE, self.open(&live.connection)).await;
+        let opened = timeout(self.silence_limit, self.open(&live.connection)).await;
         let (channel, consumer) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(why)) => return Ended::Lost(why),
@@ -91,7 +91,7 @@ impl Intake {
         let (settlements, settled) = mpsc::unbounded_channel();
         let lost = CancellationToken::new();
         self.acks.spawn(write_acks(channel.clone(), settled, lost.clone()));
-        let ended = self.deliver(&channel, consumer, settlements, stop).await;
+        let ended = self.deliver(live, &channel, consumer, settlements, stop).await;
         self.consuming.send_replace(false);
         if matches!(ended, Ended::Lost(_)) {
             lost.cancel();
@@ -120,12 +120,13 @@ impl Intake {
 
     async fn deliver(
         &self,
+        live: &Live,
         channel: &Channel,
         mut consumer: Consumer,
         settlements: mpsc::UnboundedSender<Settlement>,
         stop: &mut Stop,
     ) -> Ended {
-        let mut wedged = pin!(self.wedged(channel));
+        let mut wedged = pin!(self.wedged(live, channel));
         loop {
             let next = tokio::select! {
                 biased;
@@ -145,24 +146,37 @@ impl Intake {
             };
             // There is room for every unsettled delivery of a channel, so this waits only while
             // stale ones of the channel before are still being taken out.
-            if self.deliver.send(delivery).await.is_err() {
-                return Ended::Abandoned;
+            tokio::select! {
+                biased;
+                sent = self.deliver.send(delivery) => if sent.is_err() {
+                    return Ended::Abandoned;
+                },
+                stopped = &mut *stop => {
+                    self.cancel(channel, consumer, &settlements).await;
+                    answer(stopped);
+                    return Ended::Stopped;
+                }
+                why = &mut wedged => return Ended::Lost(why),
             }
         }
     }
 
     /// Completes when the channel does not answer any more. A channel can be dead while its
-    /// connection looks healthy, and its consumer says nothing then.
-    async fn wedged(&self, channel: &Channel) -> String {
+    /// connection looks healthy, and its consumer says nothing then. The connection is replaced: a new
+    /// channel on it would not answer either.
+    async fn wedged(&self, live: &Live, channel: &Channel) -> String {
         let queue = codec::short(&self.queue.name).unwrap_or_default();
         let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         loop {
             sleep(PROBE_PAUSE).await;
             let probe = channel.queue_declare(queue.clone(), look, FieldTable::default());
-            match timeout(PROBE_DEADLINE, probe).await {
+            match timeout(self.silence_limit, probe).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return error.to_string(),
-                Err(_) => return "its channel does not answer".into(),
+                Err(_) => {
+                    self.link.broken(live.generation);
+                    return "its channel does not answer".into();
+                }
             }
         }
     }

@@ -46,6 +46,8 @@ pub(crate) struct RabbitSettings {
     addresses: Vec<Address>,
     ca_pem: Option<String>,
     connect_timeout: Duration,
+    /// A connection that is silent for longer is given up.
+    silence_limit: Duration,
     name: String,
 }
 
@@ -63,7 +65,8 @@ impl RabbitSettings {
         if addresses.is_empty() {
             return Err("broker URL: it is empty".into());
         }
-        Ok(Self { addresses, ca_pem, connect_timeout, name: name.into() })
+        let silence_limit = Duration::from_secs(heartbeat.into()) * 2;
+        Ok(Self { addresses, ca_pem, connect_timeout, silence_limit, name: name.into() })
     }
 }
 
@@ -109,7 +112,7 @@ impl Rabbit {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn send(&self, parcel: Parcel) -> Result<Recorded, Error> {
+    async fn send(&self, mut parcel: Parcel) -> Result<Recorded, Error> {
         let size = parcel.message.header_bytes();
         if size > HEADER_LIMIT {
             // A larger table kills the connection of whoever it is delivered to.
@@ -123,6 +126,9 @@ impl Rabbit {
                 Answer::Failed(error) => return Err(error),
                 Answer::Unknown(why) => {
                     debug!("fate of task {} unknown: {why}; sending it again", parcel.message.id);
+                    // A worker that takes this copy reads the stored result first. The original may
+                    // still come after it, unmarked: that costs one more run.
+                    parcel.message.mark_returned();
                 }
             }
         }
@@ -221,6 +227,7 @@ impl Broker for Rabbit {
             link: self.consuming.clone(),
             queue: queue.clone(),
             prefetch,
+            silence_limit: self.settings.silence_limit,
             deliver,
             consuming: says,
             acks: self.acks.clone(),

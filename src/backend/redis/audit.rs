@@ -33,6 +33,7 @@ impl RedisStore {
         attempts: u64,
     ) -> Result<Option<State>, Error> {
         let (key, id) = (self.keys.of(&deed.id), deed.id.clone());
+        let supersedes = deed.what == Deed::SUPERSEDE;
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(REOPEN)).arg(2).arg(key).arg(STREAM);
@@ -42,7 +43,12 @@ impl RedisStore {
         let status = answers.await?.pop().map(String::from_redis_value);
         let status = status.and_then(Result::ok).filter(|status| !status.is_empty());
         let status = status.map(|status| State::named(&status));
-        if !matches!(status, Some(State::Success | State::Revoked)) {
+        let stays = match status {
+            Some(State::Success) => true,
+            Some(State::Revoked) => !supersedes,
+            _ => false,
+        };
+        if !stays {
             self.forget_runs(id, attempts).await?;
         }
         Ok(status)

@@ -1,8 +1,20 @@
 #!lua
--- Stores what came of a task and rings its waiters. The first terminal result wins.
+-- Stores the result of a task and publishes it. The first terminal result wins; a success is final,
+-- while a failure or a revocation gives way to a message that was received after it.
 -- KEYS[1] the task's key, and Celery's channel of the same name
--- ARGV    document, seconds to keep it (0: for ever), reply channel ('' : none)
+-- ARGV    document, seconds to keep it (0: for ever), reply channel ('' : none), when the message was
+--         received ('' : it had been delivered before, or is a later attempt)
 local terminal = { SUCCESS = true, FAILURE = true, REVOKED = true }
+
+local function is_older(document, received)
+  if received == '' then
+    return false
+  end
+  local decoded, fields = pcall(cjson.decode, document)
+  local done = decoded and type(fields) == 'table' and fields['date_done']
+  -- Both are UTC with the same fields, so they are compared as text.
+  return type(done) == 'string' and done < received
+end
 
 local stored = redis.pcall('GET', KEYS[1])
 if type(stored) == 'string' then
@@ -12,7 +24,7 @@ if type(stored) == 'string' then
     local decoded, document = pcall(cjson.decode, stored)
     status = decoded and type(document) == 'table' and document['status']
   end
-  if terminal[status or ''] then
+  if terminal[status or ''] and (status == 'SUCCESS' or not is_older(stored, ARGV[4] or '')) then
     return 0
   end
 end

@@ -18,7 +18,7 @@ use super::recent::Recent;
 use super::{Keys, REPLY_PREFIX};
 use crate::backend::Finish;
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, PARKED};
+use crate::protocol::{Document, PARKED, date};
 
 /// The most results in one pipeline, and the most bytes before it is cut off.
 const BATCH: usize = 128;
@@ -195,7 +195,8 @@ impl Script {
                 .arg(self.keys.of(&document.id))
                 .arg(&*document.json)
                 .arg(if is_parked(document) { FOR_EVER } else { &self.expires })
-                .arg(reply.unwrap_or_default());
+                .arg(reply.unwrap_or_default())
+                .arg(finish.received.map(date).unwrap_or_default());
         }
         pipeline
     }

@@ -12,6 +12,15 @@ use crate::task::TaskId;
 /// Marks outlive every retry that anybody waits for.
 const KEEP_SECONDS: u64 = 24 * 60 * 60;
 
+/// A count that another worker has deleted, or that has expired, stays away.
+const UNCOUNT: &str = "#!lua
+for field, by in pairs({ runs = 1, alone = tonumber(ARGV[1]) }) do
+  if tonumber(redis.call('HGET', KEYS[1], field) or '0') >= by then
+    redis.call('HINCRBY', KEYS[1], field, -by)
+  end
+end
+return 1";
+
 impl RedisStore {
     /// Takes an attempt; false when somebody has taken it before.
     pub(super) async fn take_attempt(&self, id: &TaskId, attempt: u32) -> Result<bool, Error> {
@@ -28,6 +37,13 @@ impl RedisStore {
         count.cmd("HINCRBY").arg(&key).arg("alone").arg(u32::from(alone));
         count.cmd("EXPIRE").arg(&key).arg(KEEP_SECONDS);
         self.ask(count).await.map(drop)
+    }
+
+    /// Takes back one of [`RedisStore::count_run`].
+    pub(super) async fn uncount_run(&self, id: &TaskId, alone: bool) -> Result<(), Error> {
+        let mut eval = Pipeline::with_capacity(1);
+        eval.cmd("EVAL").arg(UNCOUNT).arg(1).arg(crash_key(id)).arg(u32::from(alone));
+        self.ask(eval).await.map(drop)
     }
 
     pub(super) async fn crashes_of(&self, id: &TaskId) -> Result<Crashes, Error> {

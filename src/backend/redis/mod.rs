@@ -287,6 +287,11 @@ impl Store for RedisStore {
         Box::pin(async move { self.crashes_of(&id).await })
     }
 
+    fn forget_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>> {
+        let id = id.clone();
+        Box::pin(async move { self.uncount_run(&id, alone).await })
+    }
+
     fn acquit(&self, id: &TaskId) -> BoxFuture<'_, Result<(), Error>> {
         let id = id.clone();
         Box::pin(async move { self.forget_crashes(&id).await })

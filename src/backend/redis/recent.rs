@@ -61,7 +61,7 @@ mod tests {
     fn result(size: usize) -> Finish {
         let json = Bytes::from(vec![b' '; size]);
         let document = Document { id: "a".into(), state: State::Success, json };
-        Finish { document, reply_to: None }
+        Finish { document, reply_to: None, received: None }
     }
 
     #[test]

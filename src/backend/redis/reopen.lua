@@ -1,6 +1,6 @@
 #!lua
--- Takes back the failure of a task that is to be run again, and notes who did. A task that
--- succeeded, or was revoked, is left as it is.
+-- Takes back the failure of a task that is to be run again, and notes who did. A task that succeeded
+-- is left as it is, and so is one that was revoked, unless a new message supersedes it.
 -- KEYS[1] the task's key
 -- KEYS[2] the audit stream
 -- ARGV    how many entries the stream keeps about, then fields and values of the entry
@@ -14,7 +14,8 @@ if stored then
     status = decoded and type(document) == 'table' and tostring(document['status']) or '?'
   end
 end
-if status == 'SUCCESS' or status == 'REVOKED' then
+local is_superseded = ARGV[3] == 'supersede'
+if status == 'SUCCESS' or (status == 'REVOKED' and not is_superseded) then
   return status
 end
 local entry = { 'XADD', KEYS[2], 'MAXLEN', '~', ARGV[1], '*' }
@@ -24,7 +25,7 @@ end
 entry[#entry + 1] = 'was'
 entry[#entry + 1] = string.sub(stored or '', 1, 1024)
 redis.call(unpack(entry))
-if status == 'FAILURE' then
+if status == 'FAILURE' or status == 'REVOKED' then
   redis.call('DEL', KEYS[1])
 end
 return status

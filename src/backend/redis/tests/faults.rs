@@ -24,7 +24,7 @@ async fn a_thousand_waiters_survive_a_restart_of_the_server() {
     let documents: Vec<Document> = ids.iter().map(|id| document(id, "SUCCESS", id)).collect();
     for document in documents.clone() {
         let reply_to = Some(store.reply_channel().to_owned());
-        let _ = writer.finish(Finish { document, reply_to }).await.unwrap();
+        let _ = writer.finish(Finish { document, reply_to, received: None }).await.unwrap();
     }
     for (wait, document) in waits.into_iter().zip(documents) {
         assert_eq!(resolved(wait).await, document);

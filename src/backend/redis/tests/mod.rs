@@ -59,11 +59,11 @@ fn document(id: &str, status: &str, result: &str) -> Document {
 }
 
 fn success(id: &str) -> Finish {
-    Finish { document: document(id, "SUCCESS", id), reply_to: None }
+    Finish { document: document(id, "SUCCESS", id), reply_to: None, received: None }
 }
 
 async fn finish(store: &RedisStore, id: &str, status: &str, result: &str) {
-    let finish = Finish { document: document(id, status, result), reply_to: None };
+    let finish = Finish { document: document(id, status, result), reply_to: None, received: None };
     let _ = timeout(SOON, store.finish(finish)).await.unwrap().unwrap();
 }
 

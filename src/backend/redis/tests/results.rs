@@ -121,8 +121,11 @@ async fn a_result_that_the_server_cannot_take_is_an_error_and_its_neighbours_are
         return;
     };
     let store = store_on(&server).await;
-    let large =
-        Finish { document: document("large", "SUCCESS", &"x".repeat(2 << 20)), reply_to: None };
+    let large = Finish {
+        document: document("large", "SUCCESS", &"x".repeat(2 << 20)),
+        reply_to: None,
+        received: None,
+    };
     let (before, large, after) = tokio::join!(
         store.finish(success("before")),
         timeout(SOON, store.finish(large)),

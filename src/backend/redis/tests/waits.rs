@@ -24,7 +24,7 @@ async fn a_waiter_is_woken_by_the_reply_channel_and_by_the_tasks_own() {
     for id in ["a", "b", "c"] {
         // A non-terminal state ends no wait.
         for document in [document(id, "RETRY", ""), document(id, "SUCCESS", id)] {
-            let finish = Finish { document, reply_to: reply_to.clone() };
+            let finish = Finish { document, reply_to: reply_to.clone(), received: None };
             let _ = store.finish(finish).await.unwrap();
         }
     }
@@ -101,7 +101,7 @@ async fn forged_pushes_wake_nobody() {
     for id in ["a", "b"] {
         let document = document(id, "SUCCESS", "true");
         let reply_to = Some(store.reply_channel().to_owned());
-        let _ = store.finish(Finish { document, reply_to }).await.unwrap();
+        let _ = store.finish(Finish { document, reply_to, received: None }).await.unwrap();
     }
     for (wait, id) in waits.into_iter().zip(["a", "b"]) {
         assert_eq!(resolved(wait).await, document(id, "SUCCESS", "true"));
@@ -117,7 +117,10 @@ async fn only_reply_channels_are_published_to_on_a_messages_word() {
     for (reply_to, published) in [(key("theirs"), 1), (format!("{REPLY_PREFIX}theirs"), 2)] {
         let _: () = server.ask(&["CONFIG", "RESETSTAT"]).await;
         let document = document(&reply_to, "SUCCESS", "");
-        let _ = store.finish(Finish { document, reply_to: Some(reply_to) }).await.unwrap();
+        let _ = store
+            .finish(Finish { document, reply_to: Some(reply_to), received: None })
+            .await
+            .unwrap();
         let stats: String = server.ask(&["INFO", "commandstats"]).await;
         assert!(stats.contains(&format!("cmdstat_publish:calls={published},")), "{stats}");
     }
