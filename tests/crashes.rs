@@ -139,8 +139,8 @@ fn config(store_url: &str) -> Config {
     config.lease = Duration::from_secs(5);
     config.hold = if std::env::var(HOLD).is_ok() { PATIENCE } else { Duration::ZERO };
     if is_long_run() {
-        // Two seconds more than the margin that is kept.
-        config.consumer_timeout = Duration::from_secs(122);
+        // A message is held for two seconds at most, and let go after one.
+        config.consumer_timeout = Duration::from_secs(3);
     }
     config
 }

@@ -205,8 +205,9 @@ impl Consumer {
         let (queue, source) = (self.queue.clone(), self.source.clone());
         let worker = Arc::clone(crew);
         crew.tasks.spawn(async move {
-            info!(task.id = %delivery.id(), "delivered many times: replaced by a fresh copy");
+            let id = delivery.id().clone();
             copies::replace(&worker, &queue, &source, delivery).await;
+            info!(task.id = %id, "delivered many times: replaced by a fresh copy");
         });
     }
 

@@ -4,6 +4,7 @@
 //! still take, plus two seconds to close. Everything that waits for a server or a lock is cut off by
 //! it.
 
+use std::pin::pin;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -75,9 +76,14 @@ pub(super) async fn drain(
     stop.cancel();
     crew.tasks.close();
     let (returned, cancelled) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let orderly = async {
-        tokio::join!(join_all(&mut consumers, &returned), wait_for_runs(crew, started, &cancelled))
+    // A consumer may be about to start a task when it is stopped.
+    let runs = async {
+        while let Some(consumer) = consumers.join_next().await {
+            returned.fetch_add(consumer.unwrap_or(0), Ordering::Relaxed);
+        }
+        crew.tasks.wait().await;
     };
+    let orderly = wait_for_runs(crew, runs, started, &cancelled);
     let end = tokio::select! {
         _ = timeout_at(deadline, orderly) => deadline,
         () = force.0 => {
@@ -127,22 +133,22 @@ fn announce(crew: &Crew, started: Instant) {
     );
 }
 
-async fn join_all(consumers: &mut JoinSet<usize>, returned: &AtomicUsize) {
-    while let Some(consumer) = consumers.join_next().await {
-        returned.fetch_add(consumer.unwrap_or(0), Ordering::Relaxed);
-    }
-}
-
 /// Waits for all runs; tells those that still run at the notice, and counts them.
-async fn wait_for_runs(crew: &Crew, started: Instant, told: &AtomicUsize) {
+async fn wait_for_runs(
+    crew: &Crew,
+    runs: impl Future<Output = ()>,
+    started: Instant,
+    told: &AtomicUsize,
+) {
     let notice = started + crew.drain_deadline.mul_f64(1.0 - NOTICE);
+    let mut runs = pin!(runs);
     tokio::select! {
-        () = crew.tasks.wait() => return,
+        () = &mut runs => return,
         () = sleep_until(notice) => {}
     }
     told.store(crew.tasks.len(), Ordering::Relaxed);
     crew.ending.cancel();
-    crew.tasks.wait().await;
+    runs.await;
 }
 
 /// Drops what still runs, except steps and protected sections, which end by their own limits; then

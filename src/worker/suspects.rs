@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::Crew;
 use crate::backend::{Crashes, Delivery};
@@ -140,7 +140,7 @@ where
     F: Future<Output = Result<(), Error>>,
 {
     while let Err(error) = attempt().await {
-        debug!(task.id = %id, "cannot change the noted crashes: {error}; trying again");
+        warn!(task.id = %id, "cannot change the noted crashes: {error}; trying again");
         crew.backends.store.connected().await;
         sleep(RETRY_PAUSE).await;
     }

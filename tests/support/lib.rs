@@ -20,7 +20,7 @@ pub use proxy::Proxy;
 pub use question::{approve, parked, shown};
 pub use running::Running;
 pub use servers::{Server, Servers, servers};
-pub use worker::DemoWorker;
+pub use worker::{DemoWorker, binary};
 
 /// A queue name that no other test has.
 #[must_use]

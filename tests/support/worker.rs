@@ -22,9 +22,15 @@ impl DemoWorker {
     /// Starts the built binary with this process's environment and `variables` besides.
     #[must_use]
     pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
-        let mut process = Command::new(binary())
-            .args(arguments)
-            .envs(variables.iter().copied())
+        let mut command = Command::new(binary("demo"));
+        command.args(arguments).envs(variables.iter().copied());
+        Self::start(command)
+    }
+
+    /// The same, of a command that ends up as a worker.
+    #[must_use]
+    pub fn start(mut command: Command) -> Self {
+        let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -64,7 +70,18 @@ impl DemoWorker {
 
     /// Asks it to drain.
     pub fn sigterm(&self) {
-        send("TERM", &self.process);
+        self.signal("TERM");
+    }
+
+    /// Sends it this signal, named as `kill` names it.
+    pub fn signal(&self, signal: &str) {
+        send(signal, &self.process);
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id().expect("a process that has not ended")
     }
 
     /// Kills it; it is gone when this returns.
@@ -100,10 +117,14 @@ fn collect(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver
     text
 }
 
-/// The binary beside this test's own executable: `target/<profile>/deps/<test>`, one folder up.
-fn binary() -> PathBuf {
+/// A binary beside this test's own executable: `target/<profile>/deps/<test>`, one folder up.
+///
+/// # Panics
+/// The test is run from another place.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test");
-    test.ancestors().nth(2).expect("a target folder").join("demo")
+    test.ancestors().nth(2).expect("a target folder").join(name)
 }
 
 /// Signals a child that has not been waited for yet, so that its id is still its own.

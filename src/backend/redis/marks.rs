@@ -15,7 +15,7 @@ const KEEP_SECONDS: u64 = 24 * 60 * 60;
 /// A count that another worker has deleted, or that has expired, stays away.
 const UNCOUNT: &str = "#!lua
 for field, by in pairs({ runs = 1, alone = tonumber(ARGV[1]) }) do
-  if tonumber(redis.call('HGET', KEYS[1], field) or '0') >= by then
+  if by > 0 and tonumber(redis.call('HGET', KEYS[1], field) or '0') >= by then
     redis.call('HINCRBY', KEYS[1], field, -by)
   end
 end
