@@ -158,6 +158,14 @@ impl Queue {
         Self { name, kind: self.kind, max_priority: None }
     }
 
+    /// Where tasks of this queue wait that were running during crashes of workers: a process of their
+    /// own runs them.
+    #[must_use]
+    pub fn quarantine(&self) -> Self {
+        let name = format!("{}.countersign-quarantine", self.name);
+        Self { name, kind: self.kind, max_priority: None }
+    }
+
     /// Where messages of this queue go that no worker can run.
     #[must_use]
     pub fn dead(&self) -> Self {

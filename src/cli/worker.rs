@@ -14,6 +14,8 @@ use crate::config::{Config, SETTINGS, parse_duration};
 use crate::error::Error;
 use crate::worker::{Drained, Health, Worker};
 
+/// Set for the child process that runs quarantined tasks.
+const ISOLATED: &str = "COUNTERSIGN_ISOLATED";
 /// How long a blocking handler may keep the process after its drain.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
 
@@ -110,7 +112,15 @@ async fn work(
     build: impl FnOnce(Worker) -> Worker,
 ) -> Result<Drained, Error> {
     let (shutdown, hurry) = drain_signals();
+    let is_isolated = std::env::var_os(ISOLATED).is_some();
+    let shutdown = async move {
+        match is_isolated {
+            true => tokio::select! { () = shutdown => {} () = end_of_input() => {} },
+            false => shutdown.await,
+        }
+    };
     let client = Client::start(&config)?;
+    let is_shared = config.broker_url.reveal() != "sqlite::memory:";
     let settings = config.worker;
     let mut worker = Worker::new(&client)
         .name(node)
@@ -127,7 +137,38 @@ async fn work(
     for queue in settings.queues {
         worker = worker.queue(queue);
     }
-    build(worker).run(shutdown).await
+    let worker = build(worker);
+    let worker = match is_isolated {
+        true => worker.isolated(),
+        false if is_shared => worker.isolate(this_command),
+        false => worker,
+    };
+    worker.run(shutdown).await
+}
+
+/// This command again, as the child that runs quarantined tasks.
+fn this_command() -> std::process::Command {
+    // On Linux that is this program even if its file has been replaced.
+    let running = Path::new("/proc/self/exe");
+    let program = std::env::current_exe().unwrap_or_default();
+    let mut command =
+        std::process::Command::new(if running.exists() { running } else { &*program });
+    command.args(std::env::args_os().skip(1)).env(ISOLATED, "1");
+    command
+}
+
+/// Completes when standard input ends.
+async fn end_of_input() {
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    // A thread of its own: one of the runtime would hold up its shutdown.
+    let reading = std::thread::Builder::new().name("input".to_owned()).spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        drop(ended);
+    });
+    if reading.is_err() {
+        std::future::pending::<()>().await;
+    }
+    let _ = end.await;
 }
 
 fn health(node: &str, folder: Option<&Path>) -> ExitCode {

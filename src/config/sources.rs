@@ -184,6 +184,7 @@ fn is_another_tools(name: &str) -> bool {
     let of_kubernetes = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"];
     name.starts_with("COUNTERSIGN_TEST_")
         || name == "COUNTERSIGN_SECRETS"
+        || name == "COUNTERSIGN_ISOLATED"
         || name.ends_with("_PORT")
         || of_kubernetes.iter().any(|part| name.contains(part))
 }

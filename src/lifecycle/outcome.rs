@@ -46,6 +46,8 @@ pub enum Outcome {
         /// So many of them while nothing else ran.
         alone: u32,
     },
+    /// It was running during crashes of workers: a process of its own is to run it.
+    Quarantined,
     /// No handler of this worker has its name.
     Unknown,
     /// The worker drains, and another one will run it.

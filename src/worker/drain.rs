@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -53,6 +53,14 @@ impl Drained {
     }
 }
 
+/// What runs beside the tasks of a worker.
+pub(super) struct Running {
+    pub(super) consumers: JoinSet<usize>,
+    /// Completes when the child process for quarantined tasks has ended.
+    pub(super) isolation: Option<JoinHandle<()>>,
+    pub(super) pulse: Pulse,
+}
+
 /// The longest that a drain may take when steps have this grace period and no protected section runs.
 pub(crate) fn longest_drain(deadline: Duration, step_grace: Duration) -> Duration {
     deadline.saturating_add(step_grace).saturating_add(CLOSE_TIME)
@@ -64,10 +72,10 @@ pub(crate) fn longest_drain(deadline: Duration, step_grace: Duration) -> Duratio
 pub(super) async fn drain(
     crew: &Crew,
     stop: &CancellationToken,
-    mut consumers: JoinSet<usize>,
-    pulse: Pulse,
+    running: Running,
     force: Hurry,
 ) -> Drained {
+    let Running { mut consumers, isolation, pulse } = running;
     let started = Instant::now();
     let deadline = started + crew.drain_deadline;
     let finished_before = crew.finished.load(Ordering::Relaxed);
@@ -82,6 +90,9 @@ pub(super) async fn drain(
             returned.fetch_add(consumer.unwrap_or(0), Ordering::Relaxed);
         }
         crew.tasks.wait().await;
+        if let Some(isolation) = isolation {
+            let _ = isolation.await;
+        }
     };
     let orderly = wait_for_runs(crew, runs, started, &cancelled);
     let end = tokio::select! {

@@ -82,6 +82,7 @@ pub(super) async fn execute(
     }
     let _place = match suspects::place(crew, delivery).await {
         Standing::Innocent(place) => place,
+        Standing::Quarantined => return Outcome::Quarantined,
         Standing::Convicted(Crashes { runs, alone }) => {
             return Outcome::Convicted { runs, alone };
         }

@@ -9,6 +9,7 @@ mod drain;
 mod execute;
 mod gate;
 mod handler;
+mod isolation;
 mod limits;
 mod park;
 mod pulse;
@@ -42,8 +43,10 @@ use crate::journal::Limits;
 use crate::protocol::{Envelope, Ticket};
 use crate::task::{Policy, Task, TaskId};
 use consumer::Consumer;
+use drain::Running;
 use gate::{Gate, Slot};
 use handler::Registered;
+use isolation::Isolation;
 use revoked::Revoked;
 use suspects::Room;
 use vitals::Check;
@@ -70,6 +73,8 @@ pub struct Worker {
     drain_deadline: Duration,
     unknown_grace: Duration,
     hurry: Hurry,
+    isolation: Option<Isolation>,
+    is_isolated: bool,
     handlers: HashMap<&'static str, Registered>,
     health: watch::Sender<Option<Health>>,
     checks: Vec<Check>,
@@ -97,6 +102,8 @@ impl Worker {
             drain_deadline: Duration::from_secs(30),
             unknown_grace: Duration::ZERO,
             hurry: Hurry(Box::pin(std::future::pending())),
+            isolation: None,
+            is_isolated: false,
             handlers: HashMap::new(),
             health: watch::Sender::new(None),
             checks: Vec::new(),
@@ -133,6 +140,31 @@ impl Worker {
     /// Cuts a drain short when `signal` completes: what still runs is given back at once.
     pub fn hurry(mut self, signal: impl Future<Output = ()> + Send + 'static) -> Self {
         self.hurry = Hurry(Box::pin(signal));
+        self
+    }
+
+    /// Runs quarantined tasks in a child process that `start` describes, instead of holding all other
+    /// tasks back while one runs. A task is quarantined when it was running during two crashes of
+    /// workers.
+    ///
+    /// The child is to build the same worker and to call [`Worker::isolated`] on it, and is to stop
+    /// when its standard input ends. [`run_worker`](crate::run_worker) does all of that by itself.
+    pub fn isolate(
+        mut self,
+        start: impl Fn() -> std::process::Command + Send + Sync + 'static,
+    ) -> Self {
+        self.isolation = Some(Isolation::new(start));
+        self
+    }
+
+    /// Makes this the child of a worker that isolates quarantined tasks: it consumes only them, one at
+    /// a time, and ends when there have been none for ten seconds.
+    pub fn isolated(mut self) -> Self {
+        self.isolation = None;
+        self.is_isolated = true;
+        self.concurrency = 1;
+        self.prefetch = Some(1);
+        self.name.push_str("-quarantine");
         self
     }
 
@@ -246,12 +278,18 @@ impl Worker {
         let (crew, hurry) = self.muster()?;
         watchdog::start();
         revoked::follow(&crew);
-        remote::listen(&crew);
+        if !crew.is_isolated {
+            remote::listen(&crew);
+        }
         let stop = CancellationToken::new();
         let mut consumers = JoinSet::new();
         let mut consuming = Vec::new();
         for (queue, limit) in &crew.queues {
-            for source in [queue.clone(), queue.resume()] {
+            let sources = match crew.is_isolated {
+                true => vec![queue.quarantine()],
+                false => vec![queue.clone(), queue.resume()],
+            };
+            for source in sources {
                 let (queue, limit) = (queue.clone(), limit.clone());
                 let (says, watched) = watch::channel(false);
                 consuming.push(watched);
@@ -261,9 +299,20 @@ impl Worker {
         }
         resume::sweep(&crew, stop.clone());
         let pulse = pulse::start(&crew, consuming);
-        shutdown.await;
+        let isolation = isolation::supervise(&crew, stop.clone());
+        let idle = async {
+            match crew.is_isolated {
+                true => isolation::idle(&crew).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = shutdown => {}
+            () = idle => {}
+        }
         pulse::say_draining(&crew);
-        Ok(drain::drain(&crew, &stop, consumers, pulse, hurry).await)
+        let running = Running { consumers, isolation, pulse };
+        Ok(drain::drain(&crew, &stop, running, hurry).await)
     }
 
     fn muster(mut self) -> Result<(Arc<Crew>, Hurry), Error> {
@@ -301,6 +350,8 @@ impl Worker {
             queues: queues.collect(),
             prefetch: self.prefetch.unwrap_or(default_prefetch).max(1),
             gate: Gate::new(self.concurrency),
+            isolation: self.isolation,
+            is_isolated: self.is_isolated,
             longest_hold,
             drain_deadline: self.drain_deadline,
             unknown_grace: self.unknown_grace,
@@ -331,6 +382,10 @@ struct Crew {
     queues: Vec<(Queue, Option<Gate>)>,
     prefetch: u16,
     gate: Gate,
+    /// Where quarantined tasks run; without it, here and alone.
+    isolation: Option<Isolation>,
+    /// This is the child that runs them.
+    is_isolated: bool,
     /// How long a message may be held, from its delivery.
     longest_hold: Duration,
     drain_deadline: Duration,

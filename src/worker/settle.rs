@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::claim::Claim;
-use super::copies::{first_received, give_back, supersede};
+use super::copies::{self, first_received, give_back, supersede};
 use super::execute::FIRST_BEGAN;
 use super::{Crew, canvas, suspects};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
@@ -103,6 +103,13 @@ async fn settle_undone(
             let lost = Attempt::failed(envelope.attempt, &failure, now, None);
             History::add(&mut delivery.message.headers, lost);
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
+        }
+        Outcome::Quarantined => {
+            claim.release(crew, &envelope.id).await;
+            copies::replace(crew, queue, &queue.quarantine(), delivery).await;
+            if let Some(isolation) = &crew.isolation {
+                isolation.wake();
+            }
         }
         Outcome::Unknown => {
             if let Some(later) = grace(crew, envelope, now) {

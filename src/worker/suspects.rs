@@ -1,7 +1,9 @@
 //! Tasks that were running when a worker died, again and again.
 //!
-//! Only a redelivered task can be one, so nothing else pays. From its second crash on a task runs
-//! alone, so that the next crash convicts it and no innocent; a convict goes to the dead letters.
+//! Only a redelivered task can be one, so nothing else pays. From its second crash on a task runs in
+//! isolation, so that the next crash can be attributed to it alone: in a process of its own
+//! (`isolation.rs`), or, in a worker without one, while all other tasks wait. A poison task goes to the
+//! dead letters.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,12 +47,18 @@ pub(super) enum Place<'r> {
         _room: Option<OwnedRwLockWriteGuard<()>>,
         _mark: CrashMark,
     },
+    /// The only task of its process.
+    Isolated {
+        _mark: CrashMark,
+    },
 }
 
 /// What is known of a redelivered task.
 #[derive(Debug)]
 pub(super) enum Standing<'r> {
     Innocent(Place<'r>),
+    /// A process of its own is to run it.
+    Quarantined,
     /// It has ended workers so many times.
     Convicted(Crashes),
 }
@@ -96,6 +104,18 @@ pub(super) async fn place<'r>(crew: &'r Arc<Crew>, delivery: &Delivery) -> Stand
     }
     if crashes.alone >= CONVICT {
         return Standing::Convicted(crashes);
+    }
+    if crew.is_isolated {
+        let mark = CrashMark::note(crew, delivery, true).await;
+        return Standing::Innocent(Place::Isolated { _mark: mark });
+    }
+    if crashes.runs >= SUSPECT && crew.isolation.is_some() {
+        info!(
+            task.id = %id,
+            crashes = crashes.runs,
+            "task was running during worker crashes; an isolated process runs it",
+        );
+        return Standing::Quarantined;
     }
     if crashes.runs < SUSPECT {
         let mark = CrashMark::note(crew, delivery, false).await;
