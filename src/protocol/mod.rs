@@ -18,13 +18,14 @@ mod kombu;
 mod message;
 mod repr;
 mod signature;
+pub(crate) mod table;
 mod ticket;
 
 pub use arguments::{Arguments, Kwargs};
 pub use canvas::{Canvas, Child, FollowUp, FollowUps};
 pub use document::{Document, PARKED, State};
 pub use envelope::{Envelope, Limits, Lineage, Unreadable};
-pub use epitaph::{DIED_AT, Epitaph, REASON, SOURCE, UNKNOWN_SINCE};
+pub use epitaph::{DIED_AT, Epitaph, RAW_HEADERS, REASON, SOURCE, UNKNOWN_SINCE, UNREADABLE};
 pub use history::{Attempt, History};
 pub use message::{HEADER_LIMIT, Headers, Message, Properties};
 pub use ticket::{Ticket, TicketKind};

@@ -18,8 +18,8 @@ use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{
-    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, REASON, SOURCE,
-    State, UNKNOWN_SINCE, Unreadable,
+    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, RAW_HEADERS,
+    REASON, SOURCE, State, UNKNOWN_SINCE, UNREADABLE, Unreadable,
 };
 use crate::task::TaskId;
 
@@ -410,6 +410,8 @@ pub(super) async fn bury(
 fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     let mut copy = message.clone();
     copy.strip_history();
+    copy.headers.remove(UNREADABLE);
+    let raw = copy.headers.remove(RAW_HEADERS);
     let dropped = copy.fit_headers(HEADER_ROOM);
     if !dropped.is_empty() {
         warn!(task.id = %copy.id, "headers too large for a dead letter were dropped: {dropped:.200?}");
@@ -419,6 +421,10 @@ fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     copy.headers.insert(REASON.into(), Value::String(told));
     copy.headers.insert(SOURCE.into(), Value::String(queue.name.clone()));
     copy.headers.insert(DIED_AT.into(), Value::String(clock::now().to_string()));
+    if let Some(raw) = raw {
+        copy.headers.insert(RAW_HEADERS.into(), raw);
+        copy.fit_headers(HEADER_LIMIT);
+    }
     copy
 }
 
