@@ -14,6 +14,7 @@ mod epitaph;
 mod failures;
 mod headers;
 mod history;
+mod keyword;
 mod kombu;
 mod message;
 mod repr;

@@ -15,6 +15,7 @@ mod resume;
 mod revoked;
 mod settle;
 mod suspects;
+mod unsettled;
 mod vitals;
 mod watchdog;
 

@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::claim::Claim;
 use super::execute::FIRST_BEGAN;
-use super::{Crew, canvas, suspects};
+use super::{Crew, canvas, suspects, unsettled};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::clock;
 use crate::error::{Error, Failure};
@@ -399,8 +399,9 @@ pub(super) async fn bury(
     match crew.give_up.run_until_cancelled(effects).await {
         Some(Ok(recorded)) => ack(delivery, recorded),
         Some(Err(error)) => {
-            error!(task.id = %delivery.id(), "not even a dead letter can be made of it: {error}");
-            release(crew, delivery);
+            error!(task.id = %delivery.id(), "cannot publish its dead letter, trying again: {error}");
+            let copy = epitaph(&delivery.message, queue, reason);
+            unsettled::keep(crew, delivery, copy, queue.dead());
         }
         None => release(crew, delivery),
     }

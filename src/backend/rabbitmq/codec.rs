@@ -1,5 +1,7 @@
 //! [`Message`] to and from lapin's properties and tables.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use lapin::BasicProperties;
@@ -12,6 +14,8 @@ use crate::protocol::{Headers, Message, Properties, RAW_HEADERS, UNREADABLE};
 use crate::task::TaskId;
 
 const PERSISTENT: u8 = 2;
+/// The most bytes of a short string.
+const MAX_SHORT: usize = 255;
 /// Bytes that could not be read are kept up to this size: they are sent on as text.
 const MAX_KEPT: usize = 44 * 1024;
 
@@ -52,7 +56,8 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         correlation_id,
         reply_to,
         expiration,
-        message_id,
+        // Read by `message_id_of`.
+        message_id: _,
         app_id,
         // RabbitMQ refuses a user id that is not the connection's own.
         user_id: _,
@@ -63,7 +68,7 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_headers(write_table(&message.headers)?)
-        .with_message_id(short(message_id.as_deref().unwrap_or(message.id.as_str()))?)
+        .with_message_id(short(&message_id_of(message))?)
         .with_priority(priority.unwrap_or(0));
     if let Some(text) = content_type {
         properties = properties.with_content_type(short(text)?);
@@ -72,7 +77,7 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         properties = properties.with_content_encoding(short(text)?);
     }
     if let Some(text) = correlation_id {
-        properties = properties.with_correlation_id(short(text)?);
+        properties = properties.with_correlation_id(short(&identifier(text))?);
     }
     if let Some(text) = reply_to {
         properties = properties.with_reply_to(short(text)?);
@@ -90,6 +95,21 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         properties = properties.with_timestamp(*seconds);
     }
     Ok(properties)
+}
+
+/// The message id that `message` is published under, and returned by.
+pub(super) fn message_id_of(message: &Message) -> Cow<'_, str> {
+    identifier(message.properties.message_id.as_deref().unwrap_or(message.id.as_str()))
+}
+
+/// A property holds 255 bytes, and a task's id may have more. The whole id is in header `id`, under which
+/// the result is stored; the property then holds a UUID that is always the same for that id.
+fn identifier(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_SHORT {
+        return Cow::Borrowed(text);
+    }
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes());
+    Cow::Owned(id.hyphenated().to_string())
 }
 
 /// A short string, which holds 255 bytes (AMQP 0-9-1, section 4.2.5.3).
@@ -166,6 +186,23 @@ mod tests {
         let (_, size) = gen_field_table(&table)(room.into()).unwrap().into_inner();
         let size = usize::try_from(size).unwrap();
         assert_eq!(Table::decode(&bytes[4..size]), Table { headers, fault: None });
+    }
+
+    #[test]
+    fn an_id_over_255_bytes_is_mapped_to_one_uuid_and_kept_in_its_header() {
+        let id = "x".repeat(300);
+        let headers = Headers::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
+        let properties = Properties { correlation_id: Some(id.clone()), ..Properties::default() };
+        let message =
+            Message { id: TaskId::from(&id), headers, body: Vec::new().into(), properties };
+        let encoded = encode(&message).unwrap();
+        assert_eq!(encoded, encode(&message).unwrap(), "the same for each copy");
+        let mapped = encoded.message_id().as_ref().unwrap().as_str();
+        assert_eq!(mapped, message_id_of(&message), "a returned message is found by it");
+        assert_eq!(mapped, encoded.correlation_id().as_ref().unwrap().as_str());
+        let header = AMQPValue::LongString(id.as_bytes().into());
+        assert_eq!(encoded.headers().as_ref().unwrap().inner()["id"], header);
+        assert_eq!(identifier(&"x".repeat(255)), "x".repeat(255));
     }
 
     #[test]
