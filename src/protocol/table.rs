@@ -57,13 +57,14 @@ impl Table {
                 break;
             };
             let shown = || entry.name[..entry.name.len().min(SHOWN)].escape_ascii();
-            if std::str::from_utf8(entry.name).is_err() {
+            // No longer than it was: a name has 255 bytes at most, also when it is sent on.
+            let mut name = entry.name.to_vec();
+            if repair(&mut name) {
                 table.note(|| format!("the name of header `{}` is not UTF-8", shown()));
             }
             match value(entry.kind, entry.value, 1, &mut budget) {
                 Ok(value) => {
-                    let name = String::from_utf8_lossy(entry.name).into_owned();
-                    table.headers.insert(name, value);
+                    table.headers.insert(String::from_utf8(name).unwrap_or_default(), value);
                 }
                 Err(fault) => {
                     table.note(|| format!("header `{}` {}", shown(), fault.explain()));
@@ -78,6 +79,20 @@ impl Table {
             self.fault = Some(reason());
         }
     }
+}
+
+/// Replaces each byte that is not UTF-8 by `?`. Returns whether there was one.
+pub(crate) fn repair(text: &mut [u8]) -> bool {
+    let mut from = 0;
+    let mut repaired = false;
+    while let Err(error) = std::str::from_utf8(&text[from..]) {
+        let bad = from + error.valid_up_to();
+        let end = error.error_len().map_or(text.len(), |size| bad + size);
+        text[bad..end].fill(b'?');
+        from = end;
+        repaired = true;
+    }
+    repaired
 }
 
 /// One entry of a table, undecoded.
@@ -250,7 +265,9 @@ mod tests {
     fn a_name_that_is_not_utf8_is_a_fault_at_any_depth() {
         let table = Table::decode(&entry(b"a\xff", b"V"));
         assert_eq!(table.fault.unwrap(), r"the name of header `a\xff` is not UTF-8");
-        assert!(table.headers.contains_key("a\u{fffd}"));
+        assert!(table.headers.contains_key("a?"));
+        let long = Table::decode(&entry(&[0xff; 255], b"V"));
+        assert_eq!(long.headers.keys().next().unwrap().len(), 255, "it can be sent on");
         let inside = Table::decode(&entry(b"k", &long(b'F', &entry(b"\xff", b"V"))));
         assert!(inside.fault.unwrap().contains("`k` has a name inside"));
     }

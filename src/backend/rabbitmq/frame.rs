@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::protocol::table;
+use crate::protocol::table::{self, repair};
 
 pub(super) const METHOD: u8 = 1;
 pub(super) const HEADER: u8 = 2;
@@ -84,20 +84,6 @@ fn field(payload: &[u8], at: usize, field: Field) -> Option<Range<usize>> {
     };
     let range = at + start..(at + start).checked_add(size)?;
     (range.end <= payload.len()).then_some(range)
-}
-
-/// Replaces each byte that is not UTF-8 by `?`. Returns whether there was one.
-fn repair(text: &mut [u8]) -> bool {
-    let mut from = 0;
-    let mut repaired = false;
-    while let Err(error) = std::str::from_utf8(&text[from..]) {
-        let bad = from + error.valid_up_to();
-        let end = error.error_len().map_or(text.len(), |size| bad + size);
-        text[bad..end].fill(b'?');
-        from = end;
-        repaired = true;
-    }
-    repaired
 }
 
 /// The arguments of a method that a broker sends. Unknown ones have none: lapin refuses them.
