@@ -87,7 +87,7 @@ fn connect_servers(config: &Config) -> Result<Backends, Error> {
     let name = format!("countersign {}", env!("CARGO_PKG_VERSION"));
     let rabbit = rabbitmq::RabbitSettings::new(
         config.broker_url.reveal(),
-        config.tls_ca_pem.clone(),
+        config.tls_ca_pem.as_deref(),
         config.connect_timeout,
         config.heartbeat,
         &name,

@@ -5,9 +5,11 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Client;
-use crate::backend::{Deed, Delivery, Parcel, Queue};
+use crate::backend::{Deed, Delivery, Parcel, Queue, Recorded};
 use crate::error::{Error, Kind};
-use crate::protocol::{Attempt, Canvas, Envelope, Epitaph, History, Message, State};
+use crate::protocol::{
+    Attempt, Canvas, Envelope, Epitaph, History, Message, REASON, State, UNREADABLE,
+};
 use crate::task::TaskId;
 
 /// A quorum queue of RabbitMQ 4 drops a message at its 21st return: from half of that on, what
@@ -245,7 +247,18 @@ impl DeadLetters {
         }
         let mut copy = delivery.message.clone();
         copy.strip_history();
-        self.send(copy, self.queue.dead(), delivery).await.map(drop)
+        if let Some(reason) = copy.headers.remove(UNREADABLE) {
+            copy.headers.entry(REASON).or_insert(reason);
+        }
+        match self.publish(copy, self.queue.dead()).await {
+            Ok(recorded) => settle(delivery, recorded).map(drop),
+            // Its headers are too large to be sent again.
+            Err(error) if error.is_refusal() => {
+                let _ = delivery.release();
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn resend(&self, delivery: Delivery) -> Result<(Fate, Replay), Error> {
@@ -284,18 +297,26 @@ impl DeadLetters {
         queue: Queue,
         delivery: Delivery,
     ) -> Result<Fate, Error> {
+        let recorded = self.publish(message, queue).await?;
+        settle(delivery, recorded)
+    }
+
+    async fn publish(&self, message: Message, queue: Queue) -> Result<Recorded, Error> {
         let timeout = self.client.config().publish_timeout;
         let parcel = Parcel { message, queue, delay: None, timeout };
-        let recorded = self.client.backends().broker.publish(parcel).await?;
-        match delivery.ack(recorded) {
-            Ok(_settled) => Ok(Fate::Gone),
-            Err(_) => Err(Kind::Closed.into()),
-        }
+        self.client.backends().broker.publish(parcel).await
     }
 
     fn deed(&self, what: &'static str, id: &TaskId) -> Deed {
         let by = self.client.shared.origin.clone();
         Deed { what, id: id.clone(), queue: self.queue(), by }
+    }
+}
+
+fn settle(delivery: Delivery, recorded: Recorded) -> Result<Fate, Error> {
+    match delivery.ack(recorded) {
+        Ok(_settled) => Ok(Fate::Gone),
+        Err(_) => Err(Kind::Closed.into()),
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::headers::shown;
+use super::keyword::{self, Name};
 use super::{Arguments, Kwargs, Unreadable};
 
 /// As deep as `serde_json` follows, so that whatever passes here can be read later.
@@ -48,8 +49,21 @@ pub(super) fn write(arguments: &Arguments, embed: &RawValue) -> Vec<u8> {
     let values = arguments.args.iter().chain(arguments.kwargs.values());
     let room: usize = values.map(|value| value.get().len() + 16).sum();
     let mut body = Vec::with_capacity(room + embed.get().len() + 16);
-    // Writing to memory cannot fail, and every key is text.
-    let _ = serde_json::to_writer(&mut body, &(&arguments.args, &arguments.kwargs, embed));
+    body.push(b'[');
+    // Writing to memory cannot fail.
+    let _ = serde_json::to_writer(&mut body, &arguments.args);
+    body.extend_from_slice(b",{");
+    for (index, (name, value)) in arguments.kwargs.iter().enumerate() {
+        if index > 0 {
+            body.push(b',');
+        }
+        keyword::write(name, &mut body);
+        body.push(b':');
+        body.extend_from_slice(value.get().as_bytes());
+    }
+    body.extend_from_slice(b"},");
+    body.extend_from_slice(embed.get().as_bytes());
+    body.push(b']');
     body
 }
 
@@ -89,7 +103,7 @@ impl<'de> Deserialize<'de> for Named {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Named, A::Error> {
                 let mut kwargs = Kwargs::new();
-                while let Some((name, value)) = entries.next_entry()? {
+                while let Some((Name(name), value)) = entries.next_entry()? {
                     if kwargs.len() == MAX_ARGUMENTS {
                         return Err(too_many());
                     }

@@ -5,7 +5,9 @@ use std::borrow::Cow;
 use serde_json::Value;
 
 use super::headers::{attempt, boolean, date, integer, is_history, limits, shown, text};
-use super::{Envelope, Headers, Lineage, Message, Properties, Unreadable, body, compression};
+use super::{
+    Envelope, Headers, Lineage, Message, Properties, UNREADABLE, Unreadable, body, compression,
+};
 use crate::task::TaskId;
 
 impl Envelope {
@@ -17,6 +19,9 @@ impl Envelope {
     pub fn decode(message: &Message, limit: usize) -> Result<Self, Unreadable> {
         let headers = &message.headers;
         let properties = &message.properties;
+        if let Some(reason) = headers.get(UNREADABLE).and_then(Value::as_str) {
+            return Err(Unreadable::new(reason));
+        }
         let name = task_name(message)?;
         // `Message::id` has it already; a wrong type is still somebody's mistake.
         text(headers, "id")?;

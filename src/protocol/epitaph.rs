@@ -13,6 +13,11 @@ pub const DIED_AT: &str = "x-countersign-at";
 /// When a worker first had no handler for it.
 pub const UNKNOWN_SINCE: &str = "x-countersign-unknown-since";
 
+/// On a message whose properties or headers could not be read: why not.
+pub const UNREADABLE: &str = "x-countersign-unreadable";
+/// Their bytes, in base64.
+pub const RAW_HEADERS: &str = "x-countersign-raw-headers";
+
 /// What a dead letter says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Epitaph {
@@ -37,7 +42,7 @@ impl Epitaph {
         let text = |name| headers.get(name).and_then(Value::as_str).map(str::to_owned);
         Self {
             task: text("task"),
-            reason: text(REASON),
+            reason: text(REASON).or_else(|| text(UNREADABLE)),
             queue: text(SOURCE),
             died_at: text(DIED_AT),
             attempt: headers.get("retries").and_then(Value::as_u64).map(|n| n.saturating_add(1)),
@@ -54,7 +59,7 @@ impl Message {
         self.strip_history();
         Ticket::remove(&mut self.headers);
         History::remove(&mut self.headers);
-        for name in [REASON, SOURCE, DIED_AT, UNKNOWN_SINCE] {
+        for name in [REASON, SOURCE, DIED_AT, UNKNOWN_SINCE, UNREADABLE, RAW_HEADERS] {
             self.headers.remove(name);
         }
         if self.headers.get("retries").is_some_and(Value::is_number) {

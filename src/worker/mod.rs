@@ -18,6 +18,7 @@ mod resume;
 mod revoked;
 mod settle;
 mod suspects;
+mod unsettled;
 mod vitals;
 mod watchdog;
 

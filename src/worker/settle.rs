@@ -12,15 +12,15 @@ use tracing::{debug, error, info, warn};
 use super::claim::Claim;
 use super::copies::{self, first_received, give_back, supersede};
 use super::execute::FIRST_BEGAN;
-use super::{Crew, canvas, suspects};
+use super::{Crew, canvas, suspects, unsettled};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::clock;
 use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{
-    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, REASON, SOURCE,
-    State, UNKNOWN_SINCE, Unreadable,
+    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, RAW_HEADERS,
+    REASON, SOURCE, State, UNKNOWN_SINCE, UNREADABLE, Unreadable,
 };
 use crate::task::TaskId;
 
@@ -417,8 +417,9 @@ pub(super) async fn bury(
     match crew.give_up.run_until_cancelled(effects).await {
         Some(Ok(recorded)) => ack(delivery, recorded),
         Some(Err(error)) => {
-            error!(task.id = %delivery.id(), "not even a dead letter can be made of it: {error}");
-            release(crew, delivery);
+            error!(task.id = %delivery.id(), "cannot publish its dead letter, trying again: {error}");
+            let copy = epitaph(&delivery.message, queue, reason);
+            unsettled::keep(crew, delivery, copy, queue.dead());
         }
         None => release(crew, delivery),
     }
@@ -428,6 +429,8 @@ pub(super) async fn bury(
 fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     let mut copy = message.clone();
     copy.strip_history();
+    copy.headers.remove(UNREADABLE);
+    let raw = copy.headers.remove(RAW_HEADERS);
     let dropped = copy.fit_headers(HEADER_ROOM);
     if !dropped.is_empty() {
         warn!(task.id = %copy.id, "headers too large for a dead letter were dropped: {dropped:.200?}");
@@ -437,6 +440,10 @@ fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
     copy.headers.insert(REASON.into(), Value::String(told));
     copy.headers.insert(SOURCE.into(), Value::String(queue.name.clone()));
     copy.headers.insert(DIED_AT.into(), Value::String(clock::now().to_string()));
+    if let Some(raw) = raw {
+        copy.headers.insert(RAW_HEADERS.into(), raw);
+        copy.fit_headers(HEADER_LIMIT);
+    }
     copy
 }
 

@@ -24,6 +24,11 @@ impl Effects {
         Self { list: format!("effects-{}", queue_name()), redis }
     }
 
+    /// How many entries there are.
+    pub async fn count(&mut self) -> usize {
+        self.redis.llen(&self.list).await.unwrap()
+    }
+
     /// The entries, and how often each one was made.
     pub async fn runs(&mut self) -> HashMap<String, usize> {
         let entries: Vec<String> = self.redis.lrange(&self.list, 0, -1).await.unwrap();

@@ -4,11 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "this is how a test fails")]
 
+pub mod amqp;
 mod cluster;
 mod effects;
 mod producer;
 mod proxy;
 mod question;
+mod rewriter;
 mod running;
 mod servers;
 mod worker;
@@ -18,6 +20,7 @@ pub use effects::Effects;
 pub use producer::{IN_FLIGHT, produce_marks};
 pub use proxy::Proxy;
 pub use question::{approve, parked, shown};
+pub use rewriter::Rewriter;
 pub use running::Running;
 pub use servers::{Server, Servers, servers};
 pub use worker::{DemoWorker, binary};

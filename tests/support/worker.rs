@@ -68,6 +68,16 @@ impl DemoWorker {
         self.stderr.borrow().clone()
     }
 
+    /// How many threads and descriptors the process has.
+    #[must_use]
+    pub fn threads_and_descriptors(&self) -> (usize, usize) {
+        let id = self.process.id().expect("a process that has not ended");
+        let count = |what: &str| {
+            std::fs::read_dir(format!("/proc/{id}/{what}")).expect("Linux's /proc").count()
+        };
+        (count("task"), count("fd"))
+    }
+
     /// Asks it to drain.
     pub fn sigterm(&self) {
         self.signal("TERM");

@@ -8,7 +8,7 @@ use url::Url;
 
 /// What RabbitMQ proposes unless it is configured otherwise. lapin, which keeps buffers of 32
 /// frames, leaves those that it need not grow untouched until they are used.
-const FRAME_MAX: u32 = 131_072;
+pub(super) const FRAME_MAX: u32 = 131_072;
 
 /// One broker node, and how to log in to it. Displays without the password.
 #[derive(Clone)]

@@ -1,20 +1,29 @@
 //! [`Message`] to and from lapin's properties and tables.
 
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use serde_json::{Map, Number, Value};
 
-use crate::protocol::{Headers, Message, Properties};
+use super::frame;
+use crate::protocol::table::Table;
+use crate::protocol::{Headers, Message, Properties, RAW_HEADERS, UNREADABLE};
 use crate::task::TaskId;
 
 const PERSISTENT: u8 = 2;
-/// Deeper tables are cut: nothing that Celery sends nests like that.
-const MAX_DEPTH: usize = 32;
+/// The most bytes of a short string.
+const MAX_SHORT: usize = 255;
+/// Bytes that could not be read are kept up to this size: they are sent on as text.
+const MAX_KEPT: usize = 44 * 1024;
 
-/// Reads a delivery.
+/// Reads a delivery. Its header table is the one that [`frame::rewrite_header`] has made. What could
+/// not be read is named in header [`UNREADABLE`], and its bytes are in [`RAW_HEADERS`].
 pub(super) fn decode(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
-    let headers = properties.headers().as_ref().map_or_else(Map::new, |table| read_table(table, 0));
+    let headers = properties.headers().as_ref().map_or_else(Map::new, read_headers);
     let kept = Properties {
         content_type: text(properties.content_type()),
         content_encoding: text(properties.content_encoding()),
@@ -47,7 +56,8 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         correlation_id,
         reply_to,
         expiration,
-        message_id,
+        // Read by `message_id_of`.
+        message_id: _,
         app_id,
         // RabbitMQ refuses a user id that is not the connection's own.
         user_id: _,
@@ -58,7 +68,7 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
     let mut properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_headers(write_table(&message.headers)?)
-        .with_message_id(short(message_id.as_deref().unwrap_or(message.id.as_str()))?)
+        .with_message_id(short(&message_id_of(message))?)
         .with_priority(priority.unwrap_or(0));
     if let Some(text) = content_type {
         properties = properties.with_content_type(short(text)?);
@@ -67,7 +77,7 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         properties = properties.with_content_encoding(short(text)?);
     }
     if let Some(text) = correlation_id {
-        properties = properties.with_correlation_id(short(text)?);
+        properties = properties.with_correlation_id(short(&identifier(text))?);
     }
     if let Some(text) = reply_to {
         properties = properties.with_reply_to(short(text)?);
@@ -87,47 +97,45 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
     Ok(properties)
 }
 
+/// The message id that `message` is published under, and returned by.
+pub(super) fn message_id_of(message: &Message) -> Cow<'_, str> {
+    identifier(message.properties.message_id.as_deref().unwrap_or(message.id.as_str()))
+}
+
+/// A property holds 255 bytes, and a task's id may have more. The whole id is in header `id`, under which
+/// the result is stored; the property then holds a UUID that is always the same for that id.
+fn identifier(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_SHORT {
+        return Cow::Borrowed(text);
+    }
+    let id = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes());
+    Cow::Owned(id.hyphenated().to_string())
+}
+
 /// A short string, which holds 255 bytes (AMQP 0-9-1, section 4.2.5.3).
 pub(super) fn short(text: &str) -> Result<ShortString, String> {
     ShortString::try_new(text).map_err(|_| format!("longer than 255 bytes: {text:.40}..."))
 }
 
-fn read_table(table: &FieldTable, depth: usize) -> Headers {
-    table
-        .inner()
-        .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), read_value(value, depth + 1)))
-        .collect()
-}
-
-fn read_value(value: &AMQPValue, depth: usize) -> Value {
-    if depth > MAX_DEPTH {
-        return Value::Null;
-    }
-    match value {
-        AMQPValue::Boolean(flag) => Value::Bool(*flag),
-        AMQPValue::ShortShortInt(n) => Value::from(*n),
-        AMQPValue::ShortShortUInt(n) => Value::from(*n),
-        AMQPValue::ShortInt(n) => Value::from(*n),
-        AMQPValue::ShortUInt(n) => Value::from(*n),
-        AMQPValue::LongInt(n) => Value::from(*n),
-        AMQPValue::LongUInt(n) => Value::from(*n),
-        AMQPValue::LongLongInt(n) => Value::from(*n),
-        AMQPValue::Timestamp(seconds) => Value::from(*seconds),
-        AMQPValue::Float(n) => Value::from(f64::from(*n)),
-        AMQPValue::Double(n) => Value::from(*n),
-        AMQPValue::DecimalValue(d) => {
-            Value::from(f64::from(d.value) / 10_f64.powi(i32::from(d.scale)))
+fn read_headers(table: &FieldTable) -> Headers {
+    let bytes = |name| match table.inner().get(name) {
+        Some(AMQPValue::ByteArray(bytes)) => Some(bytes.as_slice()),
+        _ => None,
+    };
+    let raw = bytes(frame::RAW_TABLE).unwrap_or_default();
+    let Table { mut headers, fault } = Table::decode(raw);
+    // Only set here: a producer's own says nothing.
+    headers.remove(UNREADABLE);
+    let reason = bytes(frame::REASON).map(|reason| String::from_utf8_lossy(reason).into_owned());
+    let reasons: Vec<_> = reason.into_iter().chain(fault).collect();
+    if !reasons.is_empty() {
+        headers.insert(UNREADABLE.into(), Value::String(reasons.join("; ")));
+        let raw = bytes(frame::RAW_PROPERTIES).unwrap_or(raw);
+        if raw.len() <= MAX_KEPT {
+            headers.insert(RAW_HEADERS.into(), Value::String(STANDARD.encode(raw)));
         }
-        AMQPValue::ShortString(text) => Value::from(text.as_str()),
-        AMQPValue::LongString(text) => Value::from(String::from_utf8_lossy(text.as_bytes())),
-        AMQPValue::ByteArray(bytes) => Value::from(String::from_utf8_lossy(bytes.as_slice())),
-        AMQPValue::FieldArray(items) => {
-            items.as_slice().iter().map(|item| read_value(item, depth + 1)).collect()
-        }
-        AMQPValue::FieldTable(table) => Value::Object(read_table(table, depth)),
-        AMQPValue::Void => Value::Null,
     }
+    headers
 }
 
 fn write_table(headers: &Headers) -> Result<FieldTable, String> {
@@ -161,6 +169,8 @@ fn write_number(number: &Number) -> AMQPValue {
 
 #[cfg(test)]
 mod tests {
+    use amq_protocol::types::generation::gen_field_table;
+
     use super::*;
 
     #[test]
@@ -171,7 +181,28 @@ mod tests {
         });
         let Value::Object(headers) = headers else { unreachable!() };
         let table = write_table(&headers).unwrap();
-        assert_eq!(read_table(&table, 0), headers);
+        let mut bytes = [0; 1024];
+        let room = std::io::Cursor::new(&mut bytes[..]);
+        let (_, size) = gen_field_table(&table)(room.into()).unwrap().into_inner();
+        let size = usize::try_from(size).unwrap();
+        assert_eq!(Table::decode(&bytes[4..size]), Table { headers, fault: None });
+    }
+
+    #[test]
+    fn an_id_over_255_bytes_is_mapped_to_one_uuid_and_kept_in_its_header() {
+        let id = "x".repeat(300);
+        let headers = Headers::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
+        let properties = Properties { correlation_id: Some(id.clone()), ..Properties::default() };
+        let message =
+            Message { id: TaskId::from(&id), headers, body: Vec::new().into(), properties };
+        let encoded = encode(&message).unwrap();
+        assert_eq!(encoded, encode(&message).unwrap(), "the same for each copy");
+        let mapped = encoded.message_id().as_ref().unwrap().as_str();
+        assert_eq!(mapped, message_id_of(&message), "a returned message is found by it");
+        assert_eq!(mapped, encoded.correlation_id().as_ref().unwrap().as_str());
+        let header = AMQPValue::LongString(id.as_bytes().into());
+        assert_eq!(encoded.headers().as_ref().unwrap().inner()["id"], header);
+        assert_eq!(identifier(&"x".repeat(255)), "x".repeat(255));
     }
 
     #[test]

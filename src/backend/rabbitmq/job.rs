@@ -58,10 +58,9 @@ impl Job {
         done: oneshot::Sender<Answer>,
     ) -> Result<Self, Error> {
         let message = &parcel.message;
-        let message_id = message.properties.message_id.as_ref();
         let waiter = Waiter {
             id: message.id.clone(),
-            message_id: message_id.map_or_else(|| message.id.clone(), TaskId::from),
+            message_id: TaskId::from(codec::message_id_of(message)),
             queue: parcel.queue.clone(),
             is_delayed: parcel.delay.is_some(),
             deadline,

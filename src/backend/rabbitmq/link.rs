@@ -1,28 +1,33 @@
 //! One supervised connection: connects, watches, and connects again, for as long as it is wanted.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::runtime;
-use lapin::tcp::OwnedTLSConfig;
 use lapin::types::ShortString;
-use lapin::{Connection, ConnectionBuilder, ConnectionProperties, Event};
+use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use rand::Rng;
 use rand::seq::SliceRandom;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::RabbitSettings;
 use super::address::Address;
+use super::transport::{self, Hangup};
 
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 const BACKOFF_CEILING: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// After a frame that could not be made safe, connecting again waits up to this long: the message in
+/// it is delivered again on the next connection.
+const REFUSAL_CEILING: Duration = Duration::from_secs(30);
+/// A connection that lasted this long was a good one.
+const STABLE: Duration = Duration::from_secs(60);
 
 /// A connection that works right now. Its generation tells it from those before and after.
 #[derive(Clone)]
@@ -103,6 +108,28 @@ impl Link {
     }
 }
 
+/// How a connection ended.
+struct Lost {
+    why: String,
+    /// What the broker sent could not be read.
+    is_refusal: bool,
+}
+
+impl Lost {
+    fn because(why: &str) -> Self {
+        Self { why: why.to_owned(), is_refusal: false }
+    }
+
+    fn by(error: &lapin::Error) -> Self {
+        let is_refusal = match error.kind() {
+            ErrorKind::IOError(error) => error.kind() == io::ErrorKind::InvalidData,
+            ErrorKind::ParsingError(_) => true,
+            _ => false,
+        };
+        Self { why: error.to_string(), is_refusal }
+    }
+}
+
 struct Supervisor {
     settings: Arc<RabbitSettings>,
     role: &'static str,
@@ -115,19 +142,35 @@ struct Supervisor {
 impl Supervisor {
     async fn run(mut self) {
         let closing = self.closing.clone();
-        while let Some((connection, address)) = closing.run_until_cancelled(self.connect()).await {
+        let mut refusals = 0_u32;
+        while let Some((connection, hangup, address)) =
+            closing.run_until_cancelled(self.connect()).await
+        {
             self.generation += 1;
+            let since = Instant::now();
             let ended = self.watch(connection, &address).await;
             self.live.send_replace(None);
-            match ended {
-                Some(why) => warn!(role = self.role, "lost RabbitMQ at {address}: {why}"),
-                None => return,
+            // Whoever still uses the connection is interrupted, and lapin's thread ends.
+            drop(hangup);
+            let Some(lost) = ended else { return };
+            warn!(role = self.role, "lost RabbitMQ at {address}: {}", lost.why);
+            if since.elapsed() > STABLE {
+                refusals = 0;
+            }
+            if lost.is_refusal {
+                let delay = BACKOFF_FLOOR * 2_u32.saturating_pow(refusals.min(16));
+                let delay = delay.min(REFUSAL_CEILING);
+                refusals += 1;
+                warn!(role = self.role, "connecting again in {delay:?}");
+                if closing.run_until_cancelled(sleep(delay)).await.is_none() {
+                    return;
+                }
             }
         }
     }
 
     /// Connects to one of the addresses, however long it takes.
-    async fn connect(&self) -> (Connection, Address) {
+    async fn connect(&self) -> (Connection, Hangup, Address) {
         let mut backoff = BACKOFF_FLOOR;
         let mut said = false;
         loop {
@@ -135,9 +178,9 @@ impl Supervisor {
             addresses.shuffle(&mut rand::rng());
             for address in addresses {
                 match timeout(self.settings.connect_timeout, self.attempt(&address)).await {
-                    Ok(Ok(connection)) => {
+                    Ok(Ok((connection, hangup))) => {
                         info!(role = self.role, "connected to RabbitMQ at {address}");
-                        return (connection, address);
+                        return (connection, hangup, address);
                     }
                     failed => {
                         let why = match failed {
@@ -162,21 +205,15 @@ impl Supervisor {
         }
     }
 
-    async fn attempt(&self, address: &Address) -> Result<Connection, lapin::Error> {
-        let tls = OwnedTLSConfig { cert_chain: self.settings.ca_pem.clone(), identity: None };
+    async fn attempt(&self, address: &Address) -> Result<(Connection, Hangup), lapin::Error> {
         let name = format!("{} ({})", self.settings.name, self.role);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        ConnectionBuilder::new_with_runtime(runtime::default_runtime()?)
-            .with_uri(address.uri.clone())
-            .with_properties(properties)
-            .with_tls_config(tls)
-            .connect()
-            .await
+        transport::connect(address, self.settings.tls.as_ref(), properties).await
     }
 
     /// Shows the connection to whoever waits for one, until it ends: the reason, or `None` when
     /// the link was closed.
-    async fn watch(&mut self, connection: Connection, address: &Address) -> Option<String> {
+    async fn watch(&mut self, connection: Connection, address: &Address) -> Option<Lost> {
         let mut events = Box::pin(connection.events_listener());
         let (blocked, watched) = watch::channel(None);
         let connection = Arc::new(connection);
@@ -204,14 +241,14 @@ impl Supervisor {
                     }
                     // An error may be a channel's only: the connection's own state decides.
                     Some(Event::Error(error)) if !connection.status().connected() => {
-                        return Some(error.to_string());
+                        return Some(Lost::by(&error));
                     }
                     Some(_) => {}
-                    None => return Some("the connection ended".into()),
+                    None => return Some(Lost::because("the connection ended")),
                 },
                 Some(generation) = self.reports.recv() => {
                     if generation == self.generation {
-                        return Some("it stopped answering".into());
+                        return Some(Lost::because("it stopped answering"));
                     }
                 }
             }

@@ -8,12 +8,15 @@ mod codec;
 mod consume;
 mod control;
 mod fetch;
+mod frame;
 mod greeting;
+mod guard;
 mod job;
 mod ladder;
 mod link;
 mod publish;
 mod topology;
+mod transport;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -35,6 +38,7 @@ use address::Address;
 use job::{Answer, Job};
 use link::Link;
 use topology::Declared;
+use transport::Tls;
 
 const JOB_BACKLOG: usize = 4096;
 const CONTROL_BACKLOG: usize = 64;
@@ -44,7 +48,7 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct RabbitSettings {
     addresses: Vec<Address>,
-    ca_pem: Option<String>,
+    tls: Option<Tls>,
     connect_timeout: Duration,
     /// A connection that is silent for longer is given up.
     silence_limit: Duration,
@@ -55,7 +59,7 @@ impl RabbitSettings {
     /// Reads the URLs (joined by `;`). An error is a line for people, without passwords.
     pub(crate) fn new(
         urls: &str,
-        ca_pem: Option<String>,
+        ca_pem: Option<&str>,
         connect_timeout: Duration,
         heartbeat: Duration,
         name: &str,
@@ -66,7 +70,9 @@ impl RabbitSettings {
             return Err("broker URL: it is empty".into());
         }
         let silence_limit = Duration::from_secs(heartbeat.into()) * 2;
-        Ok(Self { addresses, ca_pem, connect_timeout, silence_limit, name: name.into() })
+        let is_secure = |address: &Address| address.uri.scheme == AMQPScheme::AMQPS;
+        let tls = addresses.iter().any(is_secure).then(|| Tls::new(ca_pem)).transpose()?;
+        Ok(Self { addresses, tls, connect_timeout, silence_limit, name: name.into() })
     }
 }
 
@@ -237,14 +243,12 @@ impl Broker for Rabbit {
     }
 
     fn version(&self) -> BoxFuture<'_, Result<String, Error>> {
-        let addresses = Arc::clone(&self.settings);
+        let settings = Arc::clone(&self.settings);
         async move {
             let asking = self.runtime.spawn(async move {
-                let mut told = Err("it is not asked over TLS".to_owned());
-                for address in &addresses.addresses {
-                    if address.uri.scheme == AMQPScheme::AMQP {
-                        told = greeting::version(address).await;
-                    }
+                let mut told = Err("it has no address".to_owned());
+                for address in &settings.addresses {
+                    told = greeting::version(address, settings.tls.as_ref()).await;
                     if told.is_ok() {
                         break;
                     }
