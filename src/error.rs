@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     Decision(String),
     #[error("the edited arguments do not fit: {}", .0.join("; "))]
     Misfit(Vec<String>),
+    #[error("{what}: {cause}")]
+    AccessRefused { what: String, cause: String },
     #[error("this client is closed")]
     Closed,
 }
@@ -123,6 +125,12 @@ impl Error {
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(*self.0, Kind::TooLarge { .. })
+    }
+
+    /// The broker's user may not do what it takes; the message names the object and the permission.
+    #[must_use]
+    pub fn is_access_refused(&self) -> bool {
+        matches!(*self.0, Kind::AccessRefused { .. })
     }
 
     /// The same message would be refused for the same reason again.

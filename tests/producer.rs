@@ -48,7 +48,7 @@ fn config() -> Config {
 /// A configuration in which this queue tells ten priorities apart.
 fn prioritised(queue: &str) -> Config {
     let mut config = config();
-    let settings = QueueSettings { kind: QueueType::Classic, max_priority: Some(10) };
+    let settings = QueueSettings { max_priority: Some(10), ..QueueSettings::default() };
     config.queues.insert(queue.to_owned(), settings);
     config
 }
@@ -110,7 +110,7 @@ async fn a_priority_that_would_be_forgotten_is_refused() {
 async fn a_queue_is_made_as_it_is_configured() {
     let queue = queue_name();
     let mut config = config();
-    let settings = QueueSettings { kind: QueueType::Quorum, max_priority: None };
+    let settings = QueueSettings { kind: QueueType::Quorum, ..QueueSettings::default() };
     config.queues.insert(queue.clone(), settings);
     let client = Client::connect(&config).await.unwrap();
     client.enqueue(say("x")).queue(&queue).await.unwrap();

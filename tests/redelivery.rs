@@ -110,7 +110,7 @@ async fn a_paused_consumer_goes_on_when_a_slot_is_free() {
 async fn quorum_queue() -> (Client, String) {
     let queue = queue_name();
     let mut config = config();
-    let settings = QueueSettings { kind: QueueType::Quorum, max_priority: None };
+    let settings = QueueSettings { kind: QueueType::Quorum, ..QueueSettings::default() };
     config.queues.insert(queue.clone(), settings);
     let client = Client::connect(&config).await.unwrap();
     client.backends().broker.declare(&Queue::configured(&queue, &config)).await.unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::settings::nearest;
 use super::sources::Given;
 
-const KEYS: [&str; 2] = ["type", "max_priority"];
+const KEYS: [&str; 4] = ["type", "max_priority", "exchange", "routing_key"];
 
 /// How a queue keeps its messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -18,12 +18,18 @@ pub enum QueueType {
 }
 
 /// How a queue is declared that does not exist yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueSettings {
     /// `type`: `"classic"` or `"quorum"`.
     pub kind: QueueType,
     /// `max_priority`: from 1 to 255; each level costs the broker memory, and 10 are plenty.
     pub max_priority: Option<u8>,
+    /// `exchange`: the topic exchange that Celery clients publish to; workers declare it and bind the
+    /// queue to it. Goes with `routing_key`.
+    pub exchange: Option<String>,
+    /// `routing_key`: what they publish with, where it is not the queue's name. Their delayed tasks
+    /// arrive by it, too.
+    pub routing_key: Option<String>,
 }
 
 /// Reads the tables of all queues; says what is wrong with any.
@@ -52,11 +58,16 @@ fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -
                     "{origin}: queues.{name}.max_priority is {number}: it is from 1 to 255"
                 )),
             },
+            ("exchange", name) => settings.exchange = Some(name.to_owned()),
+            ("routing_key", key) => settings.routing_key = Some(key.to_owned()),
             (other, _) => {
                 let near = nearest(other, KEYS);
                 faults.push(format!("{origin}: no setting of a queue is called {other}{near}"));
             }
         }
+    }
+    if settings.exchange.is_some() && settings.routing_key.is_none() {
+        faults.push(format!("queues.{name}: exchange needs a routing_key"));
     }
     if settings.kind == QueueType::Quorum && settings.max_priority.is_some() {
         faults.push(format!(

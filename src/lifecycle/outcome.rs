@@ -52,6 +52,8 @@ pub enum Outcome {
     Unknown,
     /// The worker drains, and another one will run it.
     Released,
+    /// It was to be suspended, and the broker refuses what that takes: it is tried again later.
+    Withheld,
     /// The broker has taken its message back before it could begin: another delivery runs it.
     TakenBack,
 }

@@ -8,9 +8,9 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::Crew;
 use super::claim::Claim;
 use super::settle::{ack, bury, publish};
+use super::{Crew, unsettled};
 use crate::backend::{Deed, Delivery, Queue};
 use crate::clock;
 use crate::error::Error;
@@ -87,9 +87,13 @@ pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
 /// confirmed or the worker gives up.
 pub(super) async fn replace(crew: &Crew, queue: &Queue, source: &Queue, delivery: Delivery) {
     let copy = fresh_copy(&delivery);
+    let kept = copy.clone();
     let sent = publish(crew, copy, source.clone(), None);
     match crew.give_up.run_until_cancelled(sent).await {
         Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Err(error)) if error.is_access_refused() => {
+            unsettled::keep(crew, delivery, kept, source.clone(), None);
+        }
         Some(Err(error)) => {
             let reason = format!("it cannot be sent again: {error}");
             bury(crew, queue, delivery, &reason, async {}).await;

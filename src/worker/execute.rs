@@ -39,7 +39,9 @@ const TERMINATED: &str = "terminated";
 const TERMINATION_GRACE: Duration = Duration::from_secs(2);
 /// When the first attempt of a task began: travels with its retries.
 pub(super) const FIRST_BEGAN: &str = "x-countersign-first-began";
-/// The delay ladder brings a message down to this much too early.
+/// How long the next attempt of a task is delayed, in milliseconds: travels with it.
+pub(super) const RETRY_DELAY: &str = "x-countersign-retry-delay";
+/// Delayed delivery brings a message to its queue at most this much too early.
 const LADDER_REST: Duration = Duration::from_secs(1);
 /// Two clocks may differ by this much before a task counts as expired.
 const SKEW: Duration = Duration::from_secs(1);
@@ -108,11 +110,15 @@ pub(super) async fn execute(
     outcome
 }
 
-/// How long it is until its ETA. A next attempt has come down the delay ladder, so hardly anything
-/// is left: one that says more was sent by a worker whose clock is ahead.
+/// How long it is until its ETA. A next attempt comes by delayed delivery, so hardly anything is left;
+/// more if a policy of the broker made it expire early, and then it goes on for the rest. What is longer
+/// than its whole delay was written by a worker whose clock is ahead, and is not waited for.
 fn ahead(envelope: &Envelope) -> Option<Duration> {
     let left = settle::ahead(envelope.eta?, clock::now())?;
-    (left <= LADDER_REST || first_began(envelope).is_none()).then_some(left)
+    let delay =
+        envelope.headers.get(RETRY_DELAY).and_then(Value::as_u64).map(Duration::from_millis);
+    let is_believed = left <= LADDER_REST.max(delay.unwrap_or_default());
+    (is_believed || first_began(envelope).is_none()).then_some(left)
 }
 
 fn has_expired(envelope: &Envelope) -> bool {
@@ -205,6 +211,7 @@ impl Running<'_> {
                 Ok(End::Lost) => Outcome::Postponed(crew.config.lease),
                 Ok(End::Overtaken) => Outcome::Repeated,
                 Ok(End::Known(document)) => Outcome::Known(document),
+                Ok(End::Refused(error)) if error.is_access_refused() => Outcome::Withheld,
                 Ok(End::Refused(error)) => Outcome::Failed(Failure::unparkable(&error)),
                 Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
             },

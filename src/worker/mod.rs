@@ -324,6 +324,8 @@ impl Worker {
         if self.concurrency == 0 {
             self.faults.push("concurrency is 0: nothing would ever run".into());
         }
+        let names = self.queues.iter().filter_map(|(queue, _)| queue.check_name().err());
+        self.faults.extend(names.collect::<Vec<_>>());
         if !self.faults.is_empty() {
             return Err(Kind::Config(self.faults).into());
         }

@@ -37,6 +37,9 @@ pub struct Health {
     pub consuming: bool,
     /// The store answers.
     pub store: bool,
+    /// What the broker refuses to the worker's user: the object and the permission.
+    #[serde(default)]
+    pub refused: Option<String>,
     /// It takes no more tasks.
     pub draining: bool,
     /// Tasks that run now.
@@ -87,6 +90,9 @@ impl Health {
             _ if !self.is_fresh(now) => Some("it has given no sign of life for over 10 s"),
             Self { broker: false, .. } => Some("it is not connected to the broker"),
             Self { draining: true, .. } => Some("it is draining"),
+            Self { refused: Some(_), .. } => {
+                Some("the broker refuses access to it: its log names the permission")
+            }
             Self { consuming: false, .. } => Some("it does not consume every queue"),
             Self { store: false, .. } => Some("it is not connected to the store"),
             _ => None,
@@ -179,6 +185,7 @@ async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &Pat
             broker: crew.backends.broker.is_connected(),
             consuming: consuming.iter().all(|queue| *queue.borrow()),
             store: crew.backends.store.is_connected(),
+            refused: crew.backends.broker.refusal(),
             draining: crew.draining.load(Ordering::Relaxed),
             running: crew.tasks.len(),
             finished: crew.finished.load(Ordering::Relaxed),

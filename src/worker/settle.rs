@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use super::claim::Claim;
 use super::copies::{self, first_received, give_back, supersede};
-use super::execute::FIRST_BEGAN;
+use super::execute::{FIRST_BEGAN, RETRY_DELAY};
 use super::{Crew, canvas, suspects, unsettled};
 use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
 use crate::clock;
@@ -121,6 +121,10 @@ async fn settle_undone(
             let failure = Failure::not_registered(&envelope.name);
             let reason = format!("no handler for {}", envelope.name);
             bury_task(crew, queue, delivery, envelope, &reason, &failure, &claim).await;
+        }
+        Outcome::Withheld => {
+            claim.release(crew, &envelope.id).await;
+            unsettled::withhold(crew, delivery);
         }
         Outcome::TakenBack => {
             info!(task.id = %envelope.id, "not started: the broker has taken its message back");
@@ -290,6 +294,8 @@ fn next_attempt(
     next.eta = now.saturating_add(pause).ok();
     next.lineage.parent_id = Some(envelope.id.clone());
     next.headers.insert(FIRST_BEGAN.into(), Value::String(first_began.to_string()));
+    let delay = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+    next.headers.insert(RETRY_DELAY.into(), Value::from(delay));
     next
 }
 
@@ -332,6 +338,7 @@ pub(super) async fn send_on(
     pause: Duration,
     beside: impl Future<Output = ()>,
 ) {
+    let copy = message.clone();
     let effects = async {
         let recorded = publish(crew, message, queue.clone(), Some(pause)).await;
         if recorded.is_ok() {
@@ -342,6 +349,9 @@ pub(super) async fn send_on(
     };
     match crew.give_up.run_until_cancelled(effects).await {
         Some(Ok(recorded)) => ack(delivery, recorded),
+        Some(Err(error)) if error.is_access_refused() => {
+            unsettled::keep(crew, delivery, copy, queue.clone(), Some(pause));
+        }
         Some(Err(error)) => {
             let reason = format!("it cannot be sent again: {error}");
             bury(crew, queue, delivery, &reason, async {}).await;
@@ -419,7 +429,7 @@ pub(super) async fn bury(
         Some(Err(error)) => {
             error!(task.id = %delivery.id(), "cannot publish its dead letter, trying again: {error}");
             let copy = epitaph(&delivery.message, queue, reason);
-            unsettled::keep(crew, delivery, copy, queue.dead());
+            unsettled::keep(crew, delivery, copy, queue.dead(), None);
         }
         None => release(crew, delivery),
     }
@@ -450,7 +460,7 @@ fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
 /// Publishes until the broker has confirmed.
 ///
 /// # Errors
-/// The message is refused for what it is.
+/// The message is refused for what it is, or the broker's user may not do what it takes.
 pub(super) async fn publish(
     crew: &Crew,
     message: Message,
@@ -467,7 +477,7 @@ pub(super) async fn publish(
         };
         match crew.backends.broker.publish(parcel).await {
             Ok(recorded) => return Ok(recorded),
-            Err(error) if error.is_refusal() => return Err(error),
+            Err(error) if error.is_refusal() || error.is_access_refused() => return Err(error),
             Err(error) => warn!(task.id = %message.id, "{error}; trying again"),
         }
         sleep(backoff.mul_f64(rand::random())).await;

@@ -25,11 +25,11 @@ def setting(name):
 class Worker:
     """A demo worker in a process of its own; its standard error is kept for failing tests."""
 
-    def __init__(self, queue, *arguments, log="info,lapin=off,redis=error"):
+    def __init__(self, queue, *arguments, log="info,lapin=off,redis=error", environment=()):
         self.lines, self._changed = [], threading.Condition()
         self.process = subprocess.Popen(
             [DEMO, "-Q", queue, "-n", f"{queue}@celery-test", *arguments],
-            env={**os.environ, "RUST_LOG": log}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            env={**os.environ, "RUST_LOG": log, **dict(environment)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self):

@@ -1,13 +1,30 @@
 """Quorum queues that somebody else declared: they are used as they are."""
+import subprocess
+import sys
 import uuid
+from contextlib import contextmanager
 
 import pytest
-from kombu import Queue
+from celery import Celery
+from kombu import Exchange, Queue
 
-from conftest import PATIENCE, Worker, celery_app
+from conftest import PATIENCE, ROOT, Worker, celery_app, setting
 
 DRAINS = 24
 LIMIT = 20
+
+
+@contextmanager
+def fresh_broker(folder):
+    """A RabbitMQ of this test's own; it ends with its standard input."""
+    server = subprocess.Popen(
+        [sys.executable, ROOT / "ops" / "servers", "rabbit", "--dir", folder / "rabbit"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield server.stdout.readline().split()[1]
+    finally:
+        server.stdin.close()
+        server.wait(60)
 
 
 @pytest.fixture
@@ -63,3 +80,34 @@ def test_a_task_returned_at_every_deploy_outlives_the_delivery_limit(quorum, app
         assert [result.get(timeout=PATIENCE) for result in returned] == [5, 5, 5, 5]
     finally:
         worker.stop()
+
+
+@pytest.mark.parametrize("keys", ["its own name", "an exchange and a key of its own"])
+def test_a_countdown_of_a_celery_client_arrives_on_a_broker_that_no_celery_worker_has_met(
+        keys, tmp_path):
+    """Counted: the result. Celery clients leave the delay exchanges to workers: ours declares them."""
+    with fresh_broker(tmp_path) as url:
+        queue, environment = f"fresh-{uuid.uuid4().hex}", {"COUNTERSIGN_BROKER_URL": url}
+        exchange, key = (queue, queue) if keys == "its own name" else ("tasks", f"{queue}.run")
+        settings = tmp_path / "countersign.toml"
+        settings.write_text(f'[queues."{queue}"]\ntype = "quorum"\n' + (
+            f'exchange = "{exchange}"\nrouting_key = "{key}"\n' if exchange != queue else ""))
+        environment["COUNTERSIGN_CONFIG"] = str(settings)
+        environment["RUST_LOG"] = "info,countersign::backend::rabbitmq=debug,lapin=off"
+        worker = Worker(queue, "-c", "8", environment=environment)
+        app = Celery("client", broker=url, backend=setting("COUNTERSIGN_STORE_URL"),
+                     set_as_current=False)
+        app.conf.task_default_queue_type = "quorum"
+        app.conf.task_queues = [Queue(queue, Exchange(exchange, type="topic"), routing_key=key,
+                                      queue_arguments={"x-queue-type": "quorum"})]
+        app.conf.task_default_queue = queue
+        app.conf.task_default_exchange, app.conf.task_default_routing_key = exchange, key
+        app.conf.task_default_exchange_type = "topic"
+        app.conf.broker_transport_options = {"confirm_publish": True}
+        try:
+            worker.says("the delayed-delivery exchanges are there")
+            late = app.send_task("demo.add", (20, 22), countdown=2)
+            assert late.get(timeout=PATIENCE) == 42
+        finally:
+            app.close()
+            assert worker.stop() == 0

@@ -10,7 +10,7 @@ use lapin::options::{
     QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, Consumer};
+use lapin::{Channel, Consumer};
 use rand::Rng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -19,13 +19,17 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::link::{Link, Live};
-use super::{codec, topology};
+use super::topology::Undeclared;
+use super::{codec, ladder, topology};
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::lifecycle::{AckLedger, Frame, Settlement};
 
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 const PROBE_PAUSE: Duration = Duration::from_secs(15);
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+/// How long a refused consumer may wait before it is tried again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const OPEN_DEADLINE: Duration = Duration::from_secs(30);
 /// Ack frames waited for at once: awaiting each one alone costs three to five times the CPU.
 const ACKS_IN_FLIGHT: usize = 64;
 const ACK_BATCH: usize = 512;
@@ -47,6 +51,8 @@ pub(super) struct Intake {
 enum Ended {
     Stopped,
     Lost(String),
+    /// The broker's user may not consume the queue.
+    Refused,
     Abandoned,
 }
 
@@ -54,6 +60,7 @@ impl Intake {
     /// Delivers until it is stopped. A lost channel is opened again; what it had delivered is
     /// stale then, and comes again.
     pub(super) async fn run(self, mut stop: Stop) {
+        let mut pause = REOPEN_PAUSE;
         loop {
             let live = tokio::select! {
                 biased;
@@ -65,9 +72,14 @@ impl Intake {
             };
             match self.session(&live, &mut stop).await {
                 Ended::Stopped | Ended::Abandoned => return,
-                Ended::Lost(why) => warn!("lost the consumer of {}: {why}", self.queue.name),
+                Ended::Lost(why) => {
+                    pause = REOPEN_PAUSE;
+                    warn!("lost the consumer of {}: {why}", self.queue.name);
+                }
+                // Logged once, where it is noted.
+                Ended::Refused => pause = (pause * 2).min(REFUSED_PAUSE),
             }
-            let pause = rand::rng().random_range(Duration::ZERO..REOPEN_PAUSE);
+            let pause = rand::rng().random_range(pause / 4..pause);
             tokio::select! {
                 biased;
                 stopped = &mut stop => return answer(stopped),
@@ -77,15 +89,21 @@ impl Intake {
     }
 
     async fn session(&self, live: &Live, stop: &mut Stop) -> Ended {
-        let opened = timeout(self.silence_limit, self.open(&live.connection)).await;
+        let what = format!("consuming {}", self.queue.name);
+        let opened = timeout(self.silence_limit.max(OPEN_DEADLINE), self.open(live)).await;
         let (channel, consumer) = match opened {
             Ok(Ok(opened)) => opened,
-            Ok(Err(why)) => return Ended::Lost(why),
+            Ok(Err(Undeclared::Unknown(why))) => return Ended::Lost(why),
+            Ok(Err(Undeclared::Refused(why))) => {
+                live.refusals.note(&what, &why);
+                return Ended::Refused;
+            }
             Err(_) => {
                 self.link.broken(live.generation);
                 return Ended::Lost("no answer".into());
             }
         };
+        live.refusals.clear(&what);
         info!(prefetch = self.prefetch, "consuming {}", self.queue.name);
         self.consuming.send_replace(true);
         let (settlements, settled) = mpsc::unbounded_channel();
@@ -99,8 +117,23 @@ impl Intake {
         ended
     }
 
-    async fn open(&self, connection: &Connection) -> Result<(Channel, Consumer), String> {
-        topology::declare(connection, &self.queue).await.map_err(|why| why.to_string())?;
+    /// Makes sure that the queue exists and that delayed messages arrive in it, then consumes it.
+    async fn open(&self, live: &Live) -> Result<(Channel, Consumer), Undeclared> {
+        let connection = &live.connection;
+        topology::declare(connection, &self.queue).await?;
+        let delays = format!("delayed delivery to {}", self.queue.name);
+        match ladder::bind(connection, &self.queue).await {
+            Ok(()) => live.refusals.clear(&delays),
+            // Tasks without a delay need none of it.
+            Err(Undeclared::Refused(why)) => live.refusals.note(&delays, &why),
+            Err(unknown) => return Err(unknown),
+        }
+        let levels = live.clone();
+        tokio::spawn(async move {
+            if let Err(Undeclared::Unknown(why)) = levels.declare_levels().await {
+                debug!("cannot declare the delayed-delivery exchanges: {why}");
+            }
+        });
         let open = async {
             let channel = connection.create_channel().await?;
             channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
@@ -115,7 +148,7 @@ impl Intake {
                 .await?;
             Ok::<_, lapin::Error>((channel, consumer))
         };
-        open.await.map_err(|error| error.to_string())
+        open.await.map_err(topology::access_refused("read"))
     }
 
     async fn deliver(

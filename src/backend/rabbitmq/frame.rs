@@ -277,7 +277,7 @@ fn write_properties(
     if reasons.is_empty() {
         write_table(&[(RAW_TABLE, raw)], out);
     } else {
-        write_table(&[(RAW_TABLE, raw), (REASON, reasons[..end].as_bytes())], out);
+        write_table(&[(RAW_TABLE, raw), (REASON, &reasons.as_bytes()[..end])], out);
     }
     out.extend_from_slice(after);
 }

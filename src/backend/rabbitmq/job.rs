@@ -79,7 +79,10 @@ impl Letter {
             Error::new(Kind::Codec { what, cause })
         })?;
         let route = match parcel.delay {
-            Some(delay) => ladder::route(&parcel.queue, delay),
+            Some(delay) => {
+                parcel.queue.check_name().map_err(|why| refused(&parcel.queue, why))?;
+                ladder::route(&parcel.queue, delay)
+            }
             None => Route { exchange: String::new(), routing_key: parcel.queue.name.clone() },
         };
         let key = codec::short(&route.routing_key).map_err(|why| refused(&parcel.queue, why))?;
@@ -105,6 +108,12 @@ impl Waiter {
             None => Kind::Timeout { what, after },
         });
     }
+}
+
+/// A queue that the broker's user may not publish to as it takes.
+pub(super) fn access_refused(queue: &Queue, cause: String) -> Error {
+    let what = format!("queue {:.255}", queue.name);
+    Kind::AccessRefused { what, cause }.into()
 }
 
 /// A queue that cannot be published to.

@@ -10,15 +10,17 @@ use lapin::types::ShortString;
 use lapin::{Connection, ConnectionProperties, ErrorKind, Event};
 use rand::Rng;
 use rand::seq::SliceRandom;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OnceCell, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::RabbitSettings;
 use super::address::Address;
+use super::refusals::Refusals;
+use super::topology::Undeclared;
 use super::transport::{self, Hangup};
+use super::{RabbitSettings, ladder};
 
 const BACKOFF_FLOOR: Duration = Duration::from_millis(200);
 const BACKOFF_CEILING: Duration = Duration::from_secs(5);
@@ -29,6 +31,9 @@ const REFUSAL_CEILING: Duration = Duration::from_secs(30);
 /// A connection that lasted this long was a good one.
 const STABLE: Duration = Duration::from_secs(60);
 
+/// By this name refusals of what all delays need are noted.
+const DELAYS: &str = "delayed delivery";
+
 /// A connection that works right now. Its generation tells it from those before and after.
 #[derive(Clone)]
 pub(super) struct Live {
@@ -36,6 +41,27 @@ pub(super) struct Live {
     pub(super) connection: Arc<Connection>,
     /// Why the broker takes no messages on this connection, while it does not.
     pub(super) blocked: watch::Receiver<Option<String>>,
+    /// Whether the delayed-delivery levels have been declared on this connection.
+    levels: Arc<OnceCell<()>>,
+    pub(super) refusals: Refusals,
+}
+
+impl Live {
+    /// Declares the delayed-delivery levels, once a connection.
+    pub(super) async fn declare_levels(&self) -> Result<(), Undeclared> {
+        let declaring = || async {
+            ladder::declare_levels(&self.connection).await?;
+            debug!("the delayed-delivery exchanges are there");
+            self.refusals.clear(DELAYS);
+            Ok(())
+        };
+        let declared = self.levels.get_or_try_init(declaring).await;
+        if let Err(Undeclared::Refused(why)) = &declared {
+            self.refusals.note(DELAYS, why);
+        }
+        declared?;
+        Ok(())
+    }
 }
 
 /// A handle to a supervised connection.
@@ -58,12 +84,20 @@ impl Link {
         settings: Arc<RabbitSettings>,
         role: &'static str,
         tasks: &TaskTracker,
+        refusals: Refusals,
     ) -> Self {
         let (live, watched) = watch::channel(None);
         let (broken, reports) = mpsc::unbounded_channel();
         let closing = CancellationToken::new();
-        let supervisor =
-            Supervisor { settings, role, live, reports, closing: closing.clone(), generation: 0 };
+        let supervisor = Supervisor {
+            settings,
+            role,
+            live,
+            reports,
+            closing: closing.clone(),
+            generation: 0,
+            refusals,
+        };
         tasks.spawn(supervisor.run());
         Self { live: watched, broken, closing }
     }
@@ -137,6 +171,7 @@ struct Supervisor {
     reports: mpsc::UnboundedReceiver<u64>,
     closing: CancellationToken,
     generation: u64,
+    refusals: Refusals,
 }
 
 impl Supervisor {
@@ -221,6 +256,8 @@ impl Supervisor {
             generation: self.generation,
             connection: Arc::clone(&connection),
             blocked: watched,
+            levels: Arc::default(),
+            refusals: self.refusals.clone(),
         };
         self.live.send_replace(Some(live));
         loop {

@@ -15,6 +15,7 @@ mod job;
 mod ladder;
 mod link;
 mod publish;
+mod refusals;
 mod topology;
 mod transport;
 
@@ -37,6 +38,7 @@ use crate::protocol::HEADER_LIMIT;
 use address::Address;
 use job::{Answer, Job};
 use link::Link;
+use refusals::Refusals;
 use topology::Declared;
 use transport::Tls;
 
@@ -87,6 +89,7 @@ pub(crate) struct Rabbit {
     intakes: TaskTracker,
     acks: TaskTracker,
     links: TaskTracker,
+    refusals: Refusals,
     runtime: Handle,
     settings: Arc<RabbitSettings>,
 }
@@ -96,8 +99,9 @@ impl Rabbit {
     pub(crate) fn start(settings: RabbitSettings) -> Arc<Self> {
         let settings = Arc::new(settings);
         let links = TaskTracker::new();
-        let publishing = Link::start(Arc::clone(&settings), "publish", &links);
-        let consuming = Link::start(Arc::clone(&settings), "consume", &links);
+        let refusals = Refusals::default();
+        let start = |role| Link::start(Arc::clone(&settings), role, &links, refusals.clone());
+        let (publishing, consuming) = (start("publish"), start("consume"));
         let (jobs, queue) = mpsc::channel(JOB_BACKLOG);
         let publisher = TaskTracker::new();
         publisher.spawn(publish::run(publishing.clone(), queue));
@@ -109,6 +113,7 @@ impl Rabbit {
             intakes: TaskTracker::new(),
             acks: TaskTracker::new(),
             links,
+            refusals,
             runtime: Handle::current(),
             settings,
         })
@@ -281,6 +286,10 @@ impl Broker for Rabbit {
             self.consuming.live().await;
         }
         .boxed()
+    }
+
+    fn refusal(&self) -> Option<String> {
+        self.refusals.first()
     }
 
     fn is_connected(&self) -> bool {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{Channel, Confirmation, Connection, ErrorKind};
+use lapin::{Channel, Confirmation, ErrorKind};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
@@ -19,7 +19,7 @@ use tracing::debug;
 use super::job::{self, Answer, Job, Letter, Waiter};
 use super::ladder;
 use super::link::{Link, Live};
-use super::topology::{self, Undeclared};
+use super::topology::{self, ACCESS_REFUSED, Undeclared};
 use crate::error::{Error, Kind};
 
 /// Confirms waited for at once.
@@ -195,16 +195,16 @@ impl Session {
         let Job { letter, waiter } = job;
         let declare = !self.declared.contains(&waiter.queue.name);
         let climb = waiter.is_delayed && !self.laddered.contains(&waiter.queue.name);
-        let connection = (declare || climb).then(|| self.live.connection.clone());
+        let live = (declare || climb).then(|| self.live.clone());
         let channel = self.channel.clone();
         async move {
             if waiter.deadline <= Instant::now() {
                 return (waiter, Fate::Late);
             }
             let attempt = async {
-                if let Some(connection) = connection {
+                if let Some(live) = live {
                     // Boxed: it is rare, and would make every attempt large.
-                    let prepared = prepare(&connection, &waiter, declare, climb);
+                    let prepared = prepare(&live, &waiter, declare, climb);
                     if let Err(fate) = Box::pin(prepared).await {
                         return fate;
                     }
@@ -278,39 +278,52 @@ impl Session {
 }
 
 /// Makes sure that there is a way to the queue.
-async fn prepare(
-    connection: &Connection,
-    waiter: &Waiter,
-    declare: bool,
-    climb: bool,
-) -> Result<(), Fate> {
-    if declare {
-        topology::declare(connection, &waiter.queue).await.map_err(|error| match error {
-            Undeclared::Refused(why) => Fate::Refused(job::refused(&waiter.queue, why)),
-            Undeclared::Unknown(why) => Fate::Unknown(why),
-        })?;
-    }
-    if climb {
-        ladder::declare(connection, &waiter.queue).await.map_err(Fate::Unknown)?;
-    }
-    Ok(())
+async fn prepare(live: &Live, waiter: &Waiter, declare: bool, climb: bool) -> Result<(), Fate> {
+    let (connection, what) = (&live.connection, format!("publishing to {}", waiter.queue.name));
+    let preparing = async {
+        if declare {
+            topology::declare(connection, &waiter.queue).await?;
+        }
+        if climb {
+            live.declare_levels().await?;
+            ladder::bind(connection, &waiter.queue).await?;
+        }
+        live.refusals.clear(&what);
+        Ok(())
+    };
+    preparing.await.map_err(|error| match error {
+        Undeclared::Refused(why) => {
+            live.refusals.note(&what, &why);
+            Fate::Refused(job::access_refused(&waiter.queue, why))
+        }
+        Undeclared::Unknown(why) => Fate::Unknown(why),
+    })
 }
 
 async fn publish(channel: &Channel, letter: Box<Letter>, waiter: &Waiter) -> Fate {
     let Letter { exchange, key, properties, body } = *letter;
+    let to = exchange.clone();
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     match channel.basic_publish(exchange, key, options, &body, properties).await {
         Ok(confirm) => match confirm.await {
             Ok(confirmation) => Fate::Confirmed(Confirmed::new(confirmation)),
-            Err(error) => unknown_or_refused(&error, waiter, body.len()),
+            Err(error) => unknown_or_refused(&error, waiter, to.as_str(), body.len()),
         },
         Err(error) => Fate::Unknown(error.to_string()),
     }
 }
 
 /// A body over the broker's own limit closes the channel, and would do so each time.
-fn unknown_or_refused(error: &lapin::Error, waiter: &Waiter, size: usize) -> Fate {
+///
+/// So does an exchange that its user may not write to. The channel's other messages fail by the same
+/// error: only those to that exchange are refused.
+fn unknown_or_refused(error: &lapin::Error, waiter: &Waiter, to: &str, size: usize) -> Fate {
     let text = error.to_string();
+    let named = if to.is_empty() { "amq.default" } else { to };
+    if topology::is(error, ACCESS_REFUSED) && text.contains(&format!("'{named}'")) {
+        let why = topology::explain_refusal(error, "write");
+        return Fate::Refused(job::access_refused(&waiter.queue, why));
+    }
     if matches!(error.kind(), ErrorKind::ProtocolError(_)) && text.contains("max size") {
         let what = format!("task {} ({size} bytes)", waiter.id);
         return Fate::Refused(Kind::Codec { what, cause: text }.into());

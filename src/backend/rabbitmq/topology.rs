@@ -13,14 +13,14 @@ use crate::config::QueueType;
 
 /// A classic queue whose node is dead answers only after 64 s.
 pub(super) const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
-const ACCESS_REFUSED: u16 = 403;
+pub(super) const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// Why a queue is not there.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Undeclared {
-    /// It may not be: asking again is of no use.
+    /// The broker refuses access, or its name cannot be written: asking again soon is of no use.
     #[error("{0}")]
     Refused(String),
     /// Nobody knows.
@@ -48,11 +48,26 @@ async fn declare_missing(connection: &Connection, queue: &Queue) -> Result<(), U
         }
         looked => looked,
     };
-    match declared {
-        Ok(()) => Ok(()),
-        Err(error) if is(&error, ACCESS_REFUSED) => Err(Undeclared::Refused(said(error))),
-        Err(error) => Err(Undeclared::Unknown(said(error))),
+    declared.map_err(access_refused("configure"))
+}
+
+/// An error that says nothing of rights.
+#[expect(clippy::needless_pass_by_value, reason = "so it can be given to map_err")]
+pub(super) fn undeclared(error: lapin::Error) -> Undeclared {
+    Undeclared::Unknown(error.to_string())
+}
+
+/// Makes the error of an operation that needs `permission` one. The broker's own text names the object.
+pub(super) fn access_refused(permission: &'static str) -> impl Fn(lapin::Error) -> Undeclared {
+    move |error| match is(&error, ACCESS_REFUSED) {
+        true => Undeclared::Refused(explain_refusal(&error, permission)),
+        false => undeclared(error),
     }
+}
+
+/// Says which permission to grant.
+pub(super) fn explain_refusal(error: &lapin::Error, permission: &str) -> String {
+    format!("{error}; grant the {permission} permission with `rabbitmqctl set_permissions`")
 }
 
 /// Whether a queue is as it should be.
@@ -109,7 +124,8 @@ fn arguments(queue: &Queue) -> FieldTable {
     arguments
 }
 
-fn is(error: &lapin::Error, code: u16) -> bool {
+/// Whether the broker has closed the channel with this code.
+pub(super) fn is(error: &lapin::Error, code: u16) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(reply) if reply.get_id() == code)
 }
 
