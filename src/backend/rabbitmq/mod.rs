@@ -9,6 +9,8 @@ mod consume;
 mod control;
 mod fetch;
 mod frame;
+#[cfg(feature = "faults")]
+mod fuzz;
 mod greeting;
 mod guard;
 mod job;
@@ -35,6 +37,8 @@ use super::{Broker, Control, Deliveries, Fetched, Parcel, Queue, QueueState, Rec
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
+#[cfg(feature = "faults")]
+pub use fuzz::{guard_frames, read_message};
 use job::{Answer, Job};
 use link::Link;
 use topology::Declared;
