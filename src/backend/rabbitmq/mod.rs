@@ -122,7 +122,6 @@ impl Rabbit {
     async fn send(&self, parcel: Parcel) -> Result<Recorded, Error> {
         let size = parcel.message.header_bytes();
         if size > HEADER_LIMIT {
-            // A larger table kills the connection of whoever it is delivered to.
             let (what, setting) = ("the task's header table", "fixed");
             return Err(Kind::TooLarge { what, size, limit: HEADER_LIMIT, setting }.into());
         }
