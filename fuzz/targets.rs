@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use amq_protocol::frame::{AMQPFrame, parse_frame};
 use countersign::TaskId;
+use countersign::backend::{guard_frames, read_message};
 use countersign::protocol::{Arguments, Document, Envelope, Headers, Message, Properties};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -49,6 +51,34 @@ pub(crate) fn document(data: &[u8]) {
         let _ = document.output::<Value>();
         let _ = document.output::<Everything>();
         let _ = document.output::<Vec<u8>>();
+    }
+}
+
+/// The size of the chunks, then what a broker sends after it has accepted us. What the guard lets through
+/// is parsed by lapin's parser, which must take every method and every content header of it.
+pub(crate) fn frames(data: &[u8]) {
+    const OPEN_OK: &[u8] = b"\x01\0\0\0\0\0\x05\0\x0a\0\x29\0\xce";
+    let Some((chunk, frames)) = data.split_first() else { return };
+    let sent = [OPEN_OK, frames].concat();
+    let (read, refused) = guard_frames(&sent, usize::from(*chunk) + 1);
+    let whole = guard_frames(&sent, sent.len());
+    assert_eq!((&read, &refused), (&whole.0, &whole.1), "however it is split");
+    let mut rest = read.as_slice();
+    while let Some(prefix) = rest.first_chunk::<7>() {
+        let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
+        let Some((frame, after)) = rest.split_at_checked(size as usize + 8) else { return };
+        assert!(frame.len() <= 131_072 || prefix[0] == 1, "it fits into lapin's buffer");
+        rest = after;
+        if !matches!(prefix[0], 1 | 2) {
+            continue;
+        }
+        let (left, parsed) = parse_frame(frame).expect("lapin's parser takes it");
+        assert!(left.is_empty());
+        if let AMQPFrame::Header(_, header) = parsed {
+            let message = read_message(&header.properties, b"[[], {}, {}]".to_vec());
+            let _ = Envelope::decode(&message, LIMIT);
+            assert!(message.headers.keys().all(|name| name.len() <= 255), "it can be sent on");
+        }
     }
 }
 

@@ -253,6 +253,18 @@ fn a_server_that_is_away_is_named() {
 }
 
 #[test]
+fn the_brokers_version_is_read_over_tls_too() {
+    let servers = servers();
+    let variables = [
+        ("COUNTERSIGN_BROKER_URL", servers.broker_tls_url.as_str()),
+        ("COUNTERSIGN_TLS_CA_FILE", servers.ca_file.to_str().unwrap()),
+    ];
+    let output = countersign(&["doctor"], &variables);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("RabbitMQ is 3.") || said.contains("RabbitMQ is 4."), "{said}");
+}
+
+#[test]
 fn every_fault_of_the_settings_is_told_at_once() {
     let file = std::env::temp_dir().join(format!("{}.toml", queue_name()));
     std::fs::write(&file, "[worker]\nconcurrency = 0\nnmae = \"x\"\n").unwrap();

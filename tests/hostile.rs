@@ -48,7 +48,7 @@ async fn dead(client: &Client, queue: &str, count: u64) -> Vec<countersign::clie
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, wait).await.expect("all are dead-lettered");
+    timeout(PATIENCE, wait).await.unwrap();
     letters.browse(1000).await.unwrap()
 }
 

@@ -146,9 +146,8 @@ async fn all_settled(
         if now > done {
             (done, since) = (now, tokio::time::Instant::now());
         }
-        if since.elapsed() > STALL {
-            panic!("{now} of {count} are settled, and no more:\n{}", worker.stderr());
-        }
+        let said = worker.stderr();
+        assert!(since.elapsed() < STALL, "{now} of {count} are settled, and no more:\n{said}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }

@@ -203,6 +203,14 @@ fn a_body_over_the_limit_is_refused() {
     assert!(reason.contains("over the limit of"), "{reason}");
 }
 
+/// The files of one target's corpus.
+#[expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let files = fs::read_dir(folder).unwrap();
+    files.map(|entry| fs::read(entry.unwrap().path()).unwrap()).collect()
+}
+
 #[test]
 fn the_fuzzing_corpus_passes() {
     let mut seen = 0;
@@ -210,14 +218,14 @@ fn the_fuzzing_corpus_passes() {
         ("decode", targets::decode as fn(&[u8])),
         ("arguments", targets::arguments),
         ("document", targets::document),
+        ("frames", targets::frames),
     ] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
-        for entry in fs::read_dir(folder).unwrap() {
-            target(&fs::read(entry.unwrap().path()).unwrap());
+        for bytes in corpus(name) {
+            target(&bytes);
             seen += 1;
         }
     }
-    assert!(seen >= 31, "only {seen} files");
+    assert!(seen >= 41, "only {seen} files");
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -314,6 +322,24 @@ proptest! {
         targets::decode(&body);
         targets::arguments(&body);
         targets::document(&body);
+    }
+
+    #[test]
+    fn hostile_frames_are_made_safe_or_refused(
+        file in prop::sample::select(corpus("frames")),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+        inserted in prop::option::of((any::<prop::sample::Index>(), any::<[u8; 3]>())),
+    ) {
+        let mut bytes = file;
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Some((at, more)) = inserted {
+            let at = at.index(bytes.len());
+            bytes.splice(at..at, more);
+        }
+        targets::frames(&bytes);
     }
 
     #[test]

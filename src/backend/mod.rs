@@ -9,6 +9,8 @@ mod embedded;
 pub use embedded::{Life, Stage};
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
+#[cfg(all(feature = "rabbitmq", feature = "faults"))]
+pub use rabbitmq::{guard_frames, read_message};
 #[cfg(feature = "rabbitmq")]
 mod redis;
 

@@ -13,8 +13,8 @@ use crate::task::TaskId;
 /// Message headers. AMQP's integer widths are folded into JSON numbers, byte strings into text.
 pub type Headers = Map<String, Value>;
 
-/// The most bytes of headers that may be published: a larger table kills the connection of
-/// everyone it is delivered to, one after the other.
+/// The most bytes of headers that may be published. A table that is larger than a frame (128 KiB) on
+/// its arrival cannot be read, and a broker adds to it on the way.
 pub const HEADER_LIMIT: usize = 64 * 1024;
 
 /// One message: properties, headers and body, undecoded.

@@ -266,8 +266,8 @@ mod tests {
         let table = Table::decode(&entry(b"a\xff", b"V"));
         assert_eq!(table.fault.unwrap(), r"the name of header `a\xff` is not UTF-8");
         assert!(table.headers.contains_key("a?"));
-        let long = Table::decode(&entry(&[0xff; 255], b"V"));
-        assert_eq!(long.headers.keys().next().unwrap().len(), 255, "it can be sent on");
+        let longest = Table::decode(&entry(&[0xff; 255], b"V"));
+        assert_eq!(longest.headers.keys().next().unwrap().len(), 255, "it can be sent on");
         let inside = Table::decode(&entry(b"k", &long(b'F', &entry(b"\xff", b"V"))));
         assert!(inside.fault.unwrap().contains("`k` has a name inside"));
     }

@@ -86,18 +86,33 @@ fn field(payload: &[u8], at: usize, field: Field) -> Option<Range<usize>> {
     (range.end <= payload.len()).then_some(range)
 }
 
-/// The arguments of a method that a broker sends. Unknown ones have none: lapin refuses them.
-fn arguments(class: u16, method: u16) -> &'static [Field] {
+/// The arguments of a method that a broker sends; `None` for any other. lapin would parse those too, and
+/// the tables in them.
+fn arguments(class: u16, method: u16) -> Option<&'static [Field]> {
     use Field::{Bits, Long, LongLong, LongString, Short, ShortString, Table};
-    match (class, method) {
+    Some(match (class, method) {
         (10, 10) => &[Bits, Bits, Table, LongString, LongString],
-        (10, 41 | 60) | (50, 11) | (60, 21 | 30 | 31 | 72) => &[ShortString],
-        (10, 50) | (20, 40) => &[Short, ShortString],
+        (10, 20) | (20, 11) => &[LongString],
+        (10, 30) => &[Short, Long, Short],
+        (10, 41 | 60) | (60, 21 | 31 | 72) => &[ShortString],
+        (10, 50) | (20, 40) => &[Short, ShortString, Short, Short],
+        (10, 51 | 61 | 71)
+        | (20, 41)
+        | (40, 11 | 21 | 31 | 51)
+        | (50, 21 | 51)
+        | (60, 11 | 111)
+        | (85, 11)
+        | (90, 11 | 21 | 31) => &[],
+        (20, 20 | 21) => &[Bits],
+        (50, 11) => &[ShortString, Long, Long],
+        (50, 31 | 41) => &[Long],
+        (60, 30) => &[ShortString, Bits],
         (60, 50) => &[Short, ShortString, ShortString, ShortString],
         (60, 60) => &[ShortString, LongLong, Bits, ShortString, ShortString],
         (60, 71) => &[LongLong, Bits, ShortString, ShortString, Long],
-        _ => &[],
-    }
+        (60, 80 | 120) => &[LongLong, Bits],
+        _ => return None,
+    })
 }
 
 /// What a method frame said, as far as it matters here.
@@ -111,20 +126,19 @@ pub(super) enum Method {
 /// Repairs the short strings of a method frame's payload.
 ///
 /// # Errors
-/// The payload is cut off, or its table is nested too deep for lapin.
+/// No broker sends it, it does not end where it should, or its table is nested too deep for lapin.
 pub(super) fn check_method(payload: &mut [u8]) -> Result<Method, String> {
+    let size = payload.len();
     let number = |at: usize| Some(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?]));
     let (Some(class), Some(method)) = (number(0), number(2)) else {
-        return Err(format!("a method frame of {} bytes", payload.len()));
+        return Err(format!("a method frame of {size} bytes"));
     };
-    let size = payload.len();
+    let Some(arguments) = arguments(class, method) else {
+        return Err(format!("method {class}.{method} is none that a broker sends"));
+    };
     let malformed = || format!("method {class}.{method} of {size} bytes is malformed");
-    if (class, method) == (10, 30) {
-        let limit = payload.get(6..10).and_then(|bytes| bytes.try_into().ok());
-        return limit.map(|bytes| Method::Tune(u32::from_be_bytes(bytes))).ok_or_else(malformed);
-    }
     let mut at = 4;
-    for kind in arguments(class, method) {
+    for kind in arguments {
         let range = field(payload, at, *kind).ok_or_else(malformed)?;
         at = range.end;
         match kind {
@@ -137,7 +151,13 @@ pub(super) fn check_method(payload: &mut [u8]) -> Result<Method, String> {
             _ => {}
         }
     }
-    Ok(Method::Other)
+    match payload {
+        _ if at != size => Err(malformed()),
+        [0, 10, 0, 30, _, _, a, b, c, d, ..] => {
+            Ok(Method::Tune(u32::from_be_bytes([*a, *b, *c, *d])))
+        }
+        _ => Ok(Method::Other),
+    }
 }
 
 /// The properties of a content header, looked at.

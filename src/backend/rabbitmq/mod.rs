@@ -9,6 +9,8 @@ mod consume;
 mod control;
 mod fetch;
 mod frame;
+#[cfg(feature = "faults")]
+mod fuzz;
 mod greeting;
 mod guard;
 mod job;
@@ -36,6 +38,8 @@ use super::{Broker, Control, Deliveries, Fetched, Parcel, Queue, QueueState, Rec
 use crate::error::{Error, Kind};
 use crate::protocol::HEADER_LIMIT;
 use address::Address;
+#[cfg(feature = "faults")]
+pub use fuzz::{guard_frames, read_message};
 use job::{Answer, Job};
 use link::Link;
 use refusals::Refusals;
@@ -126,7 +130,6 @@ impl Rabbit {
     async fn send(&self, mut parcel: Parcel) -> Result<Recorded, Error> {
         let size = parcel.message.header_bytes();
         if size > HEADER_LIMIT {
-            // A larger table kills the connection of whoever it is delivered to.
             let (what, setting) = ("the task's header table", "fixed");
             return Err(Kind::TooLarge { what, size, limit: HEADER_LIMIT, setting }.into());
         }

@@ -223,6 +223,7 @@ fn a_method_keeps_its_length_and_its_numbers() {
     assert_eq!(check_method(&mut repaired).unwrap(), Method::Other);
     let fixed: Vec<_> = deliver.iter().map(|b| if *b == 0xff { b'?' } else { *b }).collect();
     assert_eq!(repaired, fixed);
+    assert!(check_method(&mut [&deliver[..], &[0]].concat()).is_err(), "a byte too many");
     for end in 4..deliver.len() {
         assert!(check_method(&mut deliver[..end].to_vec()).is_err(), "{end}");
     }
@@ -241,6 +242,9 @@ fn a_server_whose_properties_nest_too_deep_is_refused() {
     let table = long(&[&short(b"deep")[..], &nested].concat());
     let mut start = [&[0, 10, 0, 10, 0, 9][..], &table, &long(b"PLAIN"), &long(b"en_US")].concat();
     assert!(check_method(&mut start).unwrap_err().contains("nested deeper"));
+    let declare = [&[0, 50, 0, 10, 0, 0][..], &short(b"q"), &[0], &table].concat();
+    let refused = check_method(&mut declare.clone()).unwrap_err();
+    assert_eq!(refused, "method 50.10 is none that a broker sends");
     let mut tune = [&[0, 10, 0, 30, 0, 0][..], &4096_u32.to_be_bytes(), &[0, 60]].concat();
     assert_eq!(check_method(&mut tune).unwrap(), Method::Tune(4096));
 }
