@@ -152,9 +152,9 @@ async fn all_settled(
     }
 }
 
-/// The seed in `HOSTILE_SEED`, which repeats a run, or a random one.
+/// The seed in `COUNTERSIGN_TEST_SEED`, which repeats a run, or a random one.
 fn seed() -> u64 {
-    let seed = std::env::var("HOSTILE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("COUNTERSIGN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     seed.unwrap_or_else(rand::random)
 }
 
@@ -195,7 +195,7 @@ async fn twenty_thousand_mutated_headers_stop_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "campaign: 1,000,000 mutated content headers"]
-async fn a_million_mutated_headers_stop_nothing() {
+async fn campaign_of_a_million_mutated_headers_stops_nothing() {
     let first = seed();
     for part in 0..50 {
         inject(20_000, first.wrapping_add(part)).await;

@@ -1,14 +1,16 @@
-"""Enqueues COUNT marks with an unmodified Celery client, whatever its broker goes through, and
-prints the id of each that was accepted (confirmed). Usage: producer.py QUEUE LIST COUNT"""
+"""Enqueues marks with an unmodified Celery client for SECONDS, whatever its broker goes through, at
+most PER_SECOND of them. Prints `sending ID` before each, and `accepted ID` when it is confirmed.
+Usage: producer.py QUEUE LIST SECONDS PER_SECOND"""
 import os
 import sys
+import time
 import uuid
 
 from amqp.exceptions import AMQPError
 from celery import Celery
 from kombu.exceptions import KombuError
 
-queue, marks, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+queue, marks, seconds, per_second = *sys.argv[1:3], float(sys.argv[3]), float(sys.argv[4])
 
 
 def client():
@@ -17,14 +19,15 @@ def client():
     return app
 
 
-app, sent = client(), 0
-while sent < count:
+app, end = client(), time.monotonic() + seconds
+while time.monotonic() < end:
     task_id = str(uuid.uuid4())
+    print("sending", task_id, flush=True)
     try:
         app.send_task("demo.mark", (marks, task_id), task_id=task_id, queue=queue, retry=False,
                       ignore_result=False)
     except (AMQPError, KombuError, OSError):
         app = client()  # a pool that has seen a broken connection may go on breaking
-        continue
-    print(task_id)
-    sent += 1
+    else:
+        print("accepted", task_id, flush=True)
+    time.sleep(1 / per_second)

@@ -29,11 +29,15 @@ impl Effects {
         self.redis.llen(&self.list).await.unwrap()
     }
 
+    /// The entries, in the order in which they were made.
+    pub async fn entries(&mut self) -> Vec<String> {
+        self.redis.lrange(&self.list, 0, -1).await.unwrap()
+    }
+
     /// The entries, and how often each one was made.
     pub async fn runs(&mut self) -> HashMap<String, usize> {
-        let entries: Vec<String> = self.redis.lrange(&self.list, 0, -1).await.unwrap();
         let mut runs = HashMap::new();
-        for entry in entries {
+        for entry in self.entries().await {
             *runs.entry(entry).or_default() += 1;
         }
         runs

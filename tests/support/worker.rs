@@ -1,6 +1,6 @@
 use std::env;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -9,6 +9,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Read by the campaign. A worker would refuse it as an unknown setting.
+const CAMPAIGN_SECONDS: &str = "COUNTERSIGN_CAMPAIGN_SECONDS";
 
 /// A `demo` worker in a process of its own. Killed when dropped.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ impl DemoWorker {
     #[must_use]
     pub fn start(mut command: Command) -> Self {
         let mut process = command
+            .env_remove(CAMPAIGN_SECONDS)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -60,6 +63,13 @@ impl DemoWorker {
         if !matches!(said, Ok(Ok(_))) {
             panic!("the worker did not say {text:?}, but:\n{}", self.stderr());
         }
+    }
+
+    /// Whether its standard error contains `text` before it ends and within this time.
+    pub async fn says_within(&self, text: &str, within: Duration) -> bool {
+        let mut stderr = self.stderr.clone();
+        let said = timeout(within, stderr.wait_for(|all| all.contains(text))).await;
+        matches!(said, Ok(Ok(_)))
     }
 
     /// What it has written to its standard error so far.
@@ -92,6 +102,11 @@ impl DemoWorker {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id().expect("a process that has not ended")
+    }
+
+    /// How it ended, if it has ended. Does not wait.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().expect("a child to wait for")
     }
 
     /// Kills it; it is gone when this returns.

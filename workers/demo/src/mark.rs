@@ -1,5 +1,6 @@
-//! `demo.mark(key, value)`: appends to a Redis list and answers its length. Tests count effects
-//! with it; `DEMO_MARKS_URL` puts the lists into another Redis than the one that they restart.
+//! `demo.mark(key, value, pause_s=0)`: appends to a Redis list, waits, and answers the list's length
+//! after the append. Tests count runs with it. `DEMO_MARKS_URL` names the Redis of the lists, where
+//! tests restart the one that stores results.
 
 use std::time::Duration;
 
@@ -8,12 +9,15 @@ use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use serde::{Deserialize, Serialize};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than tests stop a worker for: a response that arrives during the stop is still read.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Mark {
     key: String,
     value: String,
+    #[serde(default)]
+    pause_s: f64,
 }
 
 impl Task for Mark {
@@ -31,13 +35,19 @@ impl Marks {
     pub(crate) fn new(url: &str) -> Self {
         let first = url.split(';').next().unwrap_or_default();
         let connection = redis::Client::open(first).and_then(|client| {
-            let patient = ConnectionManagerConfig::new().set_response_timeout(Some(PATIENCE));
-            ConnectionManager::new_lazy_with_config(client, patient)
+            let config = ConnectionManagerConfig::new();
+            let config = config.set_response_timeout(Some(RESPONSE_TIMEOUT));
+            ConnectionManager::new_lazy_with_config(client, config)
         });
         Self(connection.map_err(|error| error.to_string()))
     }
 }
 
-pub(crate) async fn mark(marks: Marks, Mark { key, value }: Mark) -> TaskResult<u64> {
-    Ok(marks.0?.rpush(key, value).await?)
+pub(crate) async fn mark(marks: Marks, Mark { key, value, pause_s }: Mark) -> TaskResult<u64> {
+    let length: u64 = marks.0?.rpush(key, value).await?;
+    let pause = Duration::try_from_secs_f64(pause_s)?;
+    if !pause.is_zero() {
+        tokio::time::sleep(pause).await;
+    }
+    Ok(length)
 }
