@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::claim::Claim;
-use super::settle::{ack, bury, publish};
+use super::dead_letter::bury;
+use super::settle::{ack, publish};
 use super::{Crew, unsettled};
 use crate::backend::{Deed, Delivery, Queue};
 use crate::clock;

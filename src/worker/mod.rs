@@ -4,6 +4,7 @@ mod canvas;
 mod claim;
 mod consumer;
 mod copies;
+mod dead_letter;
 mod detach;
 mod drain;
 mod execute;
@@ -443,7 +444,7 @@ async fn process_delivery(crew: Arc<Crew>, queue: Queue, mut delivery: Delivery,
             settle::settle(&crew, &queue, delivery, &envelope, outcome, claim).await;
         }
         Err(unreadable) => {
-            Box::pin(settle::bury_unreadable(&crew, &queue, delivery, unreadable)).await;
+            Box::pin(dead_letter::bury_unreadable(&crew, &queue, delivery, unreadable)).await;
         }
     }
     crew.finished.fetch_add(1, Ordering::Relaxed);

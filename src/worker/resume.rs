@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::claim::Claim;
-use super::{Crew, execute, settle};
+use super::{Crew, dead_letter, execute, settle};
 use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
 use crate::error::{Error, Failure};
 use crate::faults;
@@ -35,7 +35,7 @@ pub(super) async fn admit(
         Ok(ticket) => Box::pin(claim(crew, queue, delivery, ticket)).await,
         Err(unreadable) => {
             // The task that it names may be waiting for its true message: nobody is told.
-            Box::pin(settle::bury(crew, queue, delivery, &unreadable.reason, async {})).await;
+            Box::pin(dead_letter::bury(crew, queue, delivery, &unreadable.reason, async {})).await;
             None
         }
     }
@@ -136,7 +136,7 @@ async fn end_lost(crew: &Arc<Crew>, queue: &Queue, delivery: Delivery, claim: Cl
             let outcome = lost(crew, queue, &envelope).await;
             settle::settle(crew, queue, delivery, &envelope, outcome, claim).await;
         }
-        Err(unreadable) => settle::bury_unreadable(crew, queue, delivery, unreadable).await,
+        Err(unreadable) => dead_letter::bury_unreadable(crew, queue, delivery, unreadable).await,
     }
 }
 

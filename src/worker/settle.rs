@@ -11,16 +11,16 @@ use tracing::{debug, error, info, warn};
 
 use super::claim::Claim;
 use super::copies::{self, first_received, give_back, supersede};
+use super::dead_letter::{HEADER_ROOM, bury, bury_task};
 use super::execute::{FIRST_BEGAN, RETRY_DELAY};
 use super::{Crew, canvas, suspects, unsettled};
-use crate::backend::{Delivery, Finish, Parcel, Queue, Recorded};
+use crate::backend::{Crashes, Delivery, Finish, Parcel, Queue, Recorded};
 use crate::clock;
 use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
 use crate::protocol::{
-    Attempt, Canvas, DIED_AT, Document, Envelope, HEADER_LIMIT, History, Message, RAW_HEADERS,
-    REASON, SOURCE, State, UNKNOWN_SINCE, UNREADABLE, Unreadable,
+    Attempt, Canvas, Document, Envelope, History, Message, State, UNKNOWN_SINCE,
 };
 use crate::task::TaskId;
 
@@ -28,9 +28,6 @@ const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
 /// What only a newer worker can go on with is offered again after this long.
 const OUTDATED_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_CEILING: Duration = Duration::from_secs(5);
-/// The headers of a dead letter are held under this; and only within it does a message say how its
-/// attempts failed.
-const HEADER_ROOM: usize = HEADER_LIMIT / 2;
 
 /// A task due within this is started at once.
 const PROMPT: Duration = Duration::from_millis(20);
@@ -54,7 +51,7 @@ pub(super) async fn settle(
 async fn settle_undone(
     crew: &Arc<Crew>,
     queue: &Queue,
-    mut delivery: Delivery,
+    delivery: Delivery,
     envelope: &Envelope,
     outcome: Outcome,
     mut claim: Claim,
@@ -98,11 +95,8 @@ async fn settle_undone(
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
         Outcome::Convicted { runs, alone } => {
-            let failure = Failure::worker_lost(runs, alone);
-            suspects::acquit(crew, &delivery).await;
-            let lost = Attempt::failed(envelope.attempt, &failure, now, None);
-            History::add(&mut delivery.message.headers, lost);
-            bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
+            let crashes = Crashes { runs, alone };
+            convict(crew, queue, delivery, envelope, crashes, &claim).await;
         }
         Outcome::Quarantined => {
             claim.release(crew, &envelope.id).await;
@@ -111,17 +105,7 @@ async fn settle_undone(
                 isolation.wake();
             }
         }
-        Outcome::Unknown => {
-            if let Some(later) = grace(crew, envelope, now) {
-                let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
-                supersede(crew, queue, &delivery, envelope, &claim).await;
-                let message = again(&later);
-                return postpone(crew, queue, delivery, message, pause, claim).await;
-            }
-            let failure = Failure::not_registered(&envelope.name);
-            let reason = format!("no handler for {}", envelope.name);
-            bury_task(crew, queue, delivery, envelope, &reason, &failure, &claim).await;
-        }
+        Outcome::Unknown => unknown(crew, queue, delivery, envelope, claim).await,
         Outcome::Withheld => {
             claim.release(crew, &envelope.id).await;
             unsettled::withhold(crew, delivery);
@@ -137,6 +121,40 @@ async fn settle_undone(
             give_back(crew, &claim.home(queue), delivery).await;
         }
     }
+}
+
+/// A poison task: into the dead letters, and it has failed.
+async fn convict(
+    crew: &Arc<Crew>,
+    queue: &Queue,
+    mut delivery: Delivery,
+    envelope: &Envelope,
+    Crashes { runs, alone }: Crashes,
+    claim: &Claim,
+) {
+    let failure = Failure::worker_lost(runs, alone);
+    suspects::acquit(crew, &delivery).await;
+    let lost = Attempt::failed(envelope.attempt, &failure, clock::now(), None);
+    History::add(&mut delivery.message.headers, lost);
+    bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, claim).await;
+}
+
+/// A task without a handler here: sent on while another worker may have one, else a dead letter.
+async fn unknown(
+    crew: &Crew,
+    queue: &Queue,
+    delivery: Delivery,
+    envelope: &Envelope,
+    claim: Claim,
+) {
+    if let Some(later) = grace(crew, envelope, clock::now()) {
+        let pause = UNKNOWN_PAUSE.mul_f64(0.5 + rand::random::<f64>());
+        supersede(crew, queue, &delivery, envelope, &claim).await;
+        return postpone(crew, queue, delivery, again(&later), pause, claim).await;
+    }
+    let failure = Failure::not_registered(&envelope.name);
+    let reason = format!("no handler for {}", envelope.name);
+    bury_task(crew, queue, delivery, envelope, &reason, &failure, &claim).await;
 }
 
 /// How long it is until `eta`, if that is worth a detour. The ladder rounds up to its lowest level.
@@ -361,100 +379,12 @@ pub(super) async fn send_on(
 }
 
 /// Stores what is beside the ack: if it cannot be stored, that is logged.
-async fn tell(crew: &Crew, told: Option<Finish>) {
+pub(super) async fn tell(crew: &Crew, told: Option<Finish>) {
     if let Some(finish) = told
         && let Err(error) = crew.backends.store.finish(finish).await
     {
         error!("what became of a task cannot be stored: {error}");
     }
-}
-
-/// A message that is no task: into the dead letters, and whoever waits for its id is told.
-pub(super) async fn bury_unreadable(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    unreadable: Unreadable,
-) {
-    let message = &delivery.message;
-    let told = message.names_its_task().then(|| {
-        let failure = Failure::new("countersign.errors", "Unreadable", unreadable.reason.clone());
-        Finish {
-            document: Document::failure_of(&message.id, &failure, clock::now()),
-            reply_to: message.properties.reply_to.clone(),
-            received: None,
-        }
-    });
-    bury(crew, queue, delivery, &unreadable.reason, tell(crew, told)).await;
-}
-
-/// A task that cannot be run here: into the dead letters, and it has failed.
-async fn bury_task(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    envelope: &Envelope,
-    reason: &str,
-    failure: &Failure,
-    claim: &Claim,
-) {
-    let document = Document::failed(envelope, failure, clock::now());
-    let received = first_received(&delivery, envelope, claim);
-    let told = (!envelope.ignore_result).then(|| finish(envelope, document, received));
-    let effects = async {
-        tell(crew, told).await;
-        canvas::after_failure(crew, queue, envelope, failure, received.is_none()).await;
-        claim.end(crew, &envelope.id).await;
-    };
-    bury(crew, queue, delivery, reason, Box::pin(effects)).await;
-}
-
-/// Copies a message to the dead-letter queue, does what is to be done beside, then acks.
-pub(super) async fn bury(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    reason: &str,
-    beside: impl Future<Output = ()>,
-) {
-    warn!(task.id = %delivery.id(), "to {}: {reason}", queue.dead().name);
-    let copy = epitaph(&delivery.message, queue, reason);
-    let effects = async {
-        let recorded = publish(crew, copy, queue.dead(), None).await;
-        beside.await;
-        recorded
-    };
-    match crew.give_up.run_until_cancelled(effects).await {
-        Some(Ok(recorded)) => ack(delivery, recorded),
-        Some(Err(error)) => {
-            error!(task.id = %delivery.id(), "cannot publish its dead letter, trying again: {error}");
-            let copy = epitaph(&delivery.message, queue, reason);
-            unsettled::keep(crew, delivery, copy, queue.dead(), None);
-        }
-        None => release(crew, delivery),
-    }
-}
-
-/// The dead letter: the message as it came, and why it is here.
-fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
-    let mut copy = message.clone();
-    copy.strip_history();
-    copy.headers.remove(UNREADABLE);
-    let raw = copy.headers.remove(RAW_HEADERS);
-    let dropped = copy.fit_headers(HEADER_ROOM);
-    if !dropped.is_empty() {
-        warn!(task.id = %copy.id, "headers too large for a dead letter were dropped: {dropped:.200?}");
-    }
-    copy.properties.expiration = None;
-    let told: String = reason.chars().take(1024).collect();
-    copy.headers.insert(REASON.into(), Value::String(told));
-    copy.headers.insert(SOURCE.into(), Value::String(queue.name.clone()));
-    copy.headers.insert(DIED_AT.into(), Value::String(clock::now().to_string()));
-    if let Some(raw) = raw {
-        copy.headers.insert(RAW_HEADERS.into(), raw);
-        copy.fit_headers(HEADER_LIMIT);
-    }
-    copy
 }
 
 /// Publishes until the broker has confirmed.
@@ -485,7 +415,11 @@ pub(super) async fn publish(
     }
 }
 
-fn finish(envelope: &Envelope, document: Document, received: Option<Timestamp>) -> Finish {
+pub(super) fn finish(
+    envelope: &Envelope,
+    document: Document,
+    received: Option<Timestamp>,
+) -> Finish {
     Finish { document, reply_to: envelope.reply_to.clone(), received }
 }
 
@@ -500,7 +434,7 @@ pub(super) fn ack(delivery: Delivery, recorded: Recorded) {
 }
 
 /// It was started, and will be again.
-fn release(crew: &Crew, delivery: Delivery) {
+pub(super) fn release(crew: &Crew, delivery: Delivery) {
     abandon(crew, delivery.id());
     let _ = delivery.release();
 }

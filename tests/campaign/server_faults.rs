@@ -231,7 +231,7 @@ impl Field {
 fn client(network: &Network, quorum_queue: &str) -> Client {
     let mut config = Config::new(&network.broker_url, &network.store_url).unwrap();
     config.heartbeat = HEARTBEAT;
-    let settings = QueueSettings { kind: QueueType::Quorum, max_priority: None };
+    let settings = QueueSettings { kind: QueueType::Quorum, ..QueueSettings::default() };
     config.queues.insert(quorum_queue.to_owned(), settings);
     Client::start(config).unwrap()
 }
