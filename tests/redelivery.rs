@@ -138,9 +138,6 @@ async fn a_message_that_was_delivered_often_is_replaced_though_it_waits_for_a_sl
 
     let busy_queue = queue_name();
     let queues = format!("{busy_queue},{queue}");
-    let mut worker = DemoWorker::spawn(&["-Q", &busy_queue, "-n", &queue, "-c", "1"], &[]);
-    worker.ready().await;
-    drop(worker);
     let long = Arguments::of(&(600,)).unwrap();
     client.enqueue_named("demo.sleep", long).queue(&busy_queue).await.unwrap();
     let mut worker = DemoWorker::spawn(&["-Q", &queues, "-n", &queue, "-c", "1"], &[]);
@@ -272,8 +269,8 @@ async fn a_postponed_task_that_has_ended_meanwhile_does_not_run() {
 }
 
 fn envelope(name: &str, kwargs: &str) -> countersign::protocol::Envelope {
-    let mut arguments = Arguments::default();
-    arguments.kwargs = serde_json::from_str(kwargs).unwrap();
+    let kwargs = serde_json::from_str(kwargs).unwrap();
+    let arguments = Arguments { kwargs, ..Arguments::default() };
     countersign::protocol::Envelope::new(name, arguments)
 }
 
