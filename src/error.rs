@@ -25,7 +25,7 @@ pub(crate) enum Kind {
          [queues.\"{queue}\"] in the countersign.toml of its clients and its workers"
     )]
     Priority { id: TaskId, queue: String, priority: u8, levels: String },
-    #[error("queue {queue} exists otherwise than it is configured: {cause}")]
+    #[error("queue {queue} is not as it is configured, or in use: {cause}")]
     QueueMismatch { queue: String, cause: String },
     #[error("{what}: {cause}")]
     Storage { what: String, cause: String },

@@ -181,3 +181,74 @@ async fn a_queue_name_that_a_feature_cannot_serve_is_refused_at_the_start() {
     assert!(refused.to_string().contains("as a pattern"), "{refused}");
     client.close().await;
 }
+
+async fn countersign(variables: &[(&str, &str)], arguments: &[&str]) -> (Option<i32>, String) {
+    let output = tokio::process::Command::new(support::binary("countersign"))
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .stdin(std::process::Stdio::null())
+        .output();
+    let output = output.await.unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// Through the management API, where it answers.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_policies_that_drop_tasks_and_says_when_it_cannot_look() {
+    let (rabbit, management) = Server::rabbit_with_management().await;
+    let (client, queue) = (client(&rabbit).await, queue_name());
+    let worker = worker(rabbit.url(), &queue, &[]);
+    worker.ready().await;
+    let variables = [
+        ("COUNTERSIGN_BROKER_URL", rabbit.url()),
+        ("COUNTERSIGN_STORE_URL", &servers().store_url),
+        ("COUNTERSIGN_BROKER_MANAGEMENT_URL", &management),
+    ];
+    let (_, healthy) = countersign(&variables, &["doctor"]).await;
+    assert!(healthy.contains("the broker's policies were looked at"), "{healthy}");
+    assert!(healthy.contains("dead_letter_worker_publisher_confirm_timeout"), "{healthy}");
+
+    let pattern = format!("^{queue}$");
+    let policy = r#"{"message-ttl": 3000}"#;
+    rabbit.control(&["set_policy", "--apply-to", "queues", "short", &pattern, policy]).await;
+    let named = async {
+        loop {
+            let (code, said) = countersign(&variables, &["doctor"]).await;
+            if said.contains("policy `short` lets its messages expire") {
+                return code;
+            }
+        }
+    };
+    assert_eq!(timeout(PATIENCE, named).await.unwrap(), Some(1));
+
+    let unreachable = [variables[0], variables[1], (variables[2].0, "http://127.0.0.1:9")];
+    let (_, said) = countersign(&unreachable, &["doctor"]).await;
+    assert!(said.contains("could not be looked at"), "{said}");
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_deleted_only_when_asked_twice_and_its_delays_become_dead_letters() {
+    let rabbit = Server::rabbit().await;
+    let (client, queue) = (client(&rabbit).await, queue_name());
+    let variables =
+        [("COUNTERSIGN_BROKER_URL", rabbit.url()), ("COUNTERSIGN_STORE_URL", &servers().store_url)];
+    client.enqueue_named("demo.add", Arguments::default()).queue(&queue).await.unwrap();
+    add(&client, &queue, Duration::from_secs(2)).await;
+    let (code, said) = countersign(&variables, &["queues", "delete", &queue]).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("1 tasks wait") && said.contains(".dead"), "{said}");
+    assert_eq!(ready(&client, &queue).await, 1);
+    let (code, said) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(client.backends().broker.inspect(&queue).await.unwrap().is_none());
+    let due = async { while ready(&client, &format!("{queue}.dead")).await < 1 {} };
+    timeout(PATIENCE, due).await.expect("the delayed one is a dead letter");
+
+    let worker = worker(rabbit.url(), &queue, &[]);
+    worker.ready().await;
+    let (code, said) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
+    assert_ne!(code, Some(0), "a queue that is consumed stays: {said}");
+    client.close().await;
+}

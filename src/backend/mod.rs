@@ -181,6 +181,13 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Deletes every message of a queue that no consumer has in its hands; returns how many.
     fn purge(&self, queue: &str) -> BoxFuture<'_, Result<u64, Error>>;
 
+    /// Deletes a queue that has no consumer, with the messages that wait in it; returns how many, or
+    /// `None` when it does not exist. Delayed messages go to the queue's dead letters when they are due.
+    ///
+    /// # Errors
+    /// It has consumers; the user may not; connection.
+    fn delete(&self, queue: &Queue) -> BoxFuture<'_, Result<Option<u64>, Error>>;
+
     /// Starts consuming, with at most `prefetch` unsettled messages in our hands. Declares the
     /// queue if it does not exist. Consuming goes on over reconnects until it is stopped.
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::exit;
+use super::management::Management;
 use super::output::Format;
 use super::queues::known;
+use super::{exit, policies};
 use crate::backend::{Queue, QueueState, StoreServer};
 use crate::client::Client;
 use crate::config::{Config, QueueType};
@@ -28,7 +29,7 @@ type Version = (u32, u32);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Level {
+pub(super) enum Level {
     Ok,
     Warning,
     Error,
@@ -36,20 +37,25 @@ enum Level {
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
-struct Finding {
-    level: Level,
-    what: String,
+pub(super) struct Finding {
+    pub(super) level: Level,
+    pub(super) what: String,
     why: String,
     mend: String,
 }
 
 impl Finding {
-    fn ok(what: impl Into<String>) -> Self {
+    pub(super) fn ok(what: impl Into<String>) -> Self {
         Self { level: Level::Ok, what: what.into(), why: String::new(), mend: String::new() }
     }
 
-    fn new(level: Level, what: String, why: &str, mend: impl Into<String>) -> Self {
-        Self { level, what, why: why.into(), mend: mend.into() }
+    pub(super) fn new(
+        level: Level,
+        what: impl Into<String>,
+        why: &str,
+        mend: impl Into<String>,
+    ) -> Self {
+        Self { level, what: what.into(), why: why.into(), mend: mend.into() }
     }
 }
 
@@ -62,9 +68,17 @@ pub(super) async fn perform(client: &Client, format: Format) -> ExitCode {
         (reach_broker(client, &mut findings).await, reach_store(client, &mut findings).await)
     };
     if let Some(version) = broker {
-        for queue in known(client).await {
-            let queue = Queue::configured(queue, client.config());
-            look_at(client, &queue, version, &mut findings).await;
+        let queues = known(client).await.into_iter();
+        let queues: Vec<_> =
+            queues.map(|queue| Queue::configured(queue, client.config())).collect();
+        for queue in &queues {
+            look_at(client, queue, version, &mut findings).await;
+        }
+        if !client.config().is_embedded()
+            && let Some(management) = Management::of(client.config())
+        {
+            policies::look(&management, &queues, &mut findings).await;
+            findings.push(late_after_restart());
         }
     }
     if let Some(server) = store {
@@ -184,6 +198,16 @@ async fn reach_store(client: &Client, findings: &mut Vec<Finding>) -> Option<Sto
         Finding::ok(format!("Redis is {}", server.version))
     });
     Some(server)
+}
+
+/// It cannot be read over AMQP or the management API, so it is said to everybody.
+fn late_after_restart() -> Finding {
+    Finding::new(
+        Level::Ok,
+        "a delayed task may come 180 s late after a restart of RabbitMQ",
+        "its dead-lettering waits that long before it tries again, unless it is set to less",
+        "set dead_letter_worker_publisher_confirm_timeout, as ops/rabbitmq/advanced.config does",
+    )
 }
 
 fn eviction(server: &StoreServer) -> Finding {

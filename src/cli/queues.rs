@@ -17,7 +17,8 @@ use crate::error::Error;
 #[command(after_help = "Examples:
   countersign queues                      # those of the settings and of the workers that are there
   countersign queues list billing mail -o json
-  countersign queues purge billing --yes")]
+  countersign queues purge billing --yes
+  countersign queues delete billing          # says what would be lost")]
 pub(super) struct Queues {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -32,6 +33,15 @@ enum Verb {
         /// The queue
         queue: String,
         /// Do it; without this, only say how many there are
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Delete a queue that no worker consumes, with every task that waits in it. Delayed tasks of it
+    /// become dead letters when they are due. Clients that wait for results are not notified
+    Delete {
+        /// The queue
+        queue: String,
+        /// Do it; without this, only say what would be lost
         #[arg(long)]
         yes: bool,
     },
@@ -55,6 +65,24 @@ impl Queues {
             Verb::Purge { queue, yes: true } => {
                 let purged = client.backends().broker.purge(&queue).await?;
                 format.print(&[json!({ "queue": queue, "purged": purged })]);
+                Ok(ExitCode::SUCCESS)
+            }
+            Verb::Delete { queue, yes: false } => {
+                let state = client.backends().broker.inspect(&queue).await?;
+                let ready = state.map_or(0, |state| state.ready);
+                streams::note(format_args!(
+                    "countersign: {ready} tasks wait in {queue} and would be deleted with it; delayed \
+                     tasks would go to {queue}.dead when they are due, and retries of running tasks, \
+                     too; to delete the queue, add --yes"
+                ));
+                Ok(ExitCode::from(exit::USAGE))
+            }
+            Verb::Delete { queue, yes: true } => {
+                let configured = Queue::configured(&queue, client.config());
+                let deleted = client.backends().broker.delete(&configured).await?;
+                format.print(&[json!({
+                    "queue": queue, "deleted": deleted.is_some(), "tasks": deleted.unwrap_or(0),
+                })]);
                 Ok(ExitCode::SUCCESS)
             }
         }

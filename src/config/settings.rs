@@ -57,6 +57,14 @@ pub const SETTINGS: &[Setting] = &[
         "how long an enqueue goes on trying",
     ),
     setting(
+        "broker.management_url",
+        "COUNTERSIGN_BROKER_MANAGEMENT_URL",
+        &[],
+        "",
+        "RabbitMQ's management API, such as http://localhost:15672, by which doctor sees policies and \
+         blocked delays; without it, port 15672 of the first broker is tried",
+    ),
+    setting(
         "store.url",
         "COUNTERSIGN_STORE_URL",
         &["CELERY_RESULT_BACKEND", "REDIS_URL"],

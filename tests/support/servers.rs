@@ -65,15 +65,28 @@ impl Server {
         Self::first("rabbit").await
     }
 
+    /// A RabbitMQ with its management API, and the URL of that.
+    pub async fn rabbit_with_management() -> (Self, String) {
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = probe.local_addr().expect("a bound listener").port();
+        drop(probe);
+        let server = Self::first_with("rabbit", &["--management-port", &port.to_string()]).await;
+        (server, format!("http://127.0.0.1:{port}"))
+    }
+
     /// A Redis with its append-only file on, ready.
     pub async fn redis() -> Self {
         Self::first("redis").await
     }
 
     async fn first(kind: &'static str) -> Self {
+        Self::first_with(kind, &[]).await
+    }
+
+    async fn first_with(kind: &'static str, options: &[&str]) -> Self {
         let name = format!("{kind}-{}", uuid::Uuid::new_v4().simple());
         let folder = PathBuf::from(variable("COUNTERSIGN_TEST_FOLDER")).join(name);
-        let (process, url, tls_url) = launch(kind, &folder, None).await;
+        let (process, url, tls_url) = launch(kind, &folder, None, options).await;
         Self { kind, folder, url, tls_url, process: Some(process) }
     }
 
@@ -111,7 +124,7 @@ impl Server {
     pub async fn start(&mut self) {
         assert!(self.process.is_none(), "{} is running", self.kind);
         let ports = [port(&self.url), port(&self.tls_url)];
-        let (process, ..) = launch(self.kind, &self.folder, Some(ports)).await;
+        let (process, ..) = launch(self.kind, &self.folder, Some(ports), &[]).await;
         self.process = Some(process);
     }
 
@@ -143,9 +156,14 @@ fn script() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../ops/servers")
 }
 
-async fn launch(kind: &str, folder: &PathBuf, ports: Option<[u16; 2]>) -> (Child, Url, Url) {
+async fn launch(
+    kind: &str,
+    folder: &PathBuf,
+    ports: Option<[u16; 2]>,
+    options: &[&str],
+) -> (Child, Url, Url) {
     let mut command = Command::new(script());
-    command.arg(kind).arg("--dir").arg(folder);
+    command.arg(kind).arg("--dir").arg(folder).args(options);
     if let Some([plain, tls]) = ports {
         command.args(["--port", &plain.to_string(), "--tls-port", &tls.to_string()]);
     }

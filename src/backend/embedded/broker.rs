@@ -184,6 +184,42 @@ impl Broker for EmbeddedBroker {
         })
     }
 
+    fn delete(&self, queue: &Queue) -> BoxFuture<'_, Result<Option<u64>, Error>> {
+        let queue = queue.clone();
+        Box::pin(async move {
+            let (name, dead) = (queue.name.clone(), queue.undelivered());
+            let found = self.db.write(move |txn| {
+                let Some(id) = queue_id(txn, &name)? else { return Ok(false) };
+                let consumers = "SELECT count(*) FROM consumers WHERE queue = ?";
+                let consumers =
+                    txn.first(consumers, [id], |row| row.get::<_, u64>(0))?.unwrap_or(0);
+                if consumers > 0 {
+                    let cause = format!("it has {consumers} consumers: stop them first");
+                    let queue = name.clone();
+                    return Err(Error::new(Kind::QueueMismatch { queue, cause }).into());
+                }
+                promote(txn, id)?;
+                let (dead, _) = queue_row(txn, &dead)?;
+                let delayed = "UPDATE messages SET queue = ? WHERE queue = ? AND due IS NOT NULL";
+                txn.execute(delayed, [dead, id])?;
+                Ok(true)
+            });
+            if !found.await? {
+                return Ok(None);
+            }
+            let purged = self.purge(&queue.name).await?;
+            let name = queue.name;
+            let gone = self.db.write(move |txn| {
+                let unused = "DELETE FROM queues WHERE name = ?1 AND NOT EXISTS \
+                              (SELECT 1 FROM messages WHERE queue = queues.id) AND NOT EXISTS \
+                              (SELECT 1 FROM consumers WHERE queue = queues.id)";
+                txn.execute(unused, [&name])
+            });
+            gone.await?;
+            Ok(Some(purged))
+        })
+    }
+
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {
         let room = if prefetch == 0 { u16::MAX } else { prefetch };
         let (deliver, incoming) = mpsc::channel(usize::from(room));

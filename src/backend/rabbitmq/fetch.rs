@@ -1,7 +1,7 @@
 //! Taking messages out of a queue one by one, without consuming it, and looking at queues.
 
 use futures_util::TryFutureExt;
-use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueuePurgeOptions};
+use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Connection, ErrorKind};
 use tokio::sync::mpsc;
@@ -11,8 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use super::codec::short;
 use super::consume::{receive, write_acks};
+use super::ladder;
 use super::topology::DECLARE_DEADLINE;
-use crate::backend::{Fetched, Flushed, QueueState};
+use crate::backend::{Fetched, Flushed, Queue, QueueState};
 
 /// What is held in memory at most, less the last message.
 const FETCH_BYTES: usize = 64 * 1024 * 1024;
@@ -78,6 +79,26 @@ pub(super) async fn purge(connection: &Connection, queue: &str) -> Result<u64, S
             Ok(count.into())
         }
         Err(error) if is_not_found(&error) => Ok(0),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Deletes a queue that has no consumer; says how many messages went with it.
+pub(super) async fn delete(connection: &Connection, queue: &Queue) -> Result<Option<u64>, String> {
+    if inspect(connection, &queue.name).await?.is_none() {
+        return Ok(None);
+    }
+    // Delayed messages of it are dead letters then, and hold up no others.
+    ladder::bind(connection, queue).await.map_err(|error| error.to_string())?;
+    let name = short(&queue.name)?;
+    let channel = within(connection.create_channel()).await?.map_err(|error| error.to_string())?;
+    let unused = QueueDeleteOptions { if_unused: true, ..QueueDeleteOptions::default() };
+    match within(channel.queue_delete(name, unused)).await? {
+        Ok(count) => {
+            let _ = within(channel.close(200, "OK".into())).await;
+            Ok(Some(count.into()))
+        }
+        Err(error) if is_not_found(&error) => Ok(None),
         Err(error) => Err(error.to_string()),
     }
 }

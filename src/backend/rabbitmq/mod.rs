@@ -233,6 +233,14 @@ impl Broker for Rabbit {
         self.ask(work).boxed()
     }
 
+    fn delete(&self, queue: &Queue) -> BoxFuture<'_, Result<Option<u64>, Error>> {
+        let queue = queue.clone();
+        let work = move |connection: Arc<Connection>| async move {
+            fetch::delete(&connection, &queue).await
+        };
+        self.ask(work).boxed()
+    }
+
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {
         let (deliver, incoming) = mpsc::channel(usize::from(prefetch).max(1));
         let (stop, stopped) = oneshot::channel();
