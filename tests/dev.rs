@@ -170,3 +170,43 @@ async fn a_file_that_is_no_database_of_ours_is_left_alone() {
     assert_eq!(output.status.code(), Some(74), "{said}");
     assert!(said.contains("make it first"), "{said}");
 }
+
+/// Ctrl-C on a terminal reaches every process of the group: a worker that `dev` started drains once.
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_lets_a_worker_that_dev_started_finish_its_task() {
+    let home = Home::new();
+    let worker = format!("{} -Q own -n own", support::binary("demo").display());
+    let mut command = home.command(&["-o", "jsonl", "dev", "--worker", &worker]);
+    let mut process =
+        command.process_group(0).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+    let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+    timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().expect("it is ready");
+    let is_ready = async {
+        while let Some(line) = log.next_line().await.unwrap() {
+            if line.contains("\"ready\"") {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, is_ready).await.expect("the worker is ready");
+    let (_, sent) = home.say(&["run", "demo.sleep", "2", "-Q", "own"]).await;
+    let id = sent[0]["id"].as_str().unwrap();
+    let taken = async {
+        loop {
+            let (_, queues) = home.say(&["queues", "list", "own"]).await;
+            if queues[0]["ready"] == json!(0) {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE, taken).await.expect("the worker takes the task");
+    let group = format!("-{}", process.id().unwrap());
+    Command::new("kill").args(["-INT", "--", &group]).status().await.unwrap();
+    // Its log is read to the end, so that nothing blocks on it.
+    while timeout(PATIENCE, log.next_line()).await.unwrap().unwrap().is_some() {}
+    let status = timeout(PATIENCE, process.wait()).await.unwrap().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let (_, task) = home.say(&["tasks", "get", id]).await;
+    assert_eq!(task[0]["state"], "SUCCESS");
+}

@@ -11,6 +11,8 @@ pub struct Queue {
     pub kind: QueueType,
     /// The highest priority that it tells apart, if it does not exist yet.
     pub max_priority: Option<u8>,
+    /// After how many deliveries the broker drops a message, if the queue does not exist yet.
+    pub delivery_limit: Option<u32>,
     /// The topic exchange that Celery clients publish its tasks to, where it is not the default one.
     pub exchange: Option<String>,
     /// The routing key that they use, where it is not the queue's name.
@@ -30,6 +32,7 @@ impl Queue {
             name: name.into(),
             kind: QueueType::Classic,
             max_priority: None,
+            delivery_limit: None,
             exchange: None,
             routing_key: None,
         }
@@ -40,8 +43,9 @@ impl Queue {
         let name = name.into();
         match config.queues.get(&name) {
             Some(settings) => {
-                let QueueSettings { kind, max_priority, exchange, routing_key } = settings.clone();
-                Self { name, kind, max_priority, exchange, routing_key }
+                let QueueSettings { kind, max_priority, delivery_limit, exchange, routing_key } =
+                    settings.clone();
+                Self { name, kind, max_priority, delivery_limit, exchange, routing_key }
             }
             None => Self::new(name),
         }
@@ -77,6 +81,13 @@ impl Queue {
             return Err(format!("queue name {name:?} has a control character"));
         }
         Ok(())
+    }
+
+    /// From how many deliveries on a message is replaced by a fresh copy: half of the limit, or of the 20
+    /// that RabbitMQ 4 has by default.
+    #[must_use]
+    pub fn worn_at(&self) -> u64 {
+        self.delivery_limit.map_or(10, |limit| u64::from(limit / 2).max(1))
     }
 
     /// Where messages of this queue's parked tasks come. Celery's workers know nothing of it.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::settings::nearest;
 use super::sources::Given;
 
-const KEYS: [&str; 4] = ["type", "max_priority", "exchange", "routing_key"];
+const KEYS: [&str; 5] = ["type", "max_priority", "delivery_limit", "exchange", "routing_key"];
 
 /// How a queue keeps its messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -24,6 +24,9 @@ pub struct QueueSettings {
     pub kind: QueueType,
     /// `max_priority`: from 1 to 255; each level costs the broker memory, and 10 are plenty.
     pub max_priority: Option<u8>,
+    /// `delivery_limit` of a quorum queue: after that many deliveries the broker drops a message. Workers
+    /// replace one by a fresh copy from half of it on; from 10 on where it is not set here.
+    pub delivery_limit: Option<u32>,
     /// `exchange`: the topic exchange that Celery clients publish to; workers declare it and bind the
     /// queue to it. Goes with `routing_key`.
     pub exchange: Option<String>,
@@ -58,6 +61,12 @@ fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -
                     "{origin}: queues.{name}.max_priority is {number}: it is from 1 to 255"
                 )),
             },
+            ("delivery_limit", number) => match number.parse() {
+                Ok(limit @ 2..) => settings.delivery_limit = Some(limit),
+                _ => faults.push(format!(
+                    "{origin}: queues.{name}.delivery_limit is {number}: it is 2 or more"
+                )),
+            },
             ("exchange", name) => settings.exchange = Some(name.to_owned()),
             ("routing_key", key) => settings.routing_key = Some(key.to_owned()),
             (other, _) => {
@@ -65,6 +74,11 @@ fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -
                 faults.push(format!("{origin}: no setting of a queue is called {other}{near}"));
             }
         }
+    }
+    if settings.kind == QueueType::Classic && settings.delivery_limit.is_some() {
+        faults.push(format!(
+            "queues.{name}: a classic queue takes no delivery_limit: leave it out, or set type = \"quorum\""
+        ));
     }
     if settings.exchange.is_some() && settings.routing_key.is_none() {
         faults.push(format!("queues.{name}: exchange needs a routing_key"));

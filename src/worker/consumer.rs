@@ -138,7 +138,7 @@ impl Consumer {
                 biased;
                 delivery = deliveries.next() => match delivery {
                     None => return Ended::Closed,
-                    Some(delivery) if copies::is_worn(&delivery) => self.renew(crew, delivery),
+                    Some(delivery) if copies::is_worn(&self.source, &delivery) => self.renew(crew, delivery),
                     Some(delivery) => held.push_back(delivery),
                 },
                 Ok(()) = consuming.changed() => {

@@ -17,9 +17,6 @@ use crate::clock;
 use crate::error::Error;
 use crate::protocol::{Document, Envelope, Message, State};
 
-/// A quorum queue of RabbitMQ 4 drops or dead-letters a message after 20 deliveries: from half of that
-/// on a fresh copy takes its place, which is counted from the start.
-const MANY_RETURNS: u64 = 10;
 /// How long a copy may take in place of a return.
 const COPY_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -63,15 +60,15 @@ pub(super) async fn supersede(
 }
 
 /// Whether the broker has delivered this message so often that its queue may soon drop it.
-pub(super) fn is_worn(delivery: &Delivery) -> bool {
+pub(super) fn is_worn(queue: &Queue, delivery: &Delivery) -> bool {
     let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
-    returns.is_some_and(|returns| returns >= MANY_RETURNS)
+    returns.is_some_and(|returns| returns >= queue.worn_at())
 }
 
 /// Returns a message that has not started to its queue. Repeated returns never let a delivery limit
 /// drop it.
 pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
-    if !is_worn(&delivery) {
+    if !is_worn(queue, &delivery) {
         let _ = delivery.release();
         return;
     }

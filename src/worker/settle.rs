@@ -98,13 +98,7 @@ async fn settle_undone(
             let crashes = Crashes { runs, alone };
             convict(crew, queue, delivery, envelope, crashes, &claim).await;
         }
-        Outcome::Quarantined => {
-            claim.release(crew, &envelope.id).await;
-            copies::replace(crew, queue, &queue.quarantine(), delivery).await;
-            if let Some(isolation) = &crew.isolation {
-                isolation.wake();
-            }
-        }
+        Outcome::Quarantined => quarantine(crew, queue, delivery, claim).await,
         Outcome::Unknown => unknown(crew, queue, delivery, envelope, claim).await,
         Outcome::Withheld => {
             claim.release(crew, &envelope.id).await;
@@ -120,6 +114,15 @@ async fn settle_undone(
             claim.release(crew, &envelope.id).await;
             give_back(crew, &claim.home(queue), delivery).await;
         }
+    }
+}
+
+/// Moves a task to where the process for quarantined tasks takes it.
+async fn quarantine(crew: &Crew, queue: &Queue, delivery: Delivery, mut claim: Claim) {
+    claim.release(crew, delivery.id()).await;
+    copies::replace(crew, queue, &queue.quarantine(), delivery).await;
+    if let Some(isolation) = &crew.isolation {
+        isolation.wake();
     }
 }
 

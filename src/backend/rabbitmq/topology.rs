@@ -118,6 +118,9 @@ fn arguments(queue: &Queue) -> FieldTable {
         let quorum = AMQPValue::LongString(LongString::from("quorum"));
         arguments.insert("x-queue-type".into(), quorum);
     }
+    if let Some(limit) = queue.delivery_limit {
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit.into()));
+    }
     if let Some(levels) = queue.max_priority {
         arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
     }
