@@ -51,6 +51,7 @@ impl Mailbox {
     }
 
     async fn keep_open(mut self) {
+        let mut said = None;
         while let Some(live) = self.consuming.live().await {
             let opened = timeout(DEADLINE, open(&live, &self.node)).await;
             match opened {
@@ -62,7 +63,10 @@ impl Mailbox {
                     sleep(REOPEN_PAUSE).await;
                 }
                 Ok(Err(why)) => {
-                    warn!("no remote control for Celery clients, trying again: {why}");
+                    if said.as_ref() != Some(&why) {
+                        warn!("no remote control for Celery clients, trying again: {why}");
+                        said = Some(why);
+                    }
                     sleep(REFUSED_PAUSE).await;
                 }
                 Err(_) => sleep(REOPEN_PAUSE).await,
