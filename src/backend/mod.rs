@@ -6,7 +6,7 @@
 #[cfg(feature = "embedded")]
 mod embedded;
 #[cfg(all(feature = "embedded", feature = "faults"))]
-pub use embedded::{Life, Stage};
+pub use embedded::{Chances, Life, Stage};
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(feature = "rabbitmq")]

@@ -16,8 +16,8 @@ use tracing::warn;
 use super::bells::Ring;
 use super::db::Db;
 use super::intake::{self, Intake};
+use super::session;
 use super::txn::{Done, Txn};
-use super::upkeep;
 use crate::backend::{
     Broker, Control, Deliveries, Fetched, Flushed, Parcel, Queue, QueueState, Recorded, sealed,
 };
@@ -134,7 +134,7 @@ impl Broker for EmbeddedBroker {
             let of = Arc::clone(&self.db.session);
             let leased = self.db.write(move |txn| {
                 let Some(queue) = queue_id(txn, &name)? else { return Ok((0, Vec::new())) };
-                let session = upkeep::session(txn, &of)?;
+                let session = session::begin(txn, &of)?;
                 promote(txn, queue)?;
                 Ok((session, lease(txn, queue, session, count, FETCHED)?))
             });

@@ -8,7 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::iter::once;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::bells::Bells;
 use super::clock::Clock;
 use super::life::Life;
+use super::session::{self, Session};
 use super::txn::{Done, Txn, Work, commit, work_of};
 use super::{file, upkeep};
 use crate::error::{Error, Kind};
@@ -32,7 +33,8 @@ const BATCH: usize = 1024;
 const GATHER: Duration = Duration::from_micros(100);
 /// How long the writer waits for calls before it looks whether another process has written.
 const GLANCE: Duration = Duration::from_millis(50);
-const UPKEEP: Duration = Duration::from_millis(2500);
+/// How often a maintenance pass runs.
+pub(super) const MAINTENANCE: Duration = Duration::from_millis(2500);
 const COMMITS_BETWEEN_UPKEEP: u32 = 1024;
 
 /// The database. Cheap to clone.
@@ -42,8 +44,8 @@ pub(super) struct Db {
     access: Access,
     /// Nothing is begun any more.
     closed: Arc<AtomicBool>,
-    /// Under which this process has messages in its hands; see `upkeep::session`. 0: it has none.
-    pub(super) session: Arc<AtomicI64>,
+    /// The session under which this process holds messages.
+    pub(super) session: Arc<Session>,
     /// Whose process this is, where a test plays several in one.
     pub(super) life: Life,
 }
@@ -57,8 +59,11 @@ pub(super) struct Shared {
     pub(super) is_file: bool,
     /// Tells this process from them.
     pub(super) identity: i64,
-    /// Of the process that keeps it up: that of a file.
-    pub(super) session: Arc<AtomicI64>,
+    /// Sessions that are not renewed are ended. In memory there is one process, unless a test plays
+    /// several.
+    pub(super) sessions_expire: bool,
+    /// The session of the process that this is: the one that the writing thread renews.
+    pub(super) session: Arc<Session>,
     /// The file, as people are told of it.
     pub(super) shown: String,
 }
@@ -70,20 +75,31 @@ enum Access {
 }
 
 impl Shared {
-    pub(super) fn in_memory() -> Arc<Self> {
-        Self::new(Clock::of_runtime(), false, "the database in memory".to_owned())
+    pub(super) fn in_memory(sessions_expire: bool) -> Arc<Self> {
+        let shown = "the database in memory".to_owned();
+        Self::new(Clock::of_runtime(), false, sessions_expire, shown)
     }
 
-    fn new(clock: Clock, is_file: bool, shown: String) -> Arc<Self> {
+    fn new(clock: Clock, is_file: bool, sessions_expire: bool, shown: String) -> Arc<Self> {
         let (bells, identity) = (Bells::default(), rand::rng().random());
-        Arc::new(Self { bells, clock, is_file, identity, session: Arc::default(), shown })
+        let session = Arc::default();
+        Arc::new(Self { bells, clock, is_file, identity, sessions_expire, session, shown })
     }
 }
 
 impl Db {
     /// A database that is gone with its last user.
     pub(super) fn in_memory() -> Result<Self, Error> {
-        let shared = Shared::in_memory();
+        Self::in_memory_of(Shared::in_memory(false))
+    }
+
+    /// A database in memory that a test lets several processes use.
+    #[cfg(feature = "faults")]
+    pub(super) fn in_memory_for_several() -> Result<Self, Error> {
+        Self::in_memory_of(Shared::in_memory(true))
+    }
+
+    fn in_memory_of(shared: Arc<Shared>) -> Result<Self, Error> {
         let connection = file::in_memory(&shared.shown)?;
         let memory = Memory { connection: Mutex::new(connection), commits: AtomicU32::new(0) };
         Ok(Self::of(shared, Access::Memory(Arc::new(memory))))
@@ -96,7 +112,8 @@ impl Db {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let shown = format!("the database {}", path.display());
         let (writer, reader) = (file::open(path)?, file::open_for_reading(path)?);
-        let shared = Shared::new(Clock::of_machine(upkeep::latest(&reader)), true, shown.clone());
+        let shared =
+            Shared::new(Clock::of_machine(upkeep::latest(&reader)), true, true, shown.clone());
         let (writes, to_write) = channel();
         let (reads, to_read) = channel();
         let thread_failed = |error: std::io::Error| {
@@ -213,9 +230,9 @@ impl Db {
 
     /// Gives back what this process has in its hands. Later calls fail as closed.
     pub(super) async fn close(&self) {
-        let session = self.session.load(Ordering::Acquire);
-        let _ = self.write(move |txn| upkeep::leave(txn, session)).await;
-        self.session.store(0, Ordering::Release);
+        let session = self.session.id();
+        let _ = self.write(move |txn| session::end(txn, session)).await;
+        self.session.lose(session);
         self.closed.store(true, Ordering::Release);
     }
 }
@@ -231,7 +248,8 @@ impl Memory {
     fn commit(&self, work: Work, shared: &Arc<Shared>) {
         let mut works = vec![work];
         if self.commits.fetch_add(1, Ordering::Relaxed).is_multiple_of(COMMITS_BETWEEN_UPKEEP) {
-            works.push(work_of(upkeep::keep_up, drop));
+            let of = Arc::clone(&shared.session);
+            works.push(work_of(move |txn| upkeep::keep_up(txn, &of), drop));
         }
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let told = commit(&connection, works, shared);
@@ -249,7 +267,7 @@ impl fmt::Debug for Db {
 /// The thread that writes: all that waits at a time, and now and then what nobody asks for.
 fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
     let mut others = upkeep::Others::of(connection);
-    let (mut glanced, mut kept_up, mut pause) = (Instant::now(), Instant::now(), UPKEEP);
+    let (mut glanced, mut kept_up, mut pause) = (Instant::now(), Instant::now(), MAINTENANCE);
     let mut answered = 0;
     loop {
         match works.recv_timeout(GLANCE) {
@@ -271,10 +289,12 @@ fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Share
         }
         if kept_up.elapsed() >= pause {
             let (tell, told) = channel();
-            let keep_up = work_of(upkeep::keep_up, move |done| drop(tell.send(done)));
+            let of = Arc::clone(&shared.session);
+            let work = move |txn: &mut Txn<'_>| upkeep::keep_up(txn, &of);
+            let keep_up = work_of(work, move |done| drop(tell.send(done)));
             commit(connection, vec![keep_up], shared).tell(shared);
             let is_more = matches!(told.try_recv(), Ok(Ok(true)));
-            pause = if is_more { GLANCE } else { UPKEEP };
+            pause = if is_more { GLANCE } else { MAINTENANCE };
             kept_up = Instant::now();
         }
     }

@@ -1,7 +1,6 @@
 //! Consuming one queue, and settling what was delivered.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rusqlite::params;
@@ -13,8 +12,8 @@ use tracing::{info, warn};
 use super::bells::Ring;
 use super::broker::{Leased, lease, promote, queue_row};
 use super::db::Db;
+use super::session;
 use super::txn::{Done, Txn};
-use super::upkeep;
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::error::Error;
 use crate::lifecycle::Settlement;
@@ -102,7 +101,7 @@ impl Intake {
         loop {
             let (wanted, of) = (self.queue.clone(), Arc::clone(&self.db.session));
             let registered = self.db.write(move |txn| {
-                let session = upkeep::session(txn, &of)?;
+                let session = session::begin(txn, &of)?;
                 let (queue, _) = queue_row(txn, &wanted)?;
                 let insert = "INSERT INTO consumers (session, queue) VALUES (?, ?)";
                 txn.execute(insert, [session, queue])?;
@@ -181,7 +180,8 @@ async fn turn(db: &Db, consumer: Consumer, batch: &[Settlement], room: usize) ->
         let (batch, of) = (batch.to_vec(), Arc::clone(&db.session));
         let turn = db.write(move |txn| {
             let Consumer { session, queue, .. } = consumer;
-            if of.load(Ordering::Acquire) != session {
+            // This process may have been stopped since it asked.
+            if !session::is_held(txn, &of, session)? {
                 return Ok(None);
             }
             settle(txn, session, &batch)?;

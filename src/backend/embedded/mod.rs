@@ -17,9 +17,10 @@
 //! | `parks` | parked tasks, by the rules of `lifecycle/park.rs` |
 //! | `questions` | questions and what was said to them, as they are stored |
 //! | `results` | results, and who waits for them |
+//! | `session` | under what a process holds messages, and what happens when it is gone |
 //! | `store` | the store, by the names of its seam |
 //! | `txn` | a transaction, and the pieces of work that share it |
-//! | `upkeep` | being there, hearing other processes, forgetting what is old |
+//! | `upkeep` | hearing other processes, deleting what has expired |
 
 mod approvals;
 mod audit;
@@ -36,6 +37,7 @@ mod outbox;
 mod parks;
 mod questions;
 mod results;
+mod session;
 mod store;
 mod txn;
 mod upkeep;
@@ -47,7 +49,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 #[cfg(feature = "faults")]
-pub use self::life::{Life, Stage};
+pub use self::life::{Chances, Life, Stage};
 
 use self::broker::EmbeddedBroker;
 use self::db::Db;

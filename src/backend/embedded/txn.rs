@@ -137,9 +137,17 @@ impl<'c> Txn<'c> {
         !self.connection.is_autocommit()
     }
 
+    /// Begins to write. The time is read after that: the lock may have been waited for, and the
+    /// process stopped meanwhile.
+    fn begin(&mut self) -> Done<()> {
+        self.execute("BEGIN IMMEDIATE", [])?;
+        self.now = self.shared.clock.now();
+        Ok(())
+    }
+
     /// Does all of these. False: one has failed, and nothing is done.
     fn all_at_once(&mut self, works: &mut [Work]) -> Done<bool> {
-        self.execute("BEGIN IMMEDIATE", [])?;
+        self.begin()?;
         if works.iter_mut().all(|work| work.attempt(self)) {
             return Ok(true);
         }
@@ -152,7 +160,7 @@ impl<'c> Txn<'c> {
 
     /// Does each of these whole or not at all. An error: nothing of any is done.
     fn one_by_one(&mut self, works: &mut [Work]) -> Done<()> {
-        self.execute("BEGIN IMMEDIATE", [])?;
+        self.begin()?;
         for work in works {
             let rung = self.rings.len();
             self.execute("SAVEPOINT work", [])?;
@@ -296,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_piece_that_fails_takes_no_other_with_it() {
-        let shared = Shared::in_memory();
+        let shared = Shared::in_memory(false);
         let connection = file::in_memory(&shared.shown).unwrap();
         let told = Arc::default();
         let works = ["first", "fails", "last"].map(|name| noting(name, &told)).into();
@@ -313,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_lone_piece_that_fails_leaves_nothing() {
-        let shared = Shared::in_memory();
+        let shared = Shared::in_memory(false);
         let connection = file::in_memory(&shared.shown).unwrap();
         let told = Arc::default();
         commit(&connection, vec![noting("fails", &told)], &shared).tell(&shared);

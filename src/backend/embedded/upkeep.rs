@@ -1,10 +1,9 @@
-//! What nobody asks for: being there, noticing who is not, hearing the other processes, and
-//! forgetting what is old.
+//! Background maintenance: renewing sessions, hearing what other processes have written, and
+//! deleting what has expired.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -13,14 +12,13 @@ use tracing::warn;
 
 use super::bells::Ring;
 use super::db::Shared;
+use super::session::{self, Session};
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, KEPT};
 use crate::clock;
 use crate::protocol::Document;
 use crate::task::TaskId;
 
-/// How long what a process has in its hands is left to it without a sign of life, in milliseconds.
-pub(super) const LEASE: i64 = 10_000;
 /// Rows that are forgotten in one transaction.
 const SLICE: usize = 200;
 /// Rings that others may lag behind.
@@ -183,76 +181,17 @@ fn resolve(connection: &Connection, shared: &Shared, id: &TaskId) -> rusqlite::R
     Ok(())
 }
 
-/// Every few seconds: says that this process is there, takes back what others left, and forgets a
-/// slice of what is old. True: there is more of that.
-pub(super) fn keep_up(txn: &mut Txn<'_>) -> Done<bool> {
-    stay(txn)?;
-    take_back(txn)?;
+/// One maintenance pass, every few seconds: renews this process's session, ends those that are
+/// overdue, and deletes a slice of what has expired. True: there is more to delete.
+pub(super) fn keep_up(txn: &mut Txn<'_>, of: &Session) -> Done<bool> {
+    session::maintain(txn, of)?;
     forget(txn)
 }
 
-/// Renews this process's session. One that was overdue is another's to take back: what it had in
-/// its hands is not ours any more.
-fn stay(txn: &mut Txn<'_>) -> Done<()> {
-    let session = txn.shared().session.load(Ordering::Acquire);
-    if session == 0 {
-        return Ok(());
-    }
-    let until =
-        txn.first("SELECT until FROM sessions WHERE id = ?", [session], |row| row.get(0))?;
-    let left = until.map(|until: i64| until - txn.now);
-    match left {
-        Some(left) if left > LEASE * 2 / 3 => {}
-        Some(_) => {
-            let renew = "UPDATE sessions SET until = ? WHERE id = ?";
-            txn.execute(renew, [txn.now + LEASE, session])?;
-            let note = "INSERT OR REPLACE INTO marks (name, value, expires) VALUES (?, ?, ?)";
-            txn.execute(note, params![CLOCK, txn.now.to_string(), i64::MAX])?;
-        }
-        None => {
-            txn.shared().session.store(0, Ordering::Release);
-            txn.ring(Ring::Queues);
-        }
-    }
-    Ok(())
-}
-
-/// The session of a process, begun if there is none.
-pub(super) fn session(txn: &mut Txn<'_>, of: &AtomicI64) -> Done<i64> {
-    let session = of.load(Ordering::Acquire);
-    // A transaction that began one may have been undone.
-    let find = "SELECT id FROM sessions WHERE id = ?";
-    if let Some(session) = txn.first(find, [session], |row| row.get(0))? {
-        return Ok(session);
-    }
-    // Memory is nobody else's.
-    let until = if txn.shared().is_file { txn.now + LEASE } else { i64::MAX };
-    txn.execute("INSERT INTO sessions (until) VALUES (?)", [until])?;
-    let session = txn.inserted();
-    of.store(session, Ordering::Release);
-    Ok(session)
-}
-
-/// What processes had in their hands that are not there any more goes back to its queue.
-fn take_back(txn: &mut Txn<'_>) -> Done<()> {
-    let gone = "SELECT id FROM sessions WHERE until < ?";
-    for session in txn.all(gone, [txn.now], |row| row.get::<_, i64>(0))? {
-        warn!("a process is gone: what it had in its hands is delivered again");
-        end(txn, session)?;
-    }
-    Ok(())
-}
-
-/// Ends the session of a process: what it had in its hands goes back.
-pub(super) fn leave(txn: &mut Txn<'_>, session: i64) -> Done<()> {
-    if session == 0 { Ok(()) } else { end(txn, session) }
-}
-
-fn end(txn: &mut Txn<'_>, session: i64) -> Done<()> {
-    txn.execute("UPDATE messages SET holder = NULL WHERE holder = ?", [session])?;
-    txn.execute("DELETE FROM consumers WHERE session = ?", [session])?;
-    txn.execute("DELETE FROM sessions WHERE id = ?", [session])?;
-    txn.ring(Ring::Queues);
+/// Stores the time, for processes that start after the machine's clock was set back.
+pub(super) fn note_clock(txn: &Txn<'_>) -> Done<()> {
+    let note = "INSERT OR REPLACE INTO marks (name, value, expires) VALUES (?, ?, ?)";
+    txn.execute(note, params![CLOCK, txn.now.to_string(), i64::MAX])?;
     Ok(())
 }
 

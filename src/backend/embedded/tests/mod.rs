@@ -4,7 +4,9 @@
 mod approvals;
 mod audit;
 mod rules;
+mod sessions;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::db::Db;
@@ -18,6 +20,27 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn in_memory() -> EmbeddedStore {
     EmbeddedStore::start(Db::in_memory().unwrap(), 24 * HOUR)
+}
+
+/// A folder of a test, removed when it is dropped.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("countersign-test-{}", TaskId::random()));
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.join("tasks.db")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A question of a task, about its action in this version, open for an hour.
