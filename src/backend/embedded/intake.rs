@@ -126,7 +126,10 @@ impl Intake {
         let (mut unsettled, mut batch) = (0, Vec::new());
         let mut is_stopped = None;
         while is_stopped.is_none() {
-            let room = self.room - unsettled;
+            // Deliveries of a session that was lost are in the channel until the worker has a slot:
+            // what does not fit beside them is not leased.
+            let wanted = self.room - unsettled;
+            let room = wanted.min(self.deliver.capacity());
             let Some(turn) = turn(&self.db, consumer, &batch, room).await else {
                 return Ended::Lost;
             };
@@ -141,6 +144,12 @@ impl Intake {
                     Some(left) => sleep(Duration::from_millis(left.unsigned_abs())).await,
                     None => std::future::pending().await,
                 }
+            };
+            let fits = async {
+                if wanted == 0 || self.deliver.capacity() > 0 {
+                    std::future::pending::<()>().await;
+                }
+                drop(self.deliver.reserve().await);
             };
             tokio::select! {
                 biased;
@@ -158,6 +167,7 @@ impl Intake {
                 }
                 () = bell.notified() => {}
                 () = due => {}
+                () = fits => {}
             }
         }
         let token = consumer.token;

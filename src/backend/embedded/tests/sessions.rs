@@ -11,7 +11,7 @@ use super::super::db::Db;
 use super::super::session::{self, Session};
 use super::super::upkeep;
 use super::Folder;
-use crate::backend::{Broker, Parcel, Queue};
+use crate::backend::{Broker, Parcel, Queue, Recorded};
 use crate::protocol::{Arguments, Envelope};
 
 async fn publish(broker: &EmbeddedBroker, queue: &Queue, count: usize) {
@@ -62,6 +62,51 @@ async fn nothing_is_leased_under_a_session_that_another_process_has_ended() {
     here.close().await;
     let state = sending.inspect("q").await.unwrap().unwrap();
     assert_eq!((state.ready, state.consumers), (8, 0), "all of them are delivered again");
+}
+
+/// The worker has not taken what was delivered under the session that is lost: its slots are busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_after_a_lost_session_is_not_leased_again_and_again() {
+    let folder = Folder::new();
+    let (here, other) = (Db::open(&folder.file()).unwrap(), Db::open(&folder.file()).unwrap());
+    let queue = Queue::new("q");
+    let (consuming, sending) =
+        (EmbeddedBroker::start(here.clone()), EmbeddedBroker::start(other.clone()));
+    publish(&sending, &queue, 4).await;
+    let mut deliveries = consuming.consume(&queue, 4);
+    let lost = until_held(&other, 4).await;
+    take_back_everything(&other).await;
+    while consumer(&other).await.is_none_or(|session| session == lost) {
+        tokio::task::yield_now().await;
+    }
+    // Each of these wakes the consumer.
+    publish(&sending, &queue, 50).await;
+    let most = "SELECT max(handed_out) FROM messages";
+    let most = other.read(move |txn| Ok(txn.first(most, [], |row| row.get::<_, i64>(0))?));
+    assert_eq!(most.await.unwrap(), Some(1), "there was no room for any of them");
+    for _ in 0..54 {
+        let delivery = deliveries.next().await.unwrap();
+        let proof = Recorded::new(delivery.id().clone());
+        let _ = delivery.ack(proof).unwrap();
+    }
+    assert!(deliveries.stop().await.is_empty());
+}
+
+async fn consumer(db: &Db) -> Option<i64> {
+    let session = "SELECT session FROM consumers";
+    db.read(move |txn| txn.first(session, [], |row| row.get(0))).await.unwrap()
+}
+
+/// Waits until the consumer holds this many messages; returns its session.
+async fn until_held(db: &Db, count: i64) -> i64 {
+    let held = "SELECT count(*) FROM messages WHERE holder IS NOT NULL";
+    loop {
+        let held = db.read(move |txn| Ok(txn.first(held, [], |row| row.get::<_, i64>(0))?));
+        if held.await.unwrap() == Some(count) {
+            return consumer(db).await.unwrap();
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
