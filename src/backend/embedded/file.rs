@@ -83,6 +83,10 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
         Ok((application, version, tables))
     };
     let (application, version, tables) = set_up().map_err(|error| failed(path, &error))?;
+    // SQLite opens what it may not write for reading, without a word.
+    if connection.is_readonly("main").map_err(|error| failed(path, &error))? {
+        return Err(read_only(path));
+    }
     let is_empty = application == 0 && version == 0 && tables == 0;
     let fault = if is_empty {
         None
@@ -126,9 +130,7 @@ fn failed(path: &Path, error: &rusqlite::Error) -> Error {
             return Kind::Config(vec![format!("{} {fault}", path.display())]).into();
         }
         Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged ({error}): restore a copy"),
-        Some(ErrorCode::ReadOnly) => "it is read-only: its user must be able to write it and its \
-                                      folder"
-            .to_owned(),
+        Some(ErrorCode::ReadOnly) => return read_only(path),
         Some(ErrorCode::CannotOpen) => format!("it cannot be opened: {error}"),
         Some(ErrorCode::DiskFull) => "the disk is full: make room".to_owned(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -137,6 +139,12 @@ fn failed(path: &Path, error: &rusqlite::Error) -> Error {
         _ => error.to_string(),
     };
     Kind::Storage { what, cause }.into()
+}
+
+fn read_only(path: &Path) -> Error {
+    let what = format!("the database {}", path.display());
+    let cause = "it is read-only: its user must be able to write it and its folder";
+    Kind::Storage { what, cause: cause.to_owned() }.into()
 }
 
 /// Processes of several machines would not see each other's locks.

@@ -4,11 +4,14 @@
 //! |---|---|
 //! | `approvals` | questions and decisions, by the rules of `lifecycle/vote.rs` |
 //! | `audit` | what people did, and the seals on it |
+//! | `availability` | whether the database takes writes |
+//! | `backoff` | how long to wait before something is tried again |
 //! | `bells` | who is told when something has happened |
 //! | `broker` | queues and the messages in them |
 //! | `clock` | the store's clock |
 //! | `db` | the database: who may use it, and when it is durable |
 //! | `file` | opening one; `schema.sql` has the tables |
+//! | `identity` | whether the open file is still the one that its path names |
 //! | `intake` | consuming a queue, and settling what was delivered |
 //! | `journal` | what the runs of a task leave: steps and streams |
 //! | `life` | a process that dies where a test says so |
@@ -19,16 +22,22 @@
 //! | `results` | results, and who waits for them |
 //! | `session` | under what a process holds messages, and what happens when it is gone |
 //! | `store` | the store, by the names of its seam |
+//! | `threads` | the thread that writes to a file, and the one that reads |
 //! | `txn` | a transaction, and the pieces of work that share it |
 //! | `upkeep` | hearing other processes, deleting what has expired |
+//! | `wal` | the log beside the file: its size, and moving it into the file |
+//! | `warnings` | warnings that repeat |
 
 mod approvals;
 mod audit;
+mod availability;
+mod backoff;
 mod bells;
 mod broker;
 mod clock;
 mod db;
 mod file;
+mod identity;
 mod intake;
 mod journal;
 mod life;
@@ -39,8 +48,11 @@ mod questions;
 mod results;
 mod session;
 mod store;
+mod threads;
 mod txn;
 mod upkeep;
+mod wal;
+mod warnings;
 
 #[cfg(test)]
 mod tests;

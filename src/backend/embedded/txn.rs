@@ -177,6 +177,11 @@ impl<'c> Txn<'c> {
     }
 }
 
+/// Refuses all of these, because the file is gone for good.
+pub(super) fn refuse(works: Vec<Work>, cause: String) -> Told {
+    Told { works, failed: Some(Failed::Stays(cause)), rings: Vec::new(), wrote: false }
+}
+
 /// What is to be done, and who is told.
 pub(super) fn work_of<T: Send + 'static>(
     work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
@@ -189,6 +194,7 @@ pub(super) fn work_of<T: Send + 'static>(
 /// all have failed.
 pub(super) fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc<Shared>) -> Told {
     let mut txn = Txn::of(connection, shared);
+    let changes = connection.total_changes();
     let ended = commit_all(&mut txn, &mut works);
     let failed = ended.err().map(|fault| {
         if !connection.is_autocommit() {
@@ -200,7 +206,8 @@ pub(super) fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc
         }
     });
     let rings = if failed.is_none() { txn.rings } else { Vec::new() };
-    Told { works, failed, rings }
+    let wrote = connection.total_changes() > changes;
+    Told { works, failed, rings, wrote }
 }
 
 fn commit_all(txn: &mut Txn<'_>, works: &mut [Work]) -> Done<()> {
@@ -224,6 +231,8 @@ pub(super) struct Told {
     works: Vec<Work>,
     failed: Option<Failed>,
     rings: Vec<Ring>,
+    /// It was more than a look: an empty transaction can be committed on a full disk.
+    wrote: bool,
 }
 
 /// Why a transaction could not be committed.
@@ -246,6 +255,9 @@ impl Failed {
 
 impl Told {
     pub(super) fn tell(self, shared: &Shared) {
+        if self.failed.is_some() || self.wrote {
+            shared.availability.set(self.failed.is_none(), &shared.shown);
+        }
         for work in self.works {
             work.tell(self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.error(shared))));
         }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
-use tracing::warn;
 
 use super::bells::Ring;
 use super::db::Shared;
@@ -114,7 +113,7 @@ impl Others {
             return;
         }
         if let Err(error) = self.hear(connection, shared) {
-            warn!("cannot look at {}: {error}", shared.shown);
+            shared.warnings.warn("cannot look at the database", &error);
         }
     }
 

@@ -23,16 +23,16 @@ fn in_memory() -> EmbeddedStore {
 }
 
 /// A folder of a test, removed when it is dropped.
-struct Folder(PathBuf);
+pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("countersign-test-{}", TaskId::random()));
         std::fs::create_dir(&folder).unwrap();
         Self(folder)
     }
 
-    fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.0.join("tasks.db")
     }
 }
