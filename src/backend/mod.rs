@@ -12,6 +12,12 @@ mod rabbitmq;
 #[cfg(feature = "rabbitmq")]
 mod redis;
 
+/// What the command line does with the file of a database.
+#[cfg(feature = "embedded")]
+pub(crate) mod database {
+    pub(crate) use super::embedded::{back_up, check, compact, file_of};
+}
+
 mod approvals;
 mod audit;
 mod capability;

@@ -6,8 +6,10 @@
 //! | `audit` | what people did, and the seals on it |
 //! | `availability` | whether the database takes writes |
 //! | `backoff` | how long to wait before something is tried again |
+//! | `backup` | copying a database, and rewriting it without its unused pages |
 //! | `bells` | who is told when something has happened |
 //! | `broker` | queues and the messages in them |
+//! | `check` | whether a database is sound |
 //! | `clock` | the store's clock |
 //! | `db` | the database: who may use it, and when it is durable |
 //! | `file` | opening one; `schema.sql` has the tables |
@@ -32,8 +34,10 @@ mod approvals;
 mod audit;
 mod availability;
 mod backoff;
+mod backup;
 mod bells;
 mod broker;
+mod check;
 mod clock;
 mod db;
 mod file;
@@ -60,6 +64,8 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use self::backup::{back_up, compact};
+pub(crate) use self::check::check;
 #[cfg(feature = "faults")]
 pub use self::life::{Chances, Life, Stage};
 
@@ -82,12 +88,17 @@ const MEMORY_LACKS: &[Capability] = &[
 
 /// Opens the database that this URL names: `sqlite::memory:`, or `sqlite:` and a path.
 pub(super) fn open(url: &str, config: &Config) -> Result<Backends, Error> {
-    let place = url.strip_prefix(SCHEME).unwrap_or(url);
-    let db = match place {
-        MEMORY => Db::in_memory()?,
-        path => Db::open(&PathBuf::from(path))?,
+    let db = match file_of(url) {
+        None => Db::in_memory()?,
+        Some(path) => Db::open(&path)?,
     };
     Ok(backends(db, config))
+}
+
+/// The file that this URL names; `None` when it is in memory.
+pub(crate) fn file_of(url: &str) -> Option<PathBuf> {
+    let place = url.strip_prefix(SCHEME).unwrap_or(url);
+    (place != MEMORY).then(|| PathBuf::from(place))
 }
 
 fn backends(db: Db, config: &Config) -> Backends {

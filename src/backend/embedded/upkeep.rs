@@ -20,9 +20,17 @@ use crate::task::TaskId;
 
 /// Rows that are forgotten in one transaction.
 const SLICE: usize = 200;
+/// Pages that are kept for what is written next, and a quarter of the file.
+const UNUSED_PAGES: i64 = 1024;
+/// What `PRAGMA auto_vacuum` answers for a file that can give pages back.
+const INCREMENTAL: i64 = 2;
 /// Rings that others may lag behind.
 const RINGS: i64 = 4_000;
 const HEARD_AT_ONCE: usize = 1_000;
+/// After so many looks at a log that has not changed, the database is asked all the same: a commit is
+/// seen by others only after its bytes are synced, which a slow disk or a stopped process delays
+/// for any time, and that does not change the time of the file.
+const QUIET_LOOKS: u32 = 10;
 /// So old a time of a file is that of no later write.
 const TICKS: SignedDuration = SignedDuration::from_millis(100);
 
@@ -85,12 +93,14 @@ pub(super) struct Others {
     written: Option<Timestamp>,
     version: Option<i64>,
     heard: i64,
+    /// How often in a row the log had not changed.
+    quiet: u32,
 }
 
 impl Others {
     pub(super) fn of(connection: &Connection) -> Self {
         let path = format!("{}-wal", connection.path().unwrap_or_default()).into();
-        Self { path, log: None, written: None, version: None, heard: 0 }
+        Self { path, log: None, written: None, version: None, heard: 0, quiet: 0 }
     }
 
     /// Nobody has written since this was asked last. One question to the system, and none to the
@@ -109,9 +119,11 @@ impl Others {
 
     /// Rings what the others have noted since, if the file has changed by another hand.
     pub(super) fn listen(&mut self, connection: &Connection, shared: &Arc<Shared>) {
-        if self.is_quiet() {
+        if self.is_quiet() && self.quiet < QUIET_LOOKS {
+            self.quiet += 1;
             return;
         }
+        self.quiet = 0;
         if let Err(error) = self.hear(connection, shared) {
             shared.warnings.warn("cannot look at the database", &error);
         }
@@ -121,9 +133,19 @@ impl Others {
         let version = connection
             .prepare_cached("PRAGMA data_version")?
             .query_row([], |row| row.get::<_, i64>(0))?;
-        if self.version.replace(version) == Some(version) {
+        if self.version == Some(version) {
             return Ok(());
         }
+        self.hear_rings(connection, shared)?;
+        self.version = Some(version);
+        Ok(())
+    }
+
+    fn hear_rings(
+        &mut self,
+        connection: &Connection,
+        shared: &Arc<Shared>,
+    ) -> rusqlite::Result<()> {
         shared.bells.ring(Ring::Queues);
         let mut rings = connection.prepare_cached(
             "SELECT seq, session, what, name FROM rings WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -184,7 +206,21 @@ fn resolve(connection: &Connection, shared: &Shared, id: &TaskId) -> rusqlite::R
 /// overdue, and deletes a slice of what has expired. True: there is more to delete.
 pub(super) fn keep_up(txn: &mut Txn<'_>, of: &Session) -> Done<bool> {
     session::maintain(txn, of)?;
-    forget(txn)
+    let has_expired = forget(txn)?;
+    Ok(shrink(txn)? || has_expired)
+}
+
+/// Gives pages that are not used any more back to the file system, if they are many. True: there are
+/// more. A file of an earlier version keeps them, until `countersign db compact` has rewritten it.
+fn shrink(txn: &Txn<'_>) -> Done<bool> {
+    let number =
+        |pragma| -> Done<i64> { Ok(txn.first(pragma, [], |row| row.get(0))?.unwrap_or_default()) };
+    let (free, pages) = (number("PRAGMA freelist_count")?, number("PRAGMA page_count")?);
+    if free < UNUSED_PAGES || free < pages / 4 || number("PRAGMA auto_vacuum")? != INCREMENTAL {
+        return Ok(false);
+    }
+    txn.all(&format!("PRAGMA incremental_vacuum({SLICE})"), [], |_| Ok(()))?;
+    Ok(true)
 }
 
 /// Stores the time, for processes that start after the machine's clock was set back.
@@ -227,4 +263,49 @@ fn forget(txn: &mut Txn<'_>) -> Done<bool> {
         is_more |= txn.execute(&forget, [keep])? == SLICE;
     }
     Ok(is_more)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::db::Db;
+    use super::super::file;
+    use super::super::tests::Folder;
+    use super::*;
+    use crate::backend::Origin;
+    use crate::protocol::{Arguments, Envelope};
+
+    /// As on a slow disk: the bytes of a commit are in the log before others see it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_is_seen_long_after_its_bytes_were_written_is_heard() {
+        let folder = Folder::new();
+        let db = Db::open(&folder.file()).unwrap();
+        let id = Envelope::new("t", Arguments::default()).id;
+        let shared = Shared::in_memory(false);
+        let (answer, mut ended) = tokio::sync::oneshot::channel();
+        shared.bells.waiters().add(id.clone(), Origin::Foreign, None, answer);
+
+        let connection = file::open(&folder.file()).unwrap();
+        let mut others = Others::of(&connection);
+        others.listen(&connection, &shared);
+        let log = File::options().write(true).open(&others.path).unwrap();
+        let before = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        log.set_modified(before).unwrap();
+        others.listen(&connection, &shared);
+        let json = r#"{"status": "SUCCESS", "result": 1}"#;
+        let (task, said) = (id.clone(), serde_json::json!([id.as_str()]).to_string());
+        db.write(move |txn| {
+            let result = "INSERT INTO results (id, state, json) VALUES (?, 'SUCCESS', ?)";
+            txn.execute(result, params![task.as_str(), json.as_bytes()])?;
+            add(txn, ENDED, &said)
+        })
+        .await
+        .unwrap();
+        log.set_modified(before).unwrap();
+        for _ in 0..=QUIET_LOOKS {
+            others.listen(&connection, &shared);
+        }
+        assert!(ended.try_recv().is_ok(), "the end of the task is heard");
+    }
 }

@@ -3,6 +3,7 @@
 
 mod approvals;
 mod audit;
+mod file;
 mod rules;
 mod sessions;
 
