@@ -1,6 +1,6 @@
 //! What a worker does while its database takes no writes: it ends when it is asked to, it does not
 //! fill the log, and no accepted task is lost.
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test panics when it fails")]
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

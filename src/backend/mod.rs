@@ -13,9 +13,9 @@ mod rabbitmq;
 mod redis;
 
 /// What the command line does with the file of a database.
-#[cfg(feature = "embedded")]
+#[cfg(all(feature = "embedded", feature = "cli"))]
 pub(crate) mod database {
-    pub(crate) use super::embedded::{back_up, check, compact, file_of};
+    pub(crate) use crate::backend::embedded::{back_up, check, compact, file_of};
 }
 
 mod approvals;

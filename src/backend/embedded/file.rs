@@ -76,6 +76,7 @@ pub(super) fn check_version(txn: &Txn<'_>) -> Done<()> {
 ///
 /// # Errors
 /// There is no such file; it is not ours; it is newer; it cannot be read, or written.
+#[cfg(feature = "cli")]
 pub(super) fn open_existing(path: &Path, is_writing: bool) -> Result<Connection, Error> {
     if !path.is_file() {
         let what = format!("the database {}", path.display());

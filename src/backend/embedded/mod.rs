@@ -34,9 +34,11 @@ mod approvals;
 mod audit;
 mod availability;
 mod backoff;
+#[cfg(feature = "cli")]
 mod backup;
 mod bells;
 mod broker;
+#[cfg(feature = "cli")]
 mod check;
 mod clock;
 mod db;
@@ -64,7 +66,9 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "cli")]
 pub(crate) use self::backup::{back_up, compact};
+#[cfg(feature = "cli")]
 pub(crate) use self::check::check;
 #[cfg(feature = "faults")]
 pub use self::life::{Chances, Life, Stage};

@@ -82,7 +82,7 @@ async fn what_does_not_fit_after_a_lost_session_is_not_leased_again_and_again() 
     // Each of these wakes the consumer.
     publish(&sending, &queue, 50).await;
     let most = "SELECT max(handed_out) FROM messages";
-    let most = other.read(move |txn| Ok(txn.first(most, [], |row| row.get::<_, i64>(0))?));
+    let most = other.read(move |txn| txn.first(most, [], |row| row.get::<_, i64>(0)));
     assert_eq!(most.await.unwrap(), Some(1), "there was no room for any of them");
     for _ in 0..54 {
         let delivery = deliveries.next().await.unwrap();
@@ -101,7 +101,7 @@ async fn consumer(db: &Db) -> Option<i64> {
 async fn until_held(db: &Db, count: i64) -> i64 {
     let held = "SELECT count(*) FROM messages WHERE holder IS NOT NULL";
     loop {
-        let held = db.read(move |txn| Ok(txn.first(held, [], |row| row.get::<_, i64>(0))?));
+        let held = db.read(move |txn| txn.first(held, [], |row| row.get::<_, i64>(0)));
         if held.await.unwrap() == Some(count) {
             return consumer(db).await.unwrap();
         }
