@@ -6,6 +6,7 @@
     reason = "a test panics when it fails"
 )]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -90,6 +91,11 @@ impl Dev {
 async fn with_nothing_installed_something_waits_for_a_decision_and_goes_on_by_it() {
     let home = Home::new();
     let dev = home.dev(&[]).await;
+    let folder = home.folder.join(".local/state/countersign");
+    for (path, private) in [(folder.clone(), 0o700), (folder.join("dev.db"), 0o600)] {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, private, "{}", path.display());
+    }
     let (code, sum) = home.say(&["run", "demo.add", "2", "3", "--wait"]).await;
     assert_eq!((code, &sum[0]["result"]), (Some(0), &json!(5)));
 

@@ -1,6 +1,7 @@
-//! A whole pool in one thread, by a clock that jumps: processes are slow, and die between any two of
-//! their calls to the database. A seed says when. Every task that was accepted ends once, every
-//! question is decided once, and nobody waits for ever.
+//! A whole pool in one thread, by a clock that jumps: processes are slow, are stopped for up to 70 s
+//! and continue without knowing it, and die, between any two of their calls to the database. A seed
+//! says when. Every task that was accepted ends once, every question is decided once, and nobody
+//! waits for ever.
 //!
 //! `COUNTERSIGN_TEST_SEEDS=10000 cargo test --release --test simulation` plays more of them, and
 //! `COUNTERSIGN_TEST_SEED=7` one.
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use countersign::backend::{Life, Stage};
+use countersign::backend::{Chances, Life, Stage};
 use countersign::{
     Client, Config, Context, Handle, Policy, Retry, Task, TaskError, TaskResult, Worker,
 };
@@ -23,9 +24,23 @@ const TASKS: usize = 10;
 const WORKERS: u64 = 2;
 /// Of the calls of a process that may die, so many end it.
 const DIES: f64 = 0.01;
+/// Of the same calls, so many stop it.
+const STOPS: f64 = 0.01;
+/// Longer than any lease: another process takes back what a stopped one holds.
+const LONGEST_STOP: Duration = Duration::from_secs(70);
 const SLOWEST: Duration = Duration::from_millis(50);
+/// So long processes are stopped and die. Then they live: a task that one of them holds for a dead
+/// one is never done.
+const CALM_AFTER: Duration = Duration::from_secs(60);
+const CHANCES: Chances = Chances {
+    slowest: SLOWEST,
+    stops: STOPS,
+    longest_stop: LONGEST_STOP,
+    dies: DIES,
+    calm_after: CALM_AFTER,
+};
 /// By the clock of the simulation: whoever waits longer waits for ever.
-const FOR_EVER: Duration = Duration::from_secs(6 * 60 * 60);
+const FOR_EVER: Duration = Duration::from_secs(2 * 60 * 60);
 /// How long a question is open, and a task sleeps: long enough to be parked.
 const OPEN: Duration = Duration::from_secs(20);
 const NAP: Duration = Duration::from_secs(30);
@@ -83,7 +98,7 @@ async fn play(ctx: Context, task: Play, effects: Effects, life: Life) -> TaskRes
 async fn work(stage: Arc<Stage>, config: Config, effects: Effects, seed: u64) {
     let mut seeds = StdRng::seed_from_u64(seed);
     loop {
-        let (backends, life) = stage.process(&config, seeds.random(), SLOWEST, DIES);
+        let (backends, life) = stage.process(&config, seeds.random(), CHANCES);
         let (effects, lives) = (Arc::clone(&effects), life.clone());
         let retry = Retry::exponential(Duration::from_secs(1)).attempts(100);
         let policy = Policy { retry, ..Policy::default() };
@@ -99,7 +114,7 @@ async fn work(stage: Arc<Stage>, config: Config, effects: Effects, seed: u64) {
 async fn decide(stage: Arc<Stage>, config: Config, seed: u64) {
     let mut seeds = StdRng::seed_from_u64(seed);
     loop {
-        let (backends, life) = stage.process(&config, seeds.random(), SLOWEST, DIES);
+        let (backends, life) = stage.process(&config, seeds.random(), CHANCES);
         let client = Client::of(backends, config.clone());
         let sleeps: bool = seeds.random();
         tokio::spawn(async move {
@@ -128,7 +143,8 @@ async fn simulate(seed: u64) {
     for _ in 0..2 {
         tokio::spawn(decide(Arc::clone(&stage), config.clone(), chance.random()));
     }
-    let (backends, _) = stage.process(&config, chance.random(), SLOWEST, 0.0);
+    let producer = Chances { slowest: SLOWEST, ..Chances::default() };
+    let (backends, _) = stage.process(&config, chance.random(), producer);
     let client = Client::of(backends, config);
     let mut accepted: Vec<Handle<usize>> = Vec::new();
     for number in 0..TASKS {
@@ -159,9 +175,10 @@ async fn simulate(seed: u64) {
         if convicted.contains(number) {
             continue;
         }
-        // A step whose process dies between effect and record runs again, and no other does.
+        // A step whose process dies, or is stopped for long, between effect and record runs again.
+        // A process that continues late may add its own effect after the end.
         assert!(
-            effects.contains(&"begin") && effects.last() == Some(&"end"),
+            effects.first() == Some(&"begin") && effects.contains(&"end"),
             "{number}: {effects:?}"
         );
     }

@@ -6,13 +6,19 @@
 #[cfg(feature = "embedded")]
 mod embedded;
 #[cfg(all(feature = "embedded", feature = "faults"))]
-pub use embedded::{Life, Stage};
+pub use embedded::{Chances, Life, Stage};
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 #[cfg(all(feature = "rabbitmq", feature = "faults"))]
 pub use rabbitmq::{guard_frames, read_message};
 #[cfg(feature = "rabbitmq")]
 mod redis;
+
+/// What the command line does with the file of a database.
+#[cfg(all(feature = "embedded", feature = "cli"))]
+pub(crate) mod database {
+    pub(crate) use crate::backend::embedded::{back_up, check, compact, file_of};
+}
 
 mod approvals;
 mod audit;

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::output::Format;
 use super::{
-    approvals, config, dev, doctor, exit, failures, health, logs, queues, run, streams, tasks,
-    workers,
+    approvals, config, database, dev, doctor, exit, failures, health, logs, queues, run, streams,
+    tasks, workers,
 };
 use crate::client::Client;
 use crate::config::{CONFIG_FLAG, Config};
@@ -46,9 +46,10 @@ const EXAMPLES: &str = "Examples:
   countersign failures replay --all -Q billing
   countersign approvals list
   countersign doctor
+  countersign db backup tasks-copy.db
 
 Data goes to standard output, logs and progress to standard error.
-Exit codes: 0 done; 1 the awaited task failed, or doctor found an error; 2 wrong command line;
+Exit codes: 0 done; 1 the awaited task failed, or doctor or `db check` found an error; 2 wrong command line;
 3 what the awaited task asked was not approved;
 69 a server did not answer, or is not healthy; 74 a database cannot be opened, or standard output
 cannot be written; 75 a time-out passed;
@@ -78,6 +79,9 @@ enum Verb {
     Health(health::Health),
     /// Find what is wrong with this installation, and say how to mend it
     Doctor,
+    /// Copy, check or compact the database of the embedded backend
+    #[command(subcommand)]
+    Db(database::Database),
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Settings),
@@ -130,6 +134,10 @@ fn perform(
         verb => verb,
     };
     let config = Config::load_or(flags, dev::default_database)?;
+    let verb = match verb {
+        Verb::Db(verb) => return verb.perform(&config, format),
+        verb => verb,
+    };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -152,9 +160,11 @@ fn perform(
             Verb::Workers => workers::perform(&client, format).await,
             Verb::Health(verb) => Ok(verb.perform(&client, format).await),
             Verb::Doctor => Ok(doctor::perform(&client, format).await),
-            Verb::Dev(_) | Verb::Config(_) | Verb::Completion { .. } | Verb::Version => {
-                Ok(ExitCode::SUCCESS)
-            }
+            Verb::Dev(_)
+            | Verb::Db(_)
+            | Verb::Config(_)
+            | Verb::Completion { .. }
+            | Verb::Version => Ok(ExitCode::SUCCESS),
         };
         client.close().await;
         ended

@@ -63,6 +63,14 @@ pub(super) fn default_file() -> Option<PathBuf> {
     Some(state.join("countersign/dev.db"))
 }
 
+/// Makes a folder that only its user can look into. One that is there is left as it is.
+fn make_private(folder: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(folder)
+}
+
 /// The URL of that file, if `countersign dev` has made it.
 pub(super) fn default_database() -> Option<String> {
     let file = default_file().filter(|file| file.is_file())?;
@@ -106,7 +114,7 @@ impl Dev {
             None => (default_file().ok_or_else(no_home)?, true),
         };
         if is_default && let Some(folder) = file.parent() {
-            std::fs::create_dir_all(folder).map_err(|error| {
+            make_private(folder).map_err(|error| {
                 let what = format!("the folder {}", folder.display());
                 Error::new(Kind::Storage { what, cause: error.to_string() })
             })?;

@@ -95,7 +95,34 @@ pub(super) async fn perform(client: &Client, format: Format) -> ExitCode {
 async fn database(client: &Client, findings: &mut Vec<Finding>) -> Option<Version> {
     let version = client.backends().broker.version().await.unwrap_or_default();
     findings.push(Finding::ok(format!("{version} has {} open", client.config().broker_url)));
+    #[cfg(all(feature = "embedded", unix))]
+    if let Some(file) = crate::backend::database::file_of(client.config().broker_url.reveal()) {
+        findings.push(readers(&file));
+    }
     Some(OLDEST_BROKER)
+}
+
+/// Who may read the arguments and results in a database, by the modes of its file and of its folder.
+#[cfg(all(feature = "embedded", unix))]
+fn readers(file: &std::path::Path) -> Finding {
+    use std::os::unix::fs::MetadataExt;
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let mode = |path: &std::path::Path| std::fs::metadata(path).map_or(0, |found| found.mode());
+    let folder = absolute.parent().map_or(0, mode);
+    let readable = mode(&absolute) & 0o044;
+    // To read a file one must be allowed to enter its folder.
+    let others = match readable & (folder & 0o011) << 2 {
+        0 => return Finding::ok("only its user can read the database"),
+        bits if bits & 0o004 != 0 => "every user of this machine",
+        _ => "the group of its file",
+    };
+    let file = file.display();
+    Finding::new(
+        Level::Warning,
+        format!("{others} can read the database {file}"),
+        "the arguments and results of all tasks are in it",
+        format!("chmod go-rwx {file} {file}-wal {file}-shm"),
+    )
 }
 
 fn deadlines(config: &Config) -> Finding {
@@ -309,6 +336,29 @@ fn parse(version: &str) -> Option<Version> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(all(feature = "embedded", unix))]
+    #[test]
+    fn a_database_that_others_can_read_is_a_warning() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("countersign-{}", uuid::Uuid::new_v4()));
+        let file = folder.join("tasks.db");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&file, "").unwrap();
+        let found = |folder_mode, file_mode| {
+            for (path, mode) in [(&folder, folder_mode), (&file, file_mode)] {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            }
+            readers(&file)
+        };
+        assert_eq!(found(0o755, 0o600).level, Level::Ok);
+        assert_eq!(found(0o700, 0o644).level, Level::Ok);
+        let warning = found(0o755, 0o644);
+        assert_eq!(warning.level, Level::Warning);
+        assert!(warning.what.contains("every user") && warning.mend.contains("chmod go-rwx"));
+        assert!(found(0o750, 0o640).what.contains("the group"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn versions_are_compared_by_their_numbers() {

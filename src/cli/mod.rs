@@ -5,6 +5,7 @@ mod audit;
 mod batch;
 mod command;
 mod config;
+mod database;
 mod dev;
 mod doctor;
 mod failures;

@@ -145,6 +145,10 @@ impl Reader {
         if path.is_empty() {
             return None;
         }
+        if let Some(why) = readable_by_others(&path) {
+            self.fault(&origin, name, why);
+            return None;
+        }
         let key = match std::fs::read(&path) {
             Ok(bytes) => SealKey::new(bytes.trim_ascii()).ok_or_else(|| {
                 format!(
@@ -174,6 +178,26 @@ impl Reader {
             }
         }
     }
+}
+
+/// Why a secret's file is refused, if it is: as OpenSSH does, one of this user's own that others can
+/// read. What another user owns, as a mounted secret, is that user's to protect.
+#[cfg(unix)]
+fn readable_by_others(path: &str) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let (file, process) = (std::fs::metadata(path).ok()?, std::fs::metadata("/proc/self").ok()?);
+    let mode = file.mode() & 0o777;
+    (file.uid() == process.uid() && mode & 0o077 != 0).then(|| {
+        format!(
+            "{path} can be read by other users (mode {mode:04o}), and who has the key can forge \
+             seals: chmod 600 {path}"
+        )
+    })
+}
+
+#[cfg(not(unix))]
+fn readable_by_others(_: &str) -> Option<String> {
+    None
 }
 
 /// Reads `500ms`, `30s`, `5m`, `24h`, or plain seconds.

@@ -121,3 +121,25 @@ fn every_fault_of_a_policy_is_told_at_once() {
     let told = checked("[approvals]\nseal_key_file = \"/no/such\"\n", &[]).unwrap_err();
     assert!(told.contains(":2): cannot read /no/such"), "{told}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_seal_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(format!("countersign-key-{}", uuid::Uuid::new_v4()));
+    std::fs::write(&path, "0123456789abcdef0123456789abcdef").unwrap();
+    let settings = format!("[approvals]\nseal_key_file = {path:?}\n");
+    let read = |mode| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        checked(&settings, &[])
+    };
+    for mode in [0o644, 0o640, 0o602] {
+        let told = read(mode).unwrap_err();
+        assert!(
+            told.contains(&format!("(mode {mode:04o})")) && told.contains("chmod 600"),
+            "{told}"
+        );
+    }
+    assert!(read(0o600).is_ok());
+    std::fs::remove_file(&path).unwrap();
+}

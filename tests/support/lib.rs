@@ -40,11 +40,13 @@ pub fn scratch() -> std::path::PathBuf {
     folder
 }
 
-/// The path of a new file with this text. It goes with the servers.
+/// The path of a new file with this text, which only its user can read. It goes with the servers.
 #[must_use]
 pub fn file(name: &str, text: &str) -> String {
     let folder = std::env::var("COUNTERSIGN_TEST_FOLDER").expect("ops/test sets it");
     let path = format!("{folder}/{}-{name}", uuid::Uuid::new_v4().simple());
     std::fs::write(&path, text).expect("a writable test folder");
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, private).expect("our own file");
     path
 }

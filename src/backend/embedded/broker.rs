@@ -1,23 +1,23 @@
 //! Queues, and the messages in them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
+use super::backoff::Backoff;
 use super::bells::Ring;
-use super::db::Db;
+use super::db::{CLOSE_DEADLINE, Db};
 use super::intake::{self, Intake};
+use super::session;
 use super::txn::{Done, Txn};
-use super::upkeep;
 use crate::backend::{
     Broker, Control, Deliveries, Fetched, Flushed, Parcel, Queue, QueueState, Recorded, sealed,
 };
@@ -25,7 +25,6 @@ use crate::error::{Error, Kind};
 use crate::protocol::{Headers, Message, Properties};
 use crate::task::TaskId;
 
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Of messages that are fetched at once, in bytes.
 const FETCHED: usize = 64 * 1024 * 1024;
 /// Messages that are purged in one transaction.
@@ -37,6 +36,8 @@ pub(super) struct EmbeddedBroker {
     db: Db,
     tasks: TaskTracker,
     closing: CancellationToken,
+    /// Closing has waited long enough for what is still being written.
+    give_up: CancellationToken,
 }
 
 /// What is stored of a message besides its body.
@@ -81,29 +82,44 @@ impl Leased {
 
 impl EmbeddedBroker {
     pub(super) fn start(db: Db) -> Self {
-        Self { db, tasks: TaskTracker::new(), closing: CancellationToken::new() }
+        let (closing, give_up) = (CancellationToken::new(), CancellationToken::new());
+        Self { db, tasks: TaskTracker::new(), closing, give_up }
     }
 
-    /// Tries until it is durable, or for as long as the parcel says. Only what may pass is tried
-    /// again.
+    /// Runs until it ends, or until closing has waited long enough for it.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let give_up = self.give_up.clone();
+        self.tasks.spawn(async move {
+            let _ = give_up.run_until_cancelled(task).await;
+        })
+    }
+
+    /// Tries until it is durable, for as long as the parcel says, and until the broker is closed.
+    /// Only what may pass is tried again.
     async fn put(&self, parcel: Parcel) -> Result<Recorded, Error> {
         if self.closing.is_cancelled() {
             return Err(Kind::Closed.into());
         }
-        let begun = Instant::now();
+        let (begun, mut backoff) = (Instant::now(), Backoff::default());
         let Message { id, headers, properties, .. } = &parcel.message;
         // Here, and not in the one thread that writes.
         let head = serde_json::to_vec(&Head { id, headers, properties }).unwrap_or_default();
+        let (queue, after) = (parcel.queue.name.clone(), parcel.timeout);
         let parcel = Arc::new((parcel, head));
         loop {
             let putting = Arc::clone(&parcel);
-            match self.db.write(move |txn| put(txn, &putting.0, &putting.1)).await {
-                Err(error) if error.is_connection() && begun.elapsed() < parcel.0.timeout => {
-                    warn!("cannot enqueue: {error}; trying again");
+            let putting = self.db.write(move |txn| put(txn, &putting.0, &putting.1));
+            match timeout(after.saturating_sub(begun.elapsed()), putting).await {
+                Ok(Err(error)) if error.is_connection() && begun.elapsed() < after => {
+                    self.db.shared().warnings.warn("cannot enqueue, trying again", &error);
                 }
-                other => return other,
+                Ok(put) => return put,
+                Err(_) => {
+                    let what = format!("enqueuing into {queue}");
+                    return Err(Kind::Timeout { what, after }.into());
+                }
             }
-            sleep(RETRY_PAUSE).await;
+            self.closing.run_until_cancelled(backoff.wait()).await.ok_or(Kind::Closed)?;
         }
     }
 }
@@ -134,7 +150,7 @@ impl Broker for EmbeddedBroker {
             let of = Arc::clone(&self.db.session);
             let leased = self.db.write(move |txn| {
                 let Some(queue) = queue_id(txn, &name)? else { return Ok((0, Vec::new())) };
-                let session = upkeep::session(txn, &of)?;
+                let session = session::begin(txn, &of)?;
                 promote(txn, queue)?;
                 Ok((session, lease(txn, queue, session, count, FETCHED)?))
             });
@@ -142,7 +158,7 @@ impl Broker for EmbeddedBroker {
             let (settlements, settled) = mpsc::unbounded_channel();
             let deliveries = leased.into_iter().map(|it| it.delivered(&settlements)).collect();
             let settling = intake::settle_all(self.db.clone(), session, settled);
-            Ok((deliveries, Flushed(self.tasks.spawn(settling))))
+            Ok((deliveries, Flushed(self.spawn(settling))))
         })
     }
 
@@ -227,7 +243,7 @@ impl Broker for EmbeddedBroker {
         let (stop, stopped) = oneshot::channel();
         let (db, queue) = (self.db.clone(), queue.clone());
         let intake = Intake { db, queue, room: usize::from(room), deliver, consuming: tell };
-        self.tasks.spawn(intake.run(stopped, self.closing.clone()));
+        self.spawn(intake.run(stopped, self.closing.clone()));
         Deliveries { incoming, consuming, stop: Some(stop) }
     }
 
@@ -249,18 +265,23 @@ impl Broker for EmbeddedBroker {
     }
 
     fn connected(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
+        Box::pin(self.db.shared().availability.available())
     }
 
     fn is_connected(&self) -> bool {
-        !self.closing.is_cancelled()
+        !self.closing.is_cancelled() && self.db.shared().availability.is_available()
     }
 
+    /// Takes at most a second: what is not settled then goes back to its queue with the session.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.closing.cancel();
             self.tasks.close();
-            self.tasks.wait().await;
+            if timeout(CLOSE_DEADLINE, self.tasks.wait()).await.is_err() {
+                let what = "closing with unsettled messages, which are delivered again";
+                self.db.shared().warnings.warn(&self.db.shared().shown, &what);
+                self.give_up.cancel();
+            }
         })
     }
 }

@@ -1,39 +1,39 @@
 //! One SQLite database, and who may use it: in memory whoever calls, under a lock; of a file one
-//! thread that writes and one that reads.
+//! thread that writes and one that reads (`threads`).
 //!
 //! Whatever waits to be written goes into one transaction: sixty-four callers wait for one sync of
 //! the disk. Nobody is answered before it.
 
 use std::fmt;
 use std::future::Future;
-use std::iter::once;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rand::Rng;
 use rusqlite::Connection;
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
+use super::availability::Availability;
 use super::bells::Bells;
 use super::clock::Clock;
+use super::identity::Identity;
 use super::life::Life;
+use super::session::{self, Session};
+use super::threads::{self, Call};
 use super::txn::{Done, Txn, Work, commit, work_of};
+use super::warnings::Warnings;
 use super::{file, upkeep};
 use crate::error::{Error, Kind};
 
-/// Calls that share a transaction at most.
-const BATCH: usize = 1024;
-/// Whoever was answered just now may ask again at once: so long they are waited for, so that they
-/// pay for one sync of the disk, and not for two.
-const GATHER: Duration = Duration::from_micros(100);
-/// How long the writer waits for calls before it looks whether another process has written.
-const GLANCE: Duration = Duration::from_millis(50);
-const UPKEEP: Duration = Duration::from_millis(2500);
+/// How often a maintenance pass runs.
+pub(super) const MAINTENANCE: Duration = Duration::from_millis(2500);
 const COMMITS_BETWEEN_UPKEEP: u32 = 1024;
+/// How long closing waits: for what is still being written, and for both connections to be closed.
+pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The database. Cheap to clone.
 #[derive(Clone)]
@@ -42,8 +42,8 @@ pub(super) struct Db {
     access: Access,
     /// Nothing is begun any more.
     closed: Arc<AtomicBool>,
-    /// Under which this process has messages in its hands; see `upkeep::session`. 0: it has none.
-    pub(super) session: Arc<AtomicI64>,
+    /// The session under which this process holds messages.
+    pub(super) session: Arc<Session>,
     /// Whose process this is, where a test plays several in one.
     pub(super) life: Life,
 }
@@ -57,33 +57,59 @@ pub(super) struct Shared {
     pub(super) is_file: bool,
     /// Tells this process from them.
     pub(super) identity: i64,
-    /// Of the process that keeps it up: that of a file.
-    pub(super) session: Arc<AtomicI64>,
+    /// Sessions that are not renewed are ended. In memory there is one process, unless a test plays
+    /// several.
+    pub(super) sessions_expire: bool,
+    /// The session of the process that this is: the one that the writing thread renews.
+    pub(super) session: Arc<Session>,
     /// The file, as people are told of it.
     pub(super) shown: String,
+    /// Whether it takes writes.
+    pub(super) availability: Availability,
+    pub(super) warnings: Warnings,
 }
 
 #[derive(Clone)]
 enum Access {
     Memory(Arc<Memory>),
-    File { writes: Sender<Work>, reads: Sender<Work> },
+    File { writes: Sender<Call>, reads: Sender<Call> },
 }
 
 impl Shared {
-    pub(super) fn in_memory() -> Arc<Self> {
-        Self::new(Clock::of_runtime(), false, "the database in memory".to_owned())
+    pub(super) fn in_memory(sessions_expire: bool) -> Arc<Self> {
+        let shown = "the database in memory".to_owned();
+        Self::new(Clock::of_runtime(), false, sessions_expire, shown)
     }
 
-    fn new(clock: Clock, is_file: bool, shown: String) -> Arc<Self> {
+    fn new(clock: Clock, is_file: bool, sessions_expire: bool, shown: String) -> Arc<Self> {
         let (bells, identity) = (Bells::default(), rand::rng().random());
-        Arc::new(Self { bells, clock, is_file, identity, session: Arc::default(), shown })
+        Arc::new(Self {
+            bells,
+            clock,
+            is_file,
+            identity,
+            sessions_expire,
+            session: Arc::default(),
+            shown,
+            availability: Availability::default(),
+            warnings: Warnings::default(),
+        })
     }
 }
 
 impl Db {
     /// A database that is gone with its last user.
     pub(super) fn in_memory() -> Result<Self, Error> {
-        let shared = Shared::in_memory();
+        Self::in_memory_of(Shared::in_memory(false))
+    }
+
+    /// A database in memory that a test lets several processes use.
+    #[cfg(feature = "faults")]
+    pub(super) fn in_memory_for_several() -> Result<Self, Error> {
+        Self::in_memory_of(Shared::in_memory(true))
+    }
+
+    fn in_memory_of(shared: Arc<Shared>) -> Result<Self, Error> {
         let connection = file::in_memory(&shared.shown)?;
         let memory = Memory { connection: Mutex::new(connection), commits: AtomicU32::new(0) };
         Ok(Self::of(shared, Access::Memory(Arc::new(memory))))
@@ -96,23 +122,9 @@ impl Db {
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         let shown = format!("the database {}", path.display());
         let (writer, reader) = (file::open(path)?, file::open_for_reading(path)?);
-        let shared = Shared::new(Clock::of_machine(upkeep::latest(&reader)), true, shown.clone());
-        let (writes, to_write) = channel();
-        let (reads, to_read) = channel();
-        let thread_failed = |error: std::io::Error| {
-            let cause = format!("cannot start a thread: {error}");
-            Error::new(Kind::Connection { peer: shown.clone(), cause })
-        };
-        let threads = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("countersign-writer".into())
-            .spawn(move || write_all(&writer, &to_write, &threads))
-            .map_err(thread_failed)?;
-        let threads = Arc::clone(&shared);
-        thread::Builder::new()
-            .name("countersign-reader".into())
-            .spawn(move || read_all(&reader, &to_read, &threads))
-            .map_err(thread_failed)?;
+        let shared =
+            Shared::new(Clock::of_machine(upkeep::latest(&reader)), true, true, shown.clone());
+        let (writes, reads) = threads::start(writer, reader, Identity::of(path), &shared)?;
         Ok(Self::of(shared, Access::File { writes, reads }))
     }
 
@@ -206,16 +218,35 @@ impl Db {
         }
         match &self.access {
             Access::Memory(memory) => memory.commit(work, &self.shared),
-            Access::File { reads, .. } if changes_nothing => drop(reads.send(work)),
-            Access::File { writes, .. } => drop(writes.send(work)),
+            Access::File { reads, .. } if changes_nothing => drop(reads.send(Call::Work(work))),
+            Access::File { writes, .. } => drop(writes.send(Call::Work(work))),
         }
     }
 
-    /// Gives back what this process has in its hands. Later calls fail as closed.
+    /// Ends this process's session, so that what it holds goes back to its queues, and closes the
+    /// connections. Later calls fail as closed. Takes at most [`CLOSE_DEADLINE`]: a session that
+    /// cannot be ended is overdue soon.
     pub(super) async fn close(&self) {
-        let session = self.session.load(Ordering::Acquire);
-        let _ = self.write(move |txn| upkeep::leave(txn, session)).await;
-        self.session.store(0, Ordering::Release);
+        let session = self.session.id();
+        let ending = self.write(move |txn| session::end(txn, session));
+        let closing = async {
+            if let Err(error) = ending.await {
+                self.shared.warnings.warn("cannot return what this process holds", &error);
+            }
+            self.closed.store(true, Ordering::Release);
+            if let Access::File { writes, reads } = &self.access {
+                // The last one to be closed moves the log into the file: the one that may write.
+                for calls in [reads, writes] {
+                    let (end, ended) = oneshot::channel();
+                    let _ = calls.send(Call::End(end));
+                    let _ = ended.await;
+                }
+            }
+        };
+        if timeout(CLOSE_DEADLINE, closing).await.is_err() {
+            self.shared.warnings.warn(&self.shared.shown, &"it does not answer, and is left open");
+        }
+        self.session.lose(session);
         self.closed.store(true, Ordering::Release);
     }
 }
@@ -231,7 +262,8 @@ impl Memory {
     fn commit(&self, work: Work, shared: &Arc<Shared>) {
         let mut works = vec![work];
         if self.commits.fetch_add(1, Ordering::Relaxed).is_multiple_of(COMMITS_BETWEEN_UPKEEP) {
-            works.push(work_of(upkeep::keep_up, drop));
+            let of = Arc::clone(&shared.session);
+            works.push(work_of(move |txn| upkeep::keep_up(txn, &of), drop));
         }
         let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
         let told = commit(&connection, works, shared);
@@ -243,48 +275,5 @@ impl Memory {
 impl fmt::Debug for Db {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Db").field("shown", &self.shared.shown).finish_non_exhaustive()
-    }
-}
-
-/// The thread that writes: all that waits at a time, and now and then what nobody asks for.
-fn write_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
-    let mut others = upkeep::Others::of(connection);
-    let (mut glanced, mut kept_up, mut pause) = (Instant::now(), Instant::now(), UPKEEP);
-    let mut answered = 0;
-    loop {
-        match works.recv_timeout(GLANCE) {
-            Ok(first) => {
-                let mut batch: Vec<_> = once(first).chain(works.try_iter()).take(BATCH).collect();
-                if batch.len() < answered {
-                    thread::sleep(GATHER);
-                    batch.extend(works.try_iter().take(BATCH - batch.len()));
-                }
-                answered = batch.len();
-                commit(connection, batch, shared).tell(shared);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-        }
-        if glanced.elapsed() >= GLANCE {
-            glanced = Instant::now();
-            others.listen(connection, shared);
-        }
-        if kept_up.elapsed() >= pause {
-            let (tell, told) = channel();
-            let keep_up = work_of(upkeep::keep_up, move |done| drop(tell.send(done)));
-            commit(connection, vec![keep_up], shared).tell(shared);
-            let is_more = matches!(told.try_recv(), Ok(Ok(true)));
-            pause = if is_more { GLANCE } else { UPKEEP };
-            kept_up = Instant::now();
-        }
-    }
-}
-
-/// The thread that reads: each question by itself, as the file is then.
-fn read_all(connection: &Connection, works: &Receiver<Work>, shared: &Arc<Shared>) {
-    while let Ok(mut work) = works.recv() {
-        let mut txn = Txn::of(connection, shared);
-        work.attempt(&mut txn);
-        work.tell(Ok(()));
     }
 }

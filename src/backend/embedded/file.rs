@@ -44,6 +44,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
         let cause = format!("there is no folder {}: make it first", folder.display());
         return Err(Kind::Storage { what: what(), cause }.into());
     }
+    make_private(path);
     let opened = Connection::open(path).map_err(|error| failed(path, &error))?;
     let version = prepare(&opened, path)?;
     if version == 0 {
@@ -71,18 +72,44 @@ pub(super) fn check_version(txn: &Txn<'_>) -> Done<()> {
     Ok(())
 }
 
-/// Sets the connection up; says which version of the tables is there, 0 for none.
-fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
-    let set_up = || {
+/// Opens a file that is there, for a tool: nothing is made, and its pragmas stay as they are.
+///
+/// # Errors
+/// There is no such file; it is not ours; it is newer; it cannot be read, or written.
+#[cfg(feature = "cli")]
+pub(super) fn open_existing(path: &Path, is_writing: bool) -> Result<Connection, Error> {
+    if !path.is_file() {
+        let what = format!("the database {}", path.display());
+        return Err(Kind::Storage { what, cause: "there is no such file".to_owned() }.into());
+    }
+    let flags = if is_writing {
+        OpenFlags::SQLITE_OPEN_READ_WRITE
+    } else {
+        OpenFlags::SQLITE_OPEN_READ_ONLY
+    };
+    let opened = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX);
+    let opened = opened.map_err(|error| failed(path, &error))?;
+    if version(&opened, path)? == 0 {
+        let fault = format!("{} is empty: no Countersign has used it yet", path.display());
+        return Err(Kind::Config(vec![fault]).into());
+    }
+    if is_writing && opened.is_readonly("main").map_err(|error| failed(path, &error))? {
+        return Err(read_only(path));
+    }
+    Ok(opened)
+}
+
+/// Which version of our tables is in a file, 0 for an empty file. Changes nothing.
+fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
+    let read = || {
         connection.busy_timeout(PATIENCE)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
         let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (application, version) = (number("application_id")?, number("user_version")?);
         let tables = "SELECT count(*) FROM sqlite_schema";
         let tables: i64 = connection.query_row(tables, [], |row| row.get(0))?;
         Ok((application, version, tables))
     };
-    let (application, version, tables) = set_up().map_err(|error| failed(path, &error))?;
+    let (application, version, tables) = read().map_err(|error| failed(path, &error))?;
     let is_empty = application == 0 && version == 0 && tables == 0;
     let fault = if is_empty {
         None
@@ -95,16 +122,42 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
     } else {
         None
     };
-    if let Some(fault) = fault {
-        return Err(Kind::Config(vec![format!("{} {fault}", path.display())]).into());
+    match fault {
+        Some(fault) => Err(Kind::Config(vec![format!("{} {fault}", path.display())]).into()),
+        None => Ok(version),
     }
-    // Before anything of a foreign file is changed, the above has refused it.
+}
+
+/// Sets the connection up; says which version of the tables is there, 0 for none.
+fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
+    let version = version(connection, path)?;
+    // SQLite opens what it may not write for reading, without a word.
+    if connection.is_readonly("main").map_err(|error| failed(path, &error))? {
+        return Err(read_only(path));
+    }
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    // Before anything of a foreign file is changed, the above has refused it. How a file gives
+    // pages back is decided by what writes to it first.
+    let incremental = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL; " } else { "" };
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
                    PRAGMA journal_size_limit = 67108864;";
-    connection.execute_batch(pragmas).map_err(|error| failed(path, &error))?;
+    let set_up = connection.execute_batch(&format!("{incremental}{pragmas}"));
+    set_up.map_err(|error| failed(path, &error))?;
     Ok(version)
 }
+
+/// Makes the file, if it is not there, so that only its user can read and write it. SQLite gives the
+/// files beside it the same mode. The mode of a file that is there is left alone.
+#[cfg(unix)]
+fn make_private(path: &Path) {
+    use std::os::unix::fs::OpenOptionsExt;
+    // Where this fails, opening it says why. No lock is lost: nobody had the file open.
+    let _ = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+}
+
+#[cfg(not(unix))]
+fn make_private(_: &Path) {}
 
 /// Several processes may try at once: the first makes the tables.
 fn create(connection: &Connection) -> rusqlite::Result<()> {
@@ -118,7 +171,7 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("COMMIT")
 }
 
-fn failed(path: &Path, error: &rusqlite::Error) -> Error {
+pub(super) fn failed(path: &Path, error: &rusqlite::Error) -> Error {
     let what = format!("the database {}", path.display());
     let cause = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
@@ -126,9 +179,7 @@ fn failed(path: &Path, error: &rusqlite::Error) -> Error {
             return Kind::Config(vec![format!("{} {fault}", path.display())]).into();
         }
         Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged ({error}): restore a copy"),
-        Some(ErrorCode::ReadOnly) => "it is read-only: its user must be able to write it and its \
-                                      folder"
-            .to_owned(),
+        Some(ErrorCode::ReadOnly) => return read_only(path),
         Some(ErrorCode::CannotOpen) => format!("it cannot be opened: {error}"),
         Some(ErrorCode::DiskFull) => "the disk is full: make room".to_owned(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
@@ -137,6 +188,12 @@ fn failed(path: &Path, error: &rusqlite::Error) -> Error {
         _ => error.to_string(),
     };
     Kind::Storage { what, cause }.into()
+}
+
+fn read_only(path: &Path) -> Error {
+    let what = format!("the database {}", path.display());
+    let cause = "it is read-only: its user must be able to write it and its folder";
+    Kind::Storage { what, cause: cause.to_owned() }.into()
 }
 
 /// Processes of several machines would not see each other's locks.

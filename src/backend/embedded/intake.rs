@@ -1,25 +1,29 @@
 //! Consuming one queue, and settling what was delivered.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use rusqlite::params;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
 use super::bells::Ring;
 use super::broker::{Leased, lease, promote, queue_row};
 use super::db::Db;
+use super::session;
 use super::txn::{Done, Txn};
-use super::upkeep;
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::error::Error;
 use crate::lifecycle::Settlement;
 
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long a consumer that is stopped waits for the database, before it says that it is stopped.
+const STOP_PATIENCE: Duration = Duration::from_millis(500);
 const SETTLED_AT_ONCE: usize = 512;
 const NO_LIMIT: usize = usize::MAX;
 /// How often others may run before what they settled is settled with the first.
@@ -53,19 +57,25 @@ struct Turn {
     next: Option<i64>,
 }
 
+/// A transaction under way; `None`: the session is lost, or the database is closed.
+type Turning = BoxFuture<'static, Option<Turn>>;
+
 enum Ended {
-    /// What is still unsettled is settled later.
-    Stopped(Settled),
-    /// Another process has taken this one for dead: all that it had is delivered again.
+    /// Nothing is delivered any more. What is unsettled is settled later.
+    Stopped { by: Option<oneshot::Sender<()>>, turning: Option<Turning>, settled: Settled },
+    /// Another process has ended this one's session: all that it held is delivered again.
     Lost,
 }
 
 impl Leased {
+    fn tag(&self) -> u64 {
+        self.seq.unsigned_abs()
+    }
+
     /// As it is handed out, with the right to settle it. Read here, and not in the one thread that
     /// writes.
     pub(super) fn delivered(self, settlements: &mpsc::UnboundedSender<Settlement>) -> Delivery {
-        let tag = self.seq.unsigned_abs();
-        let receipt = Receipt { tag, settlements: settlements.clone() };
+        let receipt = Receipt { tag: self.tag(), settlements: settlements.clone() };
         let redelivered = self.redelivered;
         Delivery::new(self.read(), redelivered, receipt)
     }
@@ -78,7 +88,7 @@ impl Intake {
             let registering = closing.run_until_cancelled(self.register());
             let consumer = tokio::select! {
                 biased;
-                stopped = &mut stop => return answer(stopped),
+                stopped = &mut stop => return answer(stopped.ok()),
                 consumer = registering => match consumer {
                     Some(consumer) => consumer,
                     None => return,
@@ -89,20 +99,24 @@ impl Intake {
             let ended = self.session(consumer, &mut stop, &closing).await;
             self.consuming.send_replace(false);
             match ended {
-                Ended::Stopped(settled) => {
-                    drop(self.deliver);
-                    return settle_all(self.db, consumer.session, settled).await;
+                Ended::Stopped { by, turning, settled } => {
+                    return self.finish(consumer, by, turning, settled).await;
                 }
-                Ended::Lost => warn!("another process has taken what this one had in its hands"),
+                Ended::Lost => warn!(
+                    "another process has ended the session of this one: what {} delivered here is \
+                     delivered again",
+                    self.queue.name
+                ),
             }
         }
     }
 
     async fn register(&self) -> Consumer {
+        let mut backoff = Backoff::default();
         loop {
             let (wanted, of) = (self.queue.clone(), Arc::clone(&self.db.session));
             let registered = self.db.write(move |txn| {
-                let session = upkeep::session(txn, &of)?;
+                let session = session::begin(txn, &of)?;
                 let (queue, _) = queue_row(txn, &wanted)?;
                 let insert = "INSERT INTO consumers (session, queue) VALUES (?, ?)";
                 txn.execute(insert, [session, queue])?;
@@ -110,9 +124,12 @@ impl Intake {
             });
             match registered.await {
                 Ok(consumer) => return consumer,
-                Err(error) => warn!("cannot consume {}: {error}", self.queue.name),
+                Err(error) => {
+                    let what = format!("cannot consume {}", self.queue.name);
+                    self.db.shared().warnings.warn(&what, &error);
+                }
             }
-            sleep(RETRY_PAUSE).await;
+            backoff.wait().await;
         }
     }
 
@@ -125,28 +142,50 @@ impl Intake {
         let bell = self.db.shared().bells.arrivals(consumer.queue);
         let (settlements, mut settled) = mpsc::unbounded_channel();
         let (mut unsettled, mut batch) = (0, Vec::new());
-        let mut is_stopped = None;
-        while is_stopped.is_none() {
-            let room = self.room - unsettled;
-            let Some(turn) = turn(&self.db, consumer, &batch, room).await else {
-                return Ended::Lost;
+        let mut stopped = pin!(async {
+            tokio::select! {
+                stopped = stop => stopped.ok(),
+                () = closing.cancelled() => None,
+            }
+        });
+        loop {
+            // Deliveries of a session that was lost are in the channel until the worker has a slot:
+            // what does not fit beside them is not leased.
+            let wanted = self.room - unsettled;
+            let room = Arc::new(AtomicUsize::new(wanted.min(self.deliver.capacity())));
+            let mut turning: Turning =
+                Box::pin(turn(self.db.clone(), consumer, batch.into(), Arc::clone(&room)));
+            batch = Vec::new();
+            let turn = tokio::select! {
+                biased;
+                by = &mut stopped => {
+                    // It goes on, but if it is tried again it leases nothing.
+                    room.store(0, Ordering::Release);
+                    return Ended::Stopped { by, turning: Some(turning), settled };
+                }
+                turn = &mut turning => turn,
             };
+            let Some(turn) = turn else { return Ended::Lost };
             unsettled += turn.leased.len();
             for leased in turn.leased {
                 // There is room for every unsettled one.
                 let _ = self.deliver.try_send(leased.delivered(&settlements));
             }
-            batch.clear();
             let due = async {
                 match turn.next {
                     Some(left) => sleep(Duration::from_millis(left.unsigned_abs())).await,
                     None => std::future::pending().await,
                 }
             };
+            let fits = async {
+                if wanted == 0 || self.deliver.capacity() > 0 {
+                    std::future::pending::<()>().await;
+                }
+                drop(self.deliver.reserve().await);
+            };
             tokio::select! {
                 biased;
-                stopped = &mut *stop => is_stopped = Some(stopped.ok()),
-                () = closing.cancelled() => is_stopped = Some(None),
+                by = &mut stopped => return Ended::Stopped { by, turning: None, settled },
                 _ = settled.recv_many(&mut batch, SETTLED_AT_ONCE) => {
                     // Tasks that are ready to run now may add theirs.
                     for _ in 0..YIELDS {
@@ -159,34 +198,67 @@ impl Intake {
                 }
                 () = bell.notified() => {}
                 () = due => {}
+                () = fits => {}
             }
         }
-        let token = consumer.token;
-        let left =
-            self.db.write(move |txn| txn.execute("DELETE FROM consumers WHERE token = ?", [token]));
-        if let Err(error) = left.await {
-            warn!("cannot say that {} is consumed no more: {error}", self.queue.name);
+    }
+
+    /// Says that the queue is consumed no more, and settles what was delivered. Whoever stops it is
+    /// answered soon, even when the database takes no writes: nothing is delivered from then on.
+    async fn finish(
+        self,
+        consumer: Consumer,
+        by: Option<oneshot::Sender<()>>,
+        turning: Option<Turning>,
+        settled: Settled,
+    ) {
+        let Self { db, deliver, .. } = self;
+        let Consumer { session, token, .. } = consumer;
+        let writing = db.clone();
+        let mut leaving = pin!(async move {
+            let turn = match turning {
+                Some(turning) => turning.await,
+                None => None,
+            };
+            let leased = turn.into_iter().flat_map(|turn| turn.leased);
+            let returned: Vec<_> = leased.map(|it| Settlement::Requeue(it.tag())).collect();
+            until_written(&writing, "cannot stop consuming", move |txn| {
+                settle(txn, session, &returned)?;
+                txn.execute("DELETE FROM consumers WHERE token = ?", [token])?;
+                Ok(())
+            })
+            .await;
+        });
+        let has_left = timeout(STOP_PATIENCE, leaving.as_mut()).await.is_ok();
+        drop(deliver);
+        answer(by);
+        if !has_left {
+            leaving.await;
         }
-        if let Some(Some(stopped)) = is_stopped {
-            let _ = stopped.send(());
-        }
-        Ended::Stopped(settled)
+        settle_all(db, session, settled).await;
     }
 }
 
 /// Settles, and takes as many messages as there is room for, in one transaction. `None`: this
-/// process has lost its session.
-async fn turn(db: &Db, consumer: Consumer, batch: &[Settlement], room: usize) -> Option<Turn> {
+/// process has lost its session, or the database is closed.
+async fn turn(
+    db: Db,
+    consumer: Consumer,
+    batch: Arc<[Settlement]>,
+    room: Arc<AtomicUsize>,
+) -> Option<Turn> {
+    let mut backoff = Backoff::default();
     loop {
-        let (batch, of) = (batch.to_vec(), Arc::clone(&db.session));
+        let (batch, room, of) = (Arc::clone(&batch), Arc::clone(&room), Arc::clone(&db.session));
         let turn = db.write(move |txn| {
             let Consumer { session, queue, .. } = consumer;
-            if of.load(Ordering::Acquire) != session {
+            // This process may have been stopped since it asked.
+            if !session::is_held(txn, &of, session)? {
                 return Ok(None);
             }
             settle(txn, session, &batch)?;
             promote(txn, queue)?;
-            let leased = match room {
+            let leased = match room.load(Ordering::Acquire) {
                 0 => Vec::new(),
                 room => lease(txn, queue, session, room, NO_LIMIT)?,
             };
@@ -196,10 +268,10 @@ async fn turn(db: &Db, consumer: Consumer, batch: &[Settlement], room: usize) ->
         });
         match turn.await {
             Ok(turn) => return turn,
-            Err(error) if is_closed(db, &error) => return None,
-            Err(error) => warn!("cannot take messages: {error}"),
+            Err(error) if is_closed(&db, &error) => return None,
+            Err(error) => db.shared().warnings.warn("cannot take messages", &error),
         }
-        sleep(RETRY_PAUSE).await;
+        backoff.wait().await;
     }
 }
 
@@ -230,22 +302,33 @@ fn settle(txn: &mut Txn<'_>, session: i64, batch: &[Settlement]) -> Done<()> {
 pub(super) async fn settle_all(db: Db, session: i64, mut settled: Settled) {
     let mut batch = Vec::new();
     while settled.recv_many(&mut batch, SETTLED_AT_ONCE).await > 0 {
-        loop {
-            let settling = batch.clone();
-            let done = db.write(move |txn| settle(txn, session, &settling));
-            match done.await {
-                Err(error) if error.is_connection() => warn!("cannot settle: {error}"),
-                // Closed: what is not settled is delivered again.
-                _ => break,
-            }
-            sleep(RETRY_PAUSE).await;
-        }
-        batch.clear();
+        let settling: Arc<[Settlement]> = std::mem::take(&mut batch).into();
+        until_written(&db, "cannot settle", move |txn| settle(txn, session, &settling)).await;
     }
 }
 
-fn answer(stopped: Result<oneshot::Sender<()>, oneshot::error::RecvError>) {
-    if let Ok(stopped) = stopped {
+/// Tries a piece of work until it is durable, or can never be. What is not settled then is delivered
+/// again.
+async fn until_written(
+    db: &Db,
+    what: &str,
+    work: impl Fn(&mut Txn<'_>) -> Done<()> + Clone + Send + 'static,
+) {
+    let mut backoff = Backoff::default();
+    while let Err(error) = db.write(work.clone()).await {
+        if is_closed(db, &error) {
+            return;
+        }
+        db.shared().warnings.warn(what, &error);
+        if !error.is_connection() {
+            return;
+        }
+        backoff.wait().await;
+    }
+}
+
+fn answer(stopped: Option<oneshot::Sender<()>>) {
+    if let Some(stopped) = stopped {
         let _ = stopped.send(());
     }
 }

@@ -1,10 +1,10 @@
-//! How a test plays several processes in one thread: each may be slow, and dies between any two of
-//! its calls. In any other build a process just lives.
+//! How a test plays several processes in one thread: each may be slow, is stopped for a while and
+//! continues, and dies between any two of its calls. In any other build a process just lives.
 
 #[cfg(not(feature = "faults"))]
 pub(super) use lives::Life;
 #[cfg(feature = "faults")]
-pub use played::{Life, Stage};
+pub use played::{Chances, Life, Stage};
 
 #[cfg(not(feature = "faults"))]
 mod lives {
@@ -24,17 +24,16 @@ mod lives {
 
 #[cfg(feature = "faults")]
 mod played {
-    use std::sync::atomic::Ordering;
     use std::sync::{Arc, Mutex, PoisonError};
     use std::time::Duration;
 
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
-    use tokio::time::sleep;
+    use tokio::time::{Instant, sleep, sleep_until};
     use tokio_util::sync::CancellationToken;
 
-    use super::super::db::Db;
-    use super::super::upkeep::{self, LEASE};
+    use super::super::db::{Db, MAINTENANCE};
+    use super::super::upkeep;
     use crate::backend::Backends;
     use crate::config::Config;
     use crate::error::Error;
@@ -43,6 +42,23 @@ mod played {
     #[derive(Debug)]
     pub struct Stage {
         db: Db,
+        begun: Instant,
+    }
+
+    /// What may happen to a process before and after each of its calls to the database.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Chances {
+        /// A call takes at most this long.
+        pub slowest: Duration,
+        /// The probability that the process is stopped: none of its calls goes on before it
+        /// continues, and then it does not know that it was stopped.
+        pub stops: f64,
+        /// A process is stopped for at most this long.
+        pub longest_stop: Duration,
+        /// The probability that the process dies: it does nothing any more.
+        pub dies: f64,
+        /// After this time of the stage no process is stopped, and none dies.
+        pub calm_after: Duration,
     }
 
     /// What a test does to one process. The default one lives, and is never slow.
@@ -51,9 +67,10 @@ mod played {
 
     #[derive(Debug)]
     struct Played {
-        chance: Mutex<StdRng>,
-        slowest: Duration,
-        dies: f64,
+        chances: Chances,
+        calm: Instant,
+        seed: Mutex<StdRng>,
+        stopped_until: Mutex<Instant>,
         over: CancellationToken,
     }
 
@@ -63,30 +80,27 @@ mod played {
         /// # Errors
         /// As those of [`crate::backend::connect`].
         pub fn new() -> Result<Self, Error> {
-            Ok(Self { db: Db::in_memory()? })
+            Ok(Self { db: Db::in_memory_for_several()?, begun: Instant::now() })
         }
 
-        /// A process of its own. Each of its calls takes up to `slowest`, and it dies before or
-        /// after one of them with this probability: then it does nothing any more, and what it had
-        /// in its hands comes back after a while.
-        pub fn process(
-            &self,
-            config: &Config,
-            seed: u64,
-            slowest: Duration,
-            dies: f64,
-        ) -> (Backends, Life) {
-            let chance = Mutex::new(StdRng::seed_from_u64(seed));
-            let played = Played { chance, slowest, dies, over: CancellationToken::new() };
-            let life = Life(Some(Arc::new(played)));
+        /// A process of its own, with a session of its own. While it is stopped or dead it does not
+        /// renew that session, so that another process takes back what it holds.
+        pub fn process(&self, config: &Config, seed: u64, chances: Chances) -> (Backends, Life) {
+            let life = Life(Some(Arc::new(Played {
+                chances,
+                calm: self.begun + chances.calm_after,
+                seed: Mutex::new(StdRng::seed_from_u64(seed)),
+                stopped_until: Mutex::new(Instant::now()),
+                over: CancellationToken::new(),
+            })));
             let db = self.db.of_another(life.clone());
-            let (witness, session, lived) =
-                (self.db.clone(), Arc::clone(&db.session), life.clone());
+            let maintained = db.clone();
             tokio::spawn(async move {
-                lived.ended().await;
-                sleep(Duration::from_millis(LEASE.unsigned_abs())).await;
-                let session = session.load(Ordering::Acquire);
-                let _ = witness.write(move |txn| upkeep::leave(txn, session)).await;
+                while !maintained.is_closed() {
+                    sleep(MAINTENANCE).await;
+                    let of = Arc::clone(&maintained.session);
+                    let _ = maintained.write(move |txn| upkeep::keep_up(txn, &of)).await;
+                }
             });
             (super::super::backends(db, config), life)
         }
@@ -115,20 +129,44 @@ mod played {
         /// Completes, perhaps later, while it lives.
         pub async fn goes_on(&self) {
             let Some(played) = &self.0 else { return };
-            let (pause, dies) = {
-                let mut chance = played.chance.lock().unwrap_or_else(PoisonError::into_inner);
-                let pause = chance.random_range(Duration::ZERO..=played.slowest);
-                (pause, chance.random_bool(played.dies))
-            };
+            let (pause, dies) = played.draw();
             if !pause.is_zero() {
                 sleep(pause).await;
             }
             if dies {
                 self.end();
             }
+            while let Some(until) = played.stopped() {
+                sleep_until(until).await;
+            }
             if self.is_over() {
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    impl Played {
+        /// How long the next call takes, and whether the process dies at it. It may be stopped, too:
+        /// that is the same for all of its calls.
+        fn draw(&self) -> (Duration, bool) {
+            let Chances { slowest, stops, longest_stop, dies, .. } = self.chances;
+            let mut chance = self.seed.lock().unwrap_or_else(PoisonError::into_inner);
+            if Instant::now() >= self.calm {
+                return (chance.random_range(Duration::ZERO..=slowest), false);
+            }
+            if chance.random_bool(stops) {
+                let stop = chance.random_range(Duration::ZERO..=longest_stop);
+                let until = Instant::now() + stop;
+                let mut stopped = self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner);
+                *stopped = until.max(*stopped);
+            }
+            (chance.random_range(Duration::ZERO..=slowest), chance.random_bool(dies))
+        }
+
+        /// Until when it is stopped, if it is.
+        fn stopped(&self) -> Option<Instant> {
+            let until = *self.stopped_until.lock().unwrap_or_else(PoisonError::into_inner);
+            (until > Instant::now()).then_some(until)
         }
     }
 }

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use rusqlite::params;
 use tokio::sync::{broadcast, mpsc};
-use tokio::time::sleep;
-use tracing::warn;
 
+use super::backoff::Backoff;
 use super::bells::Ring;
 use super::db::Db;
 use super::txn::{Done, Txn};
@@ -22,7 +21,6 @@ const REVOKED_KEPT: i64 = 7 * DAY;
 const REVOKED_COUNT: i64 = 50_000;
 /// Attempts whose marks are forgotten at once.
 const ATTEMPTS: u64 = 1000;
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Batches that may wait for the worker.
 const BACKLOG: usize = 64;
 
@@ -186,11 +184,15 @@ pub(super) fn backlog() -> (mpsc::Sender<Vec<Revocation>>, mpsc::Receiver<Vec<Re
 }
 
 async fn read_all(db: &Db) -> Vec<Revocation> {
+    let mut backoff = Backoff::default();
     loop {
         match db.read(|txn| all_revoked(txn)).await {
             Ok(marks) => return marks,
-            Err(error) => warn!("cannot read which tasks were revoked, trying again: {error}"),
+            Err(error) => {
+                let what = "cannot read which tasks were revoked, trying again";
+                db.shared().warnings.warn(what, &error);
+            }
         }
-        sleep(RETRY_PAUSE).await;
+        backoff.wait().await;
     }
 }

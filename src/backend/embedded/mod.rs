@@ -4,11 +4,16 @@
 //! |---|---|
 //! | `approvals` | questions and decisions, by the rules of `lifecycle/vote.rs` |
 //! | `audit` | what people did, and the seals on it |
+//! | `availability` | whether the database takes writes |
+//! | `backoff` | how long to wait before something is tried again |
+//! | `backup` | copying a database, and rewriting it without its unused pages |
 //! | `bells` | who is told when something has happened |
 //! | `broker` | queues and the messages in them |
+//! | `check` | whether a database is sound |
 //! | `clock` | the store's clock |
 //! | `db` | the database: who may use it, and when it is durable |
 //! | `file` | opening one; `schema.sql` has the tables |
+//! | `identity` | whether the open file is still the one that its path names |
 //! | `intake` | consuming a queue, and settling what was delivered |
 //! | `journal` | what the runs of a task leave: steps and streams |
 //! | `life` | a process that dies where a test says so |
@@ -17,17 +22,28 @@
 //! | `parks` | parked tasks, by the rules of `lifecycle/park.rs` |
 //! | `questions` | questions and what was said to them, as they are stored |
 //! | `results` | results, and who waits for them |
+//! | `session` | under what a process holds messages, and what happens when it is gone |
 //! | `store` | the store, by the names of its seam |
+//! | `threads` | the thread that writes to a file, and the one that reads |
 //! | `txn` | a transaction, and the pieces of work that share it |
-//! | `upkeep` | being there, hearing other processes, forgetting what is old |
+//! | `upkeep` | hearing other processes, deleting what has expired |
+//! | `wal` | the log beside the file: its size, and moving it into the file |
+//! | `warnings` | warnings that repeat |
 
 mod approvals;
 mod audit;
+mod availability;
+mod backoff;
+#[cfg(feature = "cli")]
+mod backup;
 mod bells;
 mod broker;
+#[cfg(feature = "cli")]
+mod check;
 mod clock;
 mod db;
 mod file;
+mod identity;
 mod intake;
 mod journal;
 mod life;
@@ -36,9 +52,13 @@ mod outbox;
 mod parks;
 mod questions;
 mod results;
+mod session;
 mod store;
+mod threads;
 mod txn;
 mod upkeep;
+mod wal;
+mod warnings;
 
 #[cfg(test)]
 mod tests;
@@ -46,8 +66,12 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+#[cfg(feature = "cli")]
+pub(crate) use self::backup::{back_up, compact};
+#[cfg(feature = "cli")]
+pub(crate) use self::check::check;
 #[cfg(feature = "faults")]
-pub use self::life::{Life, Stage};
+pub use self::life::{Chances, Life, Stage};
 
 use self::broker::EmbeddedBroker;
 use self::db::Db;
@@ -68,12 +92,17 @@ const MEMORY_LACKS: &[Capability] = &[
 
 /// Opens the database that this URL names: `sqlite::memory:`, or `sqlite:` and a path.
 pub(super) fn open(url: &str, config: &Config) -> Result<Backends, Error> {
-    let place = url.strip_prefix(SCHEME).unwrap_or(url);
-    let db = match place {
-        MEMORY => Db::in_memory()?,
-        path => Db::open(&PathBuf::from(path))?,
+    let db = match file_of(url) {
+        None => Db::in_memory()?,
+        Some(path) => Db::open(&path)?,
     };
     Ok(backends(db, config))
+}
+
+/// The file that this URL names; `None` when it is in memory.
+pub(crate) fn file_of(url: &str) -> Option<PathBuf> {
+    let place = url.strip_prefix(SCHEME).unwrap_or(url);
+    (place != MEMORY).then(|| PathBuf::from(place))
 }
 
 fn backends(db: Db, config: &Config) -> Backends {

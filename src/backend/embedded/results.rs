@@ -6,7 +6,6 @@ use bytes::Bytes;
 use rusqlite::params;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
-use tracing::warn;
 
 use super::bells::Ring;
 use super::db::Db;
@@ -112,7 +111,7 @@ fn look(db: &Db, id: TaskId) {
                 shared.bells.ring(Ring::Ended(Box::new(document)));
             }
             Ok(_) => {}
-            Err(error) => warn!("cannot read a result that is waited for: {error}"),
+            Err(error) => shared.warnings.warn("cannot read a result that is waited for", &error),
         },
     );
 }

@@ -7,11 +7,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::warn;
 
+use super::backoff::Backoff;
 use super::db::Db;
 use super::journal::Retention;
 use super::txn::{Done, Txn};
@@ -23,8 +22,6 @@ use crate::backend::{
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State};
 use crate::task::{Revoke, TaskId};
-
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The [`Store`] of a database.
 #[derive(Debug)]
@@ -47,7 +44,7 @@ impl EmbeddedStore {
         Self { db, retention, runtime: Handle::current(), tasks, closing }
     }
 
-    /// Writes for as long as it takes.
+    /// Writes for as long as it takes, until the store is closed.
     async fn insist<T: Send + 'static>(
         &self,
         work: impl Fn(&mut Txn<'_>) -> Done<T> + Clone + Send + 'static,
@@ -59,12 +56,15 @@ impl EmbeddedStore {
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let mut backoff = Backoff::default();
         loop {
             match ask().await {
-                Err(error) if error.is_connection() => warn!("{error}; trying again"),
+                Err(error) if error.is_connection() => {
+                    self.db.shared().warnings.warn("cannot write, trying again", &error);
+                }
                 answer => return answer,
             }
-            sleep(RETRY_PAUSE).await;
+            self.closing.run_until_cancelled(backoff.wait()).await.ok_or(Kind::Closed)?;
         }
     }
 }
@@ -262,11 +262,11 @@ impl Store for EmbeddedStore {
     }
 
     fn connected(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
+        Box::pin(self.db.shared().availability.available())
     }
 
     fn is_connected(&self) -> bool {
-        !self.closing.is_cancelled()
+        !self.closing.is_cancelled() && self.db.shared().availability.is_available()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

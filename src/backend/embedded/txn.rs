@@ -137,9 +137,17 @@ impl<'c> Txn<'c> {
         !self.connection.is_autocommit()
     }
 
+    /// Begins to write. The time is read after that: the lock may have been waited for, and the
+    /// process stopped meanwhile.
+    fn begin(&mut self) -> Done<()> {
+        self.execute("BEGIN IMMEDIATE", [])?;
+        self.now = self.shared.clock.now();
+        Ok(())
+    }
+
     /// Does all of these. False: one has failed, and nothing is done.
     fn all_at_once(&mut self, works: &mut [Work]) -> Done<bool> {
-        self.execute("BEGIN IMMEDIATE", [])?;
+        self.begin()?;
         if works.iter_mut().all(|work| work.attempt(self)) {
             return Ok(true);
         }
@@ -152,7 +160,7 @@ impl<'c> Txn<'c> {
 
     /// Does each of these whole or not at all. An error: nothing of any is done.
     fn one_by_one(&mut self, works: &mut [Work]) -> Done<()> {
-        self.execute("BEGIN IMMEDIATE", [])?;
+        self.begin()?;
         for work in works {
             let rung = self.rings.len();
             self.execute("SAVEPOINT work", [])?;
@@ -169,6 +177,11 @@ impl<'c> Txn<'c> {
     }
 }
 
+/// Refuses all of these, because the file is gone for good.
+pub(super) fn refuse(works: Vec<Work>, cause: String) -> Told {
+    Told { works, failed: Some(Failed::Stays(cause)), rings: Vec::new(), wrote: false }
+}
+
 /// What is to be done, and who is told.
 pub(super) fn work_of<T: Send + 'static>(
     work: impl FnMut(&mut Txn<'_>) -> Done<T> + Send + 'static,
@@ -181,6 +194,7 @@ pub(super) fn work_of<T: Send + 'static>(
 /// all have failed.
 pub(super) fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc<Shared>) -> Told {
     let mut txn = Txn::of(connection, shared);
+    let changes = connection.total_changes();
     let ended = commit_all(&mut txn, &mut works);
     let failed = ended.err().map(|fault| {
         if !connection.is_autocommit() {
@@ -192,7 +206,8 @@ pub(super) fn commit(connection: &Connection, mut works: Vec<Work>, shared: &Arc
         }
     });
     let rings = if failed.is_none() { txn.rings } else { Vec::new() };
-    Told { works, failed, rings }
+    let wrote = connection.total_changes() > changes;
+    Told { works, failed, rings, wrote }
 }
 
 fn commit_all(txn: &mut Txn<'_>, works: &mut [Work]) -> Done<()> {
@@ -216,6 +231,8 @@ pub(super) struct Told {
     works: Vec<Work>,
     failed: Option<Failed>,
     rings: Vec<Ring>,
+    /// It was more than a look: an empty transaction can be committed on a full disk.
+    wrote: bool,
 }
 
 /// Why a transaction could not be committed.
@@ -238,6 +255,9 @@ impl Failed {
 
 impl Told {
     pub(super) fn tell(self, shared: &Shared) {
+        if self.failed.is_some() || self.wrote {
+            shared.availability.set(self.failed.is_none(), &shared.shown);
+        }
         for work in self.works {
             work.tell(self.failed.as_ref().map_or(Ok(()), |failed| Err(failed.error(shared))));
         }
@@ -296,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_piece_that_fails_takes_no_other_with_it() {
-        let shared = Shared::in_memory();
+        let shared = Shared::in_memory(false);
         let connection = file::in_memory(&shared.shown).unwrap();
         let told = Arc::default();
         let works = ["first", "fails", "last"].map(|name| noting(name, &told)).into();
@@ -313,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_lone_piece_that_fails_leaves_nothing() {
-        let shared = Shared::in_memory();
+        let shared = Shared::in_memory(false);
         let connection = file::in_memory(&shared.shown).unwrap();
         let told = Arc::default();
         commit(&connection, vec![noting("fails", &told)], &shared).tell(&shared);

@@ -1,31 +1,36 @@
-//! What nobody asks for: being there, noticing who is not, hearing the other processes, and
-//! forgetting what is old.
+//! Background maintenance: renewing sessions, hearing what other processes have written, and
+//! deleting what has expired.
 
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
-use tracing::warn;
 
 use super::bells::Ring;
 use super::db::Shared;
+use super::session::{self, Session};
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, KEPT};
 use crate::clock;
 use crate::protocol::Document;
 use crate::task::TaskId;
 
-/// How long what a process has in its hands is left to it without a sign of life, in milliseconds.
-pub(super) const LEASE: i64 = 10_000;
 /// Rows that are forgotten in one transaction.
 const SLICE: usize = 200;
+/// Pages that are kept for what is written next, and a quarter of the file.
+const UNUSED_PAGES: i64 = 1024;
+/// What `PRAGMA auto_vacuum` answers for a file that can give pages back.
+const INCREMENTAL: i64 = 2;
 /// Rings that others may lag behind.
 const RINGS: i64 = 4_000;
 const HEARD_AT_ONCE: usize = 1_000;
+/// After so many looks at a log that has not changed, the database is asked all the same: a commit is
+/// seen by others only after its bytes are synced, which a slow disk or a stopped process delays
+/// for any time, and that does not change the time of the file.
+const QUIET_LOOKS: u32 = 10;
 /// So old a time of a file is that of no later write.
 const TICKS: SignedDuration = SignedDuration::from_millis(100);
 
@@ -88,12 +93,14 @@ pub(super) struct Others {
     written: Option<Timestamp>,
     version: Option<i64>,
     heard: i64,
+    /// How often in a row the log had not changed.
+    quiet: u32,
 }
 
 impl Others {
     pub(super) fn of(connection: &Connection) -> Self {
         let path = format!("{}-wal", connection.path().unwrap_or_default()).into();
-        Self { path, log: None, written: None, version: None, heard: 0 }
+        Self { path, log: None, written: None, version: None, heard: 0, quiet: 0 }
     }
 
     /// Nobody has written since this was asked last. One question to the system, and none to the
@@ -112,11 +119,13 @@ impl Others {
 
     /// Rings what the others have noted since, if the file has changed by another hand.
     pub(super) fn listen(&mut self, connection: &Connection, shared: &Arc<Shared>) {
-        if self.is_quiet() {
+        if self.is_quiet() && self.quiet < QUIET_LOOKS {
+            self.quiet += 1;
             return;
         }
+        self.quiet = 0;
         if let Err(error) = self.hear(connection, shared) {
-            warn!("cannot look at {}: {error}", shared.shown);
+            shared.warnings.warn("cannot look at the database", &error);
         }
     }
 
@@ -124,9 +133,19 @@ impl Others {
         let version = connection
             .prepare_cached("PRAGMA data_version")?
             .query_row([], |row| row.get::<_, i64>(0))?;
-        if self.version.replace(version) == Some(version) {
+        if self.version == Some(version) {
             return Ok(());
         }
+        self.hear_rings(connection, shared)?;
+        self.version = Some(version);
+        Ok(())
+    }
+
+    fn hear_rings(
+        &mut self,
+        connection: &Connection,
+        shared: &Arc<Shared>,
+    ) -> rusqlite::Result<()> {
         shared.bells.ring(Ring::Queues);
         let mut rings = connection.prepare_cached(
             "SELECT seq, session, what, name FROM rings WHERE seq > ? ORDER BY seq LIMIT ?",
@@ -183,76 +202,31 @@ fn resolve(connection: &Connection, shared: &Shared, id: &TaskId) -> rusqlite::R
     Ok(())
 }
 
-/// Every few seconds: says that this process is there, takes back what others left, and forgets a
-/// slice of what is old. True: there is more of that.
-pub(super) fn keep_up(txn: &mut Txn<'_>) -> Done<bool> {
-    stay(txn)?;
-    take_back(txn)?;
-    forget(txn)
+/// One maintenance pass, every few seconds: renews this process's session, ends those that are
+/// overdue, and deletes a slice of what has expired. True: there is more to delete.
+pub(super) fn keep_up(txn: &mut Txn<'_>, of: &Session) -> Done<bool> {
+    session::maintain(txn, of)?;
+    let has_expired = forget(txn)?;
+    Ok(shrink(txn)? || has_expired)
 }
 
-/// Renews this process's session. One that was overdue is another's to take back: what it had in
-/// its hands is not ours any more.
-fn stay(txn: &mut Txn<'_>) -> Done<()> {
-    let session = txn.shared().session.load(Ordering::Acquire);
-    if session == 0 {
-        return Ok(());
+/// Gives pages that are not used any more back to the file system, if they are many. True: there are
+/// more. A file of an earlier version keeps them, until `countersign db compact` has rewritten it.
+fn shrink(txn: &Txn<'_>) -> Done<bool> {
+    let number =
+        |pragma| -> Done<i64> { Ok(txn.first(pragma, [], |row| row.get(0))?.unwrap_or_default()) };
+    let (free, pages) = (number("PRAGMA freelist_count")?, number("PRAGMA page_count")?);
+    if free < UNUSED_PAGES || free < pages / 4 || number("PRAGMA auto_vacuum")? != INCREMENTAL {
+        return Ok(false);
     }
-    let until =
-        txn.first("SELECT until FROM sessions WHERE id = ?", [session], |row| row.get(0))?;
-    let left = until.map(|until: i64| until - txn.now);
-    match left {
-        Some(left) if left > LEASE * 2 / 3 => {}
-        Some(_) => {
-            let renew = "UPDATE sessions SET until = ? WHERE id = ?";
-            txn.execute(renew, [txn.now + LEASE, session])?;
-            let note = "INSERT OR REPLACE INTO marks (name, value, expires) VALUES (?, ?, ?)";
-            txn.execute(note, params![CLOCK, txn.now.to_string(), i64::MAX])?;
-        }
-        None => {
-            txn.shared().session.store(0, Ordering::Release);
-            txn.ring(Ring::Queues);
-        }
-    }
-    Ok(())
+    txn.all(&format!("PRAGMA incremental_vacuum({SLICE})"), [], |_| Ok(()))?;
+    Ok(true)
 }
 
-/// The session of a process, begun if there is none.
-pub(super) fn session(txn: &mut Txn<'_>, of: &AtomicI64) -> Done<i64> {
-    let session = of.load(Ordering::Acquire);
-    // A transaction that began one may have been undone.
-    let find = "SELECT id FROM sessions WHERE id = ?";
-    if let Some(session) = txn.first(find, [session], |row| row.get(0))? {
-        return Ok(session);
-    }
-    // Memory is nobody else's.
-    let until = if txn.shared().is_file { txn.now + LEASE } else { i64::MAX };
-    txn.execute("INSERT INTO sessions (until) VALUES (?)", [until])?;
-    let session = txn.inserted();
-    of.store(session, Ordering::Release);
-    Ok(session)
-}
-
-/// What processes had in their hands that are not there any more goes back to its queue.
-fn take_back(txn: &mut Txn<'_>) -> Done<()> {
-    let gone = "SELECT id FROM sessions WHERE until < ?";
-    for session in txn.all(gone, [txn.now], |row| row.get::<_, i64>(0))? {
-        warn!("a process is gone: what it had in its hands is delivered again");
-        end(txn, session)?;
-    }
-    Ok(())
-}
-
-/// Ends the session of a process: what it had in its hands goes back.
-pub(super) fn leave(txn: &mut Txn<'_>, session: i64) -> Done<()> {
-    if session == 0 { Ok(()) } else { end(txn, session) }
-}
-
-fn end(txn: &mut Txn<'_>, session: i64) -> Done<()> {
-    txn.execute("UPDATE messages SET holder = NULL WHERE holder = ?", [session])?;
-    txn.execute("DELETE FROM consumers WHERE session = ?", [session])?;
-    txn.execute("DELETE FROM sessions WHERE id = ?", [session])?;
-    txn.ring(Ring::Queues);
+/// Stores the time, for processes that start after the machine's clock was set back.
+pub(super) fn note_clock(txn: &Txn<'_>) -> Done<()> {
+    let note = "INSERT OR REPLACE INTO marks (name, value, expires) VALUES (?, ?, ?)";
+    txn.execute(note, params![CLOCK, txn.now.to_string(), i64::MAX])?;
     Ok(())
 }
 
@@ -289,4 +263,49 @@ fn forget(txn: &mut Txn<'_>) -> Done<bool> {
         is_more |= txn.execute(&forget, [keep])? == SLICE;
     }
     Ok(is_more)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::db::Db;
+    use super::super::file;
+    use super::super::tests::Folder;
+    use super::*;
+    use crate::backend::Origin;
+    use crate::protocol::{Arguments, Envelope};
+
+    /// As on a slow disk: the bytes of a commit are in the log before others see it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_commit_that_is_seen_long_after_its_bytes_were_written_is_heard() {
+        let folder = Folder::new();
+        let db = Db::open(&folder.file()).unwrap();
+        let id = Envelope::new("t", Arguments::default()).id;
+        let shared = Shared::in_memory(false);
+        let (answer, mut ended) = tokio::sync::oneshot::channel();
+        shared.bells.waiters().add(id.clone(), Origin::Foreign, None, answer);
+
+        let connection = file::open(&folder.file()).unwrap();
+        let mut others = Others::of(&connection);
+        others.listen(&connection, &shared);
+        let log = File::options().write(true).open(&others.path).unwrap();
+        let before = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        log.set_modified(before).unwrap();
+        others.listen(&connection, &shared);
+        let json = r#"{"status": "SUCCESS", "result": 1}"#;
+        let (task, said) = (id.clone(), serde_json::json!([id.as_str()]).to_string());
+        db.write(move |txn| {
+            let result = "INSERT INTO results (id, state, json) VALUES (?, 'SUCCESS', ?)";
+            txn.execute(result, params![task.as_str(), json.as_bytes()])?;
+            add(txn, ENDED, &said)
+        })
+        .await
+        .unwrap();
+        log.set_modified(before).unwrap();
+        for _ in 0..=QUIET_LOOKS {
+            others.listen(&connection, &shared);
+        }
+        assert!(ended.try_recv().is_ok(), "the end of the task is heard");
+    }
 }

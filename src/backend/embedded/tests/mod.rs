@@ -3,8 +3,11 @@
 
 mod approvals;
 mod audit;
+mod file;
 mod rules;
+mod sessions;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::db::Db;
@@ -18,6 +21,27 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn in_memory() -> EmbeddedStore {
     EmbeddedStore::start(Db::in_memory().unwrap(), 24 * HOUR)
+}
+
+/// A folder of a test, removed when it is dropped.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("countersign-test-{}", TaskId::random()));
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    pub(super) fn file(&self) -> PathBuf {
+        self.0.join("tasks.db")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A question of a task, about its action in this version, open for an hour.
