@@ -32,10 +32,10 @@ async fn client(file: &Path) -> Client {
     Client::connect(&config).await.unwrap()
 }
 
-fn worker(file: &Path, name: &str) -> DemoWorker {
+fn worker(file: &Path, name: &str, deadline: Duration) -> DemoWorker {
     let url = url(file);
     let variables = [("COUNTERSIGN_BROKER_URL", &*url), ("COUNTERSIGN_STORE_URL", &*url)];
-    let deadline = format!("{}s", DEADLINE.as_secs());
+    let deadline = format!("{}s", deadline.as_secs());
     DemoWorker::spawn(
         &["-Q", QUEUE, "-c", "4", "-n", name, "--drain-deadline", &deadline],
         &variables,
@@ -93,7 +93,7 @@ async fn a_worker_on_a_full_disk_ends_by_its_drain_deadline_and_loses_nothing() 
     };
     let file = small.0.join("tasks.db");
     let client = client(&file).await;
-    let mut first = worker(&file, "full-disk");
+    let mut first = worker(&file, "full-disk", DEADLINE);
     first.ready().await;
     let accepted = enqueue(&client, 8).await;
     let ballast = small.fill();
@@ -102,7 +102,7 @@ async fn a_worker_on_a_full_disk_ends_by_its_drain_deadline_and_loses_nothing() 
     let warned = first.stderr().matches("the disk is full").count();
     assert!(warned < 100, "{warned} warnings:\n{}", first.stderr());
     std::fs::remove_file(ballast).unwrap();
-    let heir = worker(&file, "full-disk");
+    let heir = worker(&file, "full-disk", DEADLINE);
     for handle in accepted {
         handle.result_within(PATIENCE).await.unwrap();
     }
@@ -111,10 +111,33 @@ async fn a_worker_on_a_full_disk_ends_by_its_drain_deadline_and_loses_nothing() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_a_worker_on_a_full_disk_long_before_its_deadline() {
+    let Some(small) = Small::mount() else {
+        return eprintln!("skipped: no small file system can be mounted here");
+    };
+    let file = small.0.join("tasks.db");
+    let client = client(&file).await;
+    let mut worker = worker(&file, "forced", PATIENCE);
+    worker.ready().await;
+    enqueue(&client, 8).await;
+    let _ballast = small.fill();
+    worker.says("the disk is full").await;
+    worker.sigterm();
+    worker.says("draining").await;
+    // Two signals at the same moment may count as one.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let forced = Instant::now();
+    worker.sigterm();
+    worker.wait().await;
+    assert!(forced.elapsed() < SLACK, "{:?}\n{}", forced.elapsed(), worker.stderr());
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_whose_file_is_locked_ends_by_its_drain_deadline() {
     let file = scratch().join("tasks.db");
     let client = client(&file).await;
-    let mut first = worker(&file, "locked");
+    let mut first = worker(&file, "locked", DEADLINE);
     first.ready().await;
     let accepted = enqueue(&client, 8).await;
     let other = Connection::open(&file).unwrap();
@@ -123,7 +146,7 @@ async fn a_worker_whose_file_is_locked_ends_by_its_drain_deadline() {
     first.says("another process keeps it locked").await;
     drains_in_time(&mut first).await;
     other.execute_batch("COMMIT").unwrap();
-    let heir = worker(&file, "locked");
+    let heir = worker(&file, "locked", DEADLINE);
     for handle in accepted {
         handle.result_within(PATIENCE).await.unwrap();
     }
@@ -174,7 +197,7 @@ async fn a_worker_whose_file_is_deleted_or_replaced_says_so_and_takes_no_more_ta
         let file = scratch().join("tasks.db");
         let name = format!("gone-{}", TaskId::random());
         let client = client(&file).await;
-        let mut worker = worker(&file, &name);
+        let mut worker = worker(&file, &name, DEADLINE);
         worker.ready().await;
         enqueue(&client, 1).await.remove(0).result_within(PATIENCE).await.unwrap();
         assert!(is_ready(&name, &file).await);

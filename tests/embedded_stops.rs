@@ -26,10 +26,12 @@ const FILE: &str = "COUNTERSIGN_TEST_DATABASE";
 const EFFECTS: &str = "COUNTERSIGN_TEST_EFFECTS";
 const ROUNDS: u64 = 4;
 const WORKERS: usize = 2;
-/// Longer than a session lasts.
-const LONGEST_STOP: Duration = Duration::from_secs(15);
+/// How long a session lasts, and a stop at most, in milliseconds.
+const LEASE: u64 = 10_000;
+const LONGEST_STOP: u64 = 15_000;
 const KILLED: f64 = 0.25;
-const BETWEEN_TASKS: Duration = Duration::from_millis(20);
+/// More than one worker can do: while the other is stopped, messages wait.
+const BETWEEN_TASKS: Duration = Duration::from_millis(10);
 
 #[derive(Serialize, Deserialize)]
 struct Note {
@@ -46,7 +48,7 @@ async fn note(_: Context, Note { number }: Note) -> TaskResult<usize> {
     let mut effects = std::fs::File::options().append(true).create(true).open(path)?;
     // One write, so that lines of two processes do not mix.
     effects.write_all(format!("{number}\n").as_bytes())?;
-    sleep(Duration::from_millis(rand::random_range(0..100))).await;
+    sleep(Duration::from_millis(rand::random_range(0..50))).await;
     Ok(number)
 }
 
@@ -95,8 +97,12 @@ impl Pool {
                 signal("STOP", &self.workers[worker]);
             }
         }
-        let mut stops: Vec<_> =
-            (0..WORKERS).map(|worker| (chance.random_range(1_000..15_000), worker)).collect();
+        // Half of them longer than a session lasts.
+        let stop = |worker| match chance.random_bool(0.5) {
+            true => (chance.random_range(LEASE..LONGEST_STOP), worker),
+            false => (chance.random_range(1_000..LEASE), worker),
+        };
+        let mut stops: Vec<_> = (0..WORKERS).map(stop).collect();
         stops.sort_unstable();
         let mut waited = 0;
         for (stop, worker) in stops {
@@ -121,7 +127,7 @@ fn number(name: &str) -> Option<u64> {
 async fn whoever_is_stopped_or_killed_every_accepted_task_ends_and_has_run() {
     let seed = number("COUNTERSIGN_TEST_SEED").unwrap_or_else(rand::random);
     let rounds = number("COUNTERSIGN_TEST_ROUNDS").unwrap_or(ROUNDS);
-    eprintln!("COUNTERSIGN_TEST_SEED={seed}, {rounds} rounds, stops of up to {LONGEST_STOP:?}");
+    eprintln!("COUNTERSIGN_TEST_SEED={seed}, {rounds} rounds, stops of up to {LONGEST_STOP} ms");
     let mut chance = StdRng::seed_from_u64(seed);
     let folder = scratch();
     let (file, effects) = (folder.join("tasks.db"), folder.join("effects"));
