@@ -96,6 +96,11 @@ impl Claim {
         self.lease = Some(Lease::renewed(crew, id, self.holder()));
     }
 
+    /// The store has granted it to a run whose task was not suspended before.
+    pub(super) fn keep(&mut self, lease: Lease) {
+        self.lease = Some(lease);
+    }
+
     /// The task's first record is about to be written for this run.
     pub(super) fn begin(&mut self) {
         self.begun = true;
@@ -159,6 +164,7 @@ impl Claim {
         let parking = Parking {
             id: next.id.clone(),
             number: ticket.number,
+            digest: next.digest(),
             holder: self.holder(),
             lease: crew.config.lease,
             message: next.encode(),
@@ -171,12 +177,13 @@ impl Claim {
     }
 
     /// The task has ended: late messages of it are to find that, and its open questions go.
-    pub(super) async fn end(&self, crew: &Crew, id: &TaskId) {
+    pub(super) async fn end(&self, crew: &Crew, envelope: &Envelope) {
         if !self.has_record() {
             return;
         }
+        let (id, digest) = (&envelope.id, envelope.digest());
         loop {
-            match crew.backends.store.end_parked(id).await {
+            match crew.backends.store.end_parked(id, Some(&digest)).await {
                 Ok(withdrawn) if withdrawn.is_empty() => return,
                 Ok(withdrawn) => {
                     return info!(task.id = %id, ?withdrawn, "ended with open questions");

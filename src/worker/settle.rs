@@ -94,6 +94,8 @@ async fn settle_undone(
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
             ack(delivery, crew.backends.store.ignore(&envelope.id));
         }
+        // Whoever waits for this id waits for the other task.
+        Outcome::Occupied(reason) => bury(crew, queue, delivery, &reason, async {}).await,
         Outcome::Refused(failure) => {
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
@@ -245,7 +247,7 @@ async fn record(
                 .await;
         }
         if claim.has_record() {
-            Box::pin(claim.end(crew, &envelope.id)).await;
+            Box::pin(claim.end(crew, envelope)).await;
         }
         faults::point("park ended");
         recorded
@@ -404,7 +406,7 @@ async fn bury_task(
     let effects = async {
         tell(crew, told).await;
         canvas::after_failure(crew, queue, envelope, failure, received.is_none()).await;
-        claim.end(crew, &envelope.id).await;
+        claim.end(crew, envelope).await;
     };
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;
 }

@@ -14,6 +14,9 @@ const APPLICATION: i64 = 0x4353_474e;
 /// Of the tables in `schema.sql`.
 const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
+/// Columns that files of this version may lack. Older processes go on working beside them: they name
+/// the columns that they read and write, and what they replace has none of these.
+const ADDED: [(&str, &str); 2] = [("parks", "digest"), ("left_by", "digest")];
 /// How long another process may keep the file locked.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const STATEMENTS: usize = 128;
@@ -49,6 +52,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     if version == 0 {
         create(&opened).map_err(|error| failed(path, &error))?;
     }
+    add_columns(&opened).map_err(|error| failed(path, &error))?;
     Ok(opened)
 }
 
@@ -114,6 +118,27 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
         connection.execute_batch(SCHEMA)?;
         connection.pragma_update(None, "application_id", APPLICATION)?;
         connection.pragma_update(None, "user_version", VERSION)?;
+    }
+    connection.execute_batch("COMMIT")
+}
+
+/// Several processes may try at once: the first adds what is missing.
+fn add_columns(connection: &Connection) -> rusqlite::Result<()> {
+    let missing = || {
+        let find = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?";
+        let mut missing = Vec::new();
+        for (table, column) in ADDED {
+            let count: i64 = connection.query_row(find, [table, column], |row| row.get(0))?;
+            missing.extend((count == 0).then_some((table, column)));
+        }
+        Ok::<_, rusqlite::Error>(missing)
+    };
+    if missing()?.is_empty() {
+        return Ok(());
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    for (table, column) in missing()? {
+        connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
     }
     connection.execute_batch("COMMIT")
 }

@@ -13,6 +13,7 @@ use tracing::warn;
 
 use super::bells::Ring;
 use super::db::Shared;
+use super::journal;
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, KEPT};
 use crate::clock;
@@ -274,9 +275,7 @@ fn forget(txn: &mut Txn<'_>) -> Done<bool> {
     let left = "SELECT task FROM left_by WHERE expires < ? ORDER BY expires LIMIT 50";
     for task in txn.all(left, [txn.now], |row| row.get::<_, String>(0))? {
         is_more = true;
-        for table in ["steps", "entries", "heads", "left_by"] {
-            txn.execute(&format!("DELETE FROM {table} WHERE task = ?"), [&task])?;
-        }
+        journal::forget(txn, &task)?;
     }
     let kept = i64::try_from(KEPT).unwrap_or(i64::MAX);
     for (table, key, keep) in
