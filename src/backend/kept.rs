@@ -51,9 +51,9 @@ pub(in crate::backend) fn is_ended(owner: &str, digest: &TaskDigest) -> bool {
 
 /// Whether what is stored is of the task with this digest; of any, where one of the two is not known.
 pub(in crate::backend) fn is_of(owner: Option<&str>, digest: Option<&TaskDigest>) -> bool {
-    owner.zip(digest).is_none_or(|(owner, digest)| {
-        owner == digest.as_str() || is_ended(owner, digest)
-    })
+    owner
+        .zip(digest)
+        .is_none_or(|(owner, digest)| owner == digest.as_str() || is_ended(owner, digest))
 }
 
 /// Who writes into a task's stream, and so with whose entries its own are numbered.

@@ -468,11 +468,7 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
 
     /// What earlier runs of a task have left; with a digest, nothing of another task with the same id.
     /// Waits while the store is away, without limit: drop the future to give up.
-    fn kept(
-        &self,
-        id: &TaskId,
-        digest: Option<&TaskDigest>,
-    ) -> BoxFuture<'_, Result<Kept, Error>>;
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>>;
 
     /// The store's clock, in milliseconds since the epoch. Waits like [`Store::kept`].
     fn clock(&self) -> BoxFuture<'_, Result<i64, Error>>;

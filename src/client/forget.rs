@@ -28,11 +28,16 @@ impl Client {
                 "it is suspended: wait until it has ended, or revoke it".to_owned()
             }
             Forget::Unfinished(Some(state)) => {
-                format!("its state is {state}: wait until it has ended, or revoke it", state = state.as_str())
+                format!(
+                    "its state is {state}: wait until it has ended, or revoke it",
+                    state = state.as_str()
+                )
             }
-            Forget::Unfinished(None) => "it has no result, and has recorded steps or written into its \
+            Forget::Unfinished(None) => {
+                "it has no result, and has recorded steps or written into its \
                                          stream: it may be running"
-                .to_owned(),
+                    .to_owned()
+            }
         };
         Err(Kind::Unfinished { id: id.clone(), cause }.into())
     }

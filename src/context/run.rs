@@ -117,10 +117,8 @@ impl Run {
 
     /// Whose journal and stream it reads and writes. Digests the arguments when it is called first.
     pub(crate) fn owner(&self) -> &RunOwner {
-        self.owner.get_or_init(|| RunOwner {
-            digest: self.envelope.digest(),
-            is_fresh: !self.is_rerun,
-        })
+        self.owner
+            .get_or_init(|| RunOwner { digest: self.envelope.digest(), is_fresh: !self.is_rerun })
     }
 
     /// How many steps and protected sections it is in.

@@ -87,10 +87,9 @@ fn add_json(hash: &mut Sha256, json: &str) {
     while let Some(first) = rest.bytes().next() {
         let length = match first {
             b'"' => string_length(rest),
-            b'-' | b'0'..=b'9' => {
-                rest.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'))
-                    .unwrap_or(rest.len())
-            }
+            b'-' | b'0'..=b'9' => rest
+                .find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'))
+                .unwrap_or(rest.len()),
             _ => rest.chars().next().map_or(1, char::len_utf8),
         };
         let (token, after) = rest.split_at(length);
@@ -106,12 +105,10 @@ fn add_json(hash: &mut Sha256, json: &str) {
                 }
                 Err(_) => hash.update(token),
             },
-            b'-' | b'0'..=b'9' if token.contains(['.', 'e', 'E']) => {
-                match token.parse::<f64>() {
-                    Ok(number) => hash.update(format!("{number:?}")),
-                    Err(_) => hash.update(token),
-                }
-            }
+            b'-' | b'0'..=b'9' if token.contains(['.', 'e', 'E']) => match token.parse::<f64>() {
+                Ok(number) => hash.update(format!("{number:?}")),
+                Err(_) => hash.update(token),
+            },
             _ => hash.update(token),
         }
     }
@@ -157,10 +154,8 @@ mod tests {
         let first = envelope(&[r#"{"to": "é", "n": [1, 2.50]}"#], &[("a", "1"), ("b", "1e5")]);
         let digest = first.digest();
         assert_eq!(digest.as_str().len(), 32);
-        let again = envelope(
-            &["{\"to\":\"\\u00e9\",\n\"n\":[1,2.5]}"],
-            &[("b", "100000.0"), ("a", " 1")],
-        );
+        let again =
+            envelope(&["{\"to\":\"\\u00e9\",\n\"n\":[1,2.5]}"], &[("b", "100000.0"), ("a", " 1")]);
         assert_eq!(again.digest(), digest);
 
         let ticket = Ticket { kind: TicketKind::Wake, number: 3 };

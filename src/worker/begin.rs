@@ -57,7 +57,9 @@ impl Beginning<'_> {
         let taken = loop {
             match store.begin_park(id, &digest, starts_anew, &holder, lease).await {
                 Ok(taken) => break taken,
-                Err(error) => warn!(task.id = %id, "cannot begin to park it: {error}; trying again"),
+                Err(error) => {
+                    warn!(task.id = %id, "cannot begin to park it: {error}; trying again")
+                }
             }
             sleep(RETRY_PAUSE).await;
         };
@@ -67,7 +69,9 @@ impl Beginning<'_> {
                 None => Begun::Claimed(Lease::renewed(crew, id, holder)),
             },
             Taken::Over(recorded) => Begun::Over(recorded),
-            Taken::Occupied(suspended) => Begun::Occupied(resume::occupied(id, suspended.as_deref())),
+            Taken::Occupied(suspended) => {
+                Begun::Occupied(resume::occupied(id, suspended.as_deref()))
+            }
             _ => Begun::Elsewhere,
         }
     }

@@ -270,8 +270,7 @@ impl<'r> Parkable<'r> {
         let holder = self.claim.holder();
         let lease = self.crew.config.lease;
         let digest = self.envelope.digest();
-        let taken =
-            self.crew.backends.store.take_parked(id, ticket, Some(&digest), &holder, lease);
+        let taken = self.crew.backends.store.take_parked(id, ticket, Some(&digest), &holder, lease);
         match taken.await {
             Ok(Taken::Claimed { number, rulings, .. }) => {
                 faults::point("claimed back");

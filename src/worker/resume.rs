@@ -122,7 +122,8 @@ async fn claim(
 /// Why a message cannot run while another task is suspended under its id.
 pub(super) fn occupied(id: &TaskId, suspended: Option<&Message>) -> String {
     let name = suspended.and_then(|message| message.headers.get("task")).and_then(Value::as_str);
-    let other = name.map_or_else(|| "another task".to_owned(), |name| format!("another task, {name},"));
+    let other =
+        name.map_or_else(|| "another task".to_owned(), |name| format!("another task, {name},"));
     format!(
         "{other} is suspended under the id {id}, with other arguments: wait until that one has ended \
          and replay this message, or send it under an id of its own"

@@ -8,7 +8,7 @@ use rusqlite::params;
 use super::bells::Ring;
 use super::txn::{Done, Txn};
 use crate::backend::kept::{ENDED, is_ended, is_of};
-use crate::backend::{Kept, Line, Said, Scope, StreamEntry, RunOwner};
+use crate::backend::{Kept, Line, RunOwner, Said, Scope, StreamEntry};
 use crate::error::{Error, Kind};
 use crate::protocol::TaskDigest;
 use crate::task::TaskId;

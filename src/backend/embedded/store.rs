@@ -17,8 +17,8 @@ use super::journal::Retention;
 use super::txn::{Done, Txn};
 use super::{audit, journal, marks, results};
 use crate::backend::{
-    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
-    StoreServer, StreamEntry, RunOwner, sealed,
+    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation,
+    RunOwner, Store, StoreServer, StreamEntry, sealed,
 };
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State, TaskDigest};
@@ -181,11 +181,7 @@ impl Store for EmbeddedStore {
         wait
     }
 
-    fn kept(
-        &self,
-        id: &TaskId,
-        digest: Option<&TaskDigest>,
-    ) -> BoxFuture<'_, Result<Kept, Error>> {
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>> {
         let (id, digest) = (id.clone(), digest.cloned());
         Box::pin(self.until_answered(move || {
             let (id, digest) = (id.clone(), digest.clone());
@@ -206,9 +202,9 @@ impl Store for EmbeddedStore {
     ) -> BoxFuture<'_, Result<Option<Bytes>, Error>> {
         let (id, writer, step) = (id.clone(), writer.clone(), step.to_owned());
         let retention = self.retention;
-        Box::pin(self.insist(move |txn| {
-            journal::record(txn, &id, &writer, (&step, &entry), retention)
-        }))
+        Box::pin(
+            self.insist(move |txn| journal::record(txn, &id, &writer, (&step, &entry), retention)),
+        )
     }
 
     fn append(

@@ -63,8 +63,8 @@ use self::scribe::{Call, Scribe};
 use self::subscription::{Bells, Subscription, Watch};
 use self::tail::Tail;
 use super::{
-    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, RunOwner,
-    Store, StoreServer, StreamEntry, sealed,
+    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation,
+    RunOwner, Store, StoreServer, StreamEntry, sealed,
 };
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, State, TaskDigest};
@@ -374,11 +374,7 @@ impl Store for RedisStore {
         wait
     }
 
-    fn kept(
-        &self,
-        id: &TaskId,
-        digest: Option<&TaskDigest>,
-    ) -> BoxFuture<'_, Result<Kept, Error>> {
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>> {
         let (id, digest) = (id.clone(), digest.cloned());
         Box::pin(async move { self.read_kept(&id, digest.as_ref()).await })
     }

@@ -8,7 +8,7 @@ use redis::{FromRedisValue, Pipeline, Value};
 use super::journal::text;
 use super::scribe::Script;
 use super::{RedisStore, tail};
-use crate::backend::{Line, Said, Scope, StreamEntry, RunOwner};
+use crate::backend::{Line, RunOwner, Said, Scope, StreamEntry};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
 

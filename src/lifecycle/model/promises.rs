@@ -19,9 +19,11 @@ pub(super) const ONE_EFFECT: &str =
     "a handler ends once, and once more for each that died at its end";
 pub(super) const ONE_RUN: &str = "nobody runs beside another";
 pub(super) const ONE_RESUME: &str = "each park is taken up once";
+pub(super) const OWN_TASK: &str = "a message runs only its own task";
 pub(super) const NO_WAIT: &str = "a decided task does not wait for its deadline";
 
-const ALWAYS: [Promise; 8] = [
+const ALWAYS: [Promise; 9] = [
+    (OWN_TASK, |_, world| !world.seen.mixed),
     (NOT_LOST, |_, world| world.seen.ended || has_message(world)),
     (NOT_SAID_LOST, |_, world| !world.seen.lost || world.faults.wipes > 0),
     (ONE_DECISION, |_, world| {
@@ -55,6 +57,11 @@ pub(super) fn all(pool: &Pool) -> Vec<Property<Pool>> {
             world.seen.effects > 0 && world.faults.crashes > 0 && is_settled(world)
         }));
     }
+    if pool.limits.lives > 0 {
+        all.push(Property::sometimes("a second task with the id ends", |_, world: &World| {
+            world.faults.lives > 0 && world.seen.effects > 0 && is_settled(world)
+        }));
+    }
     if pool.limits.wipes > 0 {
         all.push(Property::sometimes("it ends after the store forgot it", |_, world: &World| {
             world.seen.lost && is_settled(world)
@@ -71,7 +78,9 @@ pub(super) fn is_settled(world: &World) -> bool {
 
 /// In the broker, or in a worker's hands and not acked.
 fn has_message(world: &World) -> bool {
-    !world.letters.is_empty() || world.runs.iter().flatten().any(|run| !run.is_acked)
+    let life = world.faults.lives;
+    let is_held = world.runs.iter().flatten().any(|run| !run.is_acked && run.letter.life == life);
+    is_held || world.letters.iter().any(|letter| letter.life == life)
 }
 
 /// Something is decided that a parked task waits for, and only a delayed wake message, or none,

@@ -1,9 +1,14 @@
 //! Journals and streams: what is written once, whoever writes it again.
 
 use super::*;
-use crate::backend::{Approvals, Line, Said, Scope};
-use crate::protocol::{Ticket, TicketKind};
+use crate::backend::{Approvals, Line, RunOwner, Said, Scope};
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
+
+/// A later run of the task with this digest.
+fn run(digest: &str) -> RunOwner {
+    RunOwner { digest: TaskDigest::from(digest.to_owned()), is_fresh: false }
+}
 
 fn body(number: u64, json: &'static str) -> Line {
     let json = Bytes::from_static(json.as_bytes());
@@ -16,7 +21,7 @@ fn step(execution: u64, number: u64, json: &'static str) -> Line {
 
 async fn append(store: &RedisStore, id: &TaskId, lines: &[Line]) {
     for line in lines {
-        timeout(SOON, store.append(id, line.clone())).await.unwrap().unwrap();
+        timeout(SOON, store.append(id, &run("one"), line.clone())).await.unwrap().unwrap();
     }
 }
 
@@ -36,11 +41,14 @@ async fn the_first_record_of_a_step_wins() {
     let store = store_on(&server).await;
     let id = TaskId::random();
     let (first, second) = (Bytes::from_static(b"1"), Bytes::from_static(b"2"));
-    assert_eq!(store.record(&id, "s", first.clone()).await.unwrap(), None);
-    assert_eq!(store.record(&id, "s", second.clone()).await.unwrap(), Some(first.clone()));
-    assert_eq!(store.record(&id, "t", second.clone()).await.unwrap(), None);
+    assert_eq!(store.record(&id, &run("one"), "s", first.clone()).await.unwrap(), None);
+    assert_eq!(
+        store.record(&id, &run("one"), "s", second.clone()).await.unwrap(),
+        Some(first.clone())
+    );
+    assert_eq!(store.record(&id, &run("one"), "t", second.clone()).await.unwrap(), None);
     append(&store, &id, &[body(1, "1"), step(7, 1, "1")]).await;
-    let kept = store.kept(&id).await.unwrap();
+    let kept = store.kept(&id, None).await.unwrap();
     assert_eq!((&kept.steps["s"], &kept.steps["t"]), (&first, &second));
     assert_eq!(kept.streamed.into_iter().collect::<Vec<_>>(), ["s"]);
 }
@@ -50,11 +58,11 @@ async fn a_wake_keeps_what_a_parked_task_has_left() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let id = TaskId::random();
-    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    store.record(&id, &run("one"), "s", Bytes::from_static(b"1")).await.unwrap();
     let key = format!("cs:journal:{id}");
     let _: i64 = server.ask(&["EXPIRE", &key, "60"]).await;
     let wake = Ticket { kind: TicketKind::Wake, number: 1 };
-    store.take_parked(&id, wake, "a", SOON).await.unwrap();
+    store.take_parked(&id, wake, None, "a", SOON).await.unwrap();
     eventually("it is kept longer", async || server.ask::<i64>(&["TTL", &key]).await > 3600).await;
 }
 
@@ -96,7 +104,7 @@ async fn what_a_task_leaves_outlives_its_result_while_it_runs_and_not_after() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let id = TaskId::random();
-    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    store.record(&id, &run("one"), "s", Bytes::from_static(b"1")).await.unwrap();
     append(&store, &id, &[body(1, "1")]).await;
     let keys = [format!("cs:journal:{id}"), format!("cs:stream:{{{id}}}")];
     let result = RedisSettings::new("").result_expires.as_secs();
@@ -104,7 +112,7 @@ async fn what_a_task_leaves_outlives_its_result_while_it_runs_and_not_after() {
         let left: u64 = server.ask(&["TTL", key]).await;
         assert!(left > result, "{key}: {left} s");
     }
-    store.ended(&id);
+    store.ended(&id, &run("one").digest);
     // It is written in order.
     append(&store, &TaskId::random(), &[body(1, "1")]).await;
     for key in &keys {
