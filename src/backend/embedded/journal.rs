@@ -81,7 +81,9 @@ pub(super) fn forget(txn: &Txn<'_>, task: &str) -> Done<()> {
 
 /// Whether a task has left anything.
 pub(super) fn is_left(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
-    let find = "SELECT 1 FROM left_by WHERE task = ? AND expires >= ?";
+    let find = "SELECT 1 FROM left_by WHERE task = ?1 AND expires >= ?2 AND \
+                (EXISTS (SELECT 1 FROM steps WHERE task = ?1) \
+                OR EXISTS (SELECT 1 FROM heads WHERE task = ?1))";
     Ok(txn.first(find, params![task.as_str(), txn.now], |_| Ok(()))?.is_some())
 }
 

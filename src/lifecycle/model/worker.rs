@@ -41,6 +41,10 @@ impl World {
                     self.store.release(slot);
                     return Some(Step::Ack);
                 }
+                if record.has_message {
+                    // The message that is stored takes its place.
+                    run.letter.life = record.life;
+                }
                 self.go_on(slot, run, number, BOTH);
                 let is_hasty = self.variant == Variant::ClaimWithoutRead;
                 Some(if is_hasty { Step::Run } else { Step::Read })

@@ -173,10 +173,11 @@ async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_i
 async fn a_task_that_is_run_again_was_never_parked() {
     let (store, id) = (in_memory(), TaskId::from("t"));
     store.park(parking(&id, 1, vec![question(&id, "first", 1, 1)])).await.unwrap();
-    let forgotten = id.clone();
+    store.end_parked(&id, None).await.unwrap();
+    let ended = id.clone();
     store
         .db
-        .write(move |txn| crate::backend::embedded::parks::forget(txn, &forgotten))
+        .write(move |txn| crate::backend::embedded::parks::delete_ended(txn, &ended))
         .await
         .unwrap();
     let original = Ticket { kind: TicketKind::Original, number: 2 };
