@@ -183,7 +183,9 @@ pub fn take(
 /// record, and in it who is about to park.
 ///
 /// The record of another task that has ended is replaced. So is one of the same task, if the run
-/// `starts_anew`: it reads the task's result after [`Take::Claimed`], and stops if there is one.
+/// `starts_anew`: it reads the task's result after [`Take::Claimed`], and stops if there is one. The
+/// number that it is told then is that of the last message of the task before: its own parks come after
+/// that, while its message, number 0, still finds the record.
 pub fn begin(
     record: &mut Option<Park>,
     digest: &TaskDigest,
@@ -197,8 +199,10 @@ pub fn begin(
         park.ended && (park.is_of_another(Some(digest)) || (is_same && starts_anew))
     });
     if record.is_none() || is_over {
+        // The last wake message of the task before was one ahead of its record.
+        let past = record.as_ref().map(|park| park.number.saturating_add(1));
         *record = Some(claimed(0, Some(digest), holder, now + lease));
-        return Take::Claimed(0);
+        return Take::Claimed(past.filter(|past| *past < LEAP).unwrap_or(0));
     }
     let first = Ticket { kind: TicketKind::Original, number: 0 };
     match take(record, first, Some(digest), Due::Now, holder, now, lease) {

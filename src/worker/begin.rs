@@ -23,8 +23,8 @@ pub(super) struct Beginning<'r> {
 
 /// What came of it.
 pub(super) enum Begun {
-    /// The run holds the claim.
-    Claimed(Lease),
+    /// The run holds the claim. Its parks come after this number.
+    Claimed(u64, Lease),
     /// Another message carries the task on, or it has ended.
     Over(Recorded),
     /// Another copy of the message has the claim.
@@ -64,9 +64,9 @@ impl Beginning<'_> {
             sleep(RETRY_PAUSE).await;
         };
         match taken {
-            Taken::Claimed { .. } => match execute::known(crew, envelope).await {
+            Taken::Claimed { number, .. } => match execute::known(crew, envelope).await {
                 Some(document) => Begun::Known(Box::new(document)),
-                None => Begun::Claimed(Lease::renewed(crew, id, holder)),
+                None => Begun::Claimed(number, Lease::renewed(crew, id, holder)),
             },
             Taken::Over(recorded) => Begun::Over(recorded),
             Taken::Occupied(suspended) => {

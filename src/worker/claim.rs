@@ -22,6 +22,8 @@ pub(super) struct Claim {
     ticket: Option<Ticket>,
     /// The task's last park, as far as this delivery knows; 0 before the first.
     pub(super) number: u64,
+    /// What it is while the message of this delivery carries the task.
+    first: u64,
     /// A name that no other delivery has, once it is needed.
     holder: Option<String>,
     lease: Option<Lease>,
@@ -68,7 +70,8 @@ impl Lease {
 
 impl Claim {
     pub(super) fn of(ticket: Option<Ticket>) -> Self {
-        Self { ticket, number: ticket.map_or(0, |ticket| ticket.number), ..Self::default() }
+        let number = ticket.map_or(0, |ticket| ticket.number);
+        Self { ticket, number, first: number, ..Self::default() }
     }
 
     /// The message said that its task was suspended before.
@@ -97,7 +100,8 @@ impl Claim {
     }
 
     /// The store has granted it to a run whose task was not suspended before.
-    pub(super) fn keep(&mut self, lease: Lease) {
+    pub(super) fn keep(&mut self, number: u64, lease: Lease) {
+        (self.number, self.first) = (number, number);
         self.lease = Some(lease);
     }
 
@@ -114,7 +118,7 @@ impl Claim {
     /// The claim came with the message. One that was granted in a hold came with a park, whose own
     /// messages carry the task on.
     pub(super) fn is_of_message(&self) -> bool {
-        self.ticket.map_or(0, |ticket| ticket.number) == self.number
+        self.first == self.number
     }
 
     /// Completes when another worker has the claim.

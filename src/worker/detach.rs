@@ -71,20 +71,19 @@ pub(super) async fn detach(
     crew: &Crew,
     queue: &Queue,
     envelope: &Envelope,
-    number: u64,
-    beginning: Option<Beginning<'_>>,
+    (number, beginning): (u64, Option<Beginning<'_>>),
     holder: String,
 ) -> Detached {
     let lease = crew.config.lease;
-    let begun = match beginning {
+    let (number, begun) = match beginning {
         Some(beginning) => match beginning.claim().await {
-            Begun::Claimed(lease) => Some(lease),
+            Begun::Claimed(number, lease) => (number + 1, Some(lease)),
             Begun::Over(_) => return Detached::Behind,
             Begun::Elsewhere => return Detached::Elsewhere,
             Begun::Known(document) => return Detached::Known(document),
             Begun::Occupied(reason) => return Detached::Occupied(reason),
         },
-        None => None,
+        None => (number, None),
     };
     faults::point("long run begun");
     while let Err(error) = park::send_wake(crew, queue, envelope, number, lease).await {

@@ -130,7 +130,7 @@ impl<'r> Parkable<'r> {
         let beginning = (!self.claim.has_record()).then(|| self.beginning());
         let number = self.claim.number + 1;
         self.claim.begin();
-        detach(self.crew, self.queue, self.envelope, number, beginning, self.claim.holder())
+        detach(self.crew, self.queue, self.envelope, (number, beginning), self.claim.holder())
     }
 
     /// What it takes to claim the task, which this run does not know to be suspended.
@@ -172,8 +172,8 @@ impl<'r> Parkable<'r> {
             return Ok(());
         }
         match self.beginning().claim().await {
-            Begun::Claimed(lease) => {
-                self.claim.keep(lease);
+            Begun::Claimed(number, lease) => {
+                self.claim.keep(number, lease);
                 faults::point("park begun");
                 Ok(())
             }

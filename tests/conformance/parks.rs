@@ -430,13 +430,13 @@ async fn a_new_task_replaces_a_record_that_has_ended(ground: Ground) {
     assert!(matches!(taken, Taken::Unclaimed), "{taken:?}");
     let copy = store.begin_park(asker.id(), &own, false, "b", HOUR).await.unwrap();
     assert!(matches!(copy, Taken::Over(_)), "{copy:?}");
-    for digest in [own, other()] {
+    for (last, digest) in [(1, own), (3, other())] {
         let begun = store.begin_park(asker.id(), &digest, true, "b", HOUR).await.unwrap();
-        let Taken::Claimed { number: 0, message: None, rulings } = begun else {
-            panic!("{begun:?}")
-        };
-        assert_eq!(rulings, []);
-        let parking = Parking { digest: digest.clone(), ..asker.parking(1, &["pay"]) };
+        let Taken::Claimed { number, message: None, rulings } = begun else { panic!("{begun:?}") };
+        assert_eq!((number, rulings.len()), (last + 1, 0));
+        let taken = store.take_parked(asker.id(), first, Some(&digest), "b", HOUR).await.unwrap();
+        assert!(is_claimed(&taken, 0), "its message still finds the record");
+        let parking = Parking { digest: digest.clone(), ..asker.parking(last + 2, &["pay"]) };
         let parked = store.park(Parking { holder: "b".into(), ..parking }).await.unwrap();
         assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
         let asked = read(store, &asker.question("pay")).await;
@@ -486,7 +486,7 @@ async fn a_forgotten_task_leaves_nothing(ground: Ground) {
     let anew = store.take_parked(id, first, Some(&run.digest), "b", HOUR).await.unwrap();
     assert!(matches!(anew, Taken::Unclaimed), "{anew:?}");
     let begun = store.begin_park(id, &run.digest, false, "b", HOUR).await.unwrap();
-    assert!(is_claimed(&begun, 0), "{begun:?}");
+    assert!(is_claimed(&begun, 2), "{begun:?}");
 }
 
 async fn a_task_that_may_run_is_not_forgotten(ground: Ground) {

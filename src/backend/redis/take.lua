@@ -17,12 +17,12 @@ local function claim(waits, alarm)
     'until', whole(now + lease), 'waits', waits, 'alarm', alarm)
 end
 
-local function create()
+local function create(told)
   claim('', '0')
   if digest ~= '' then
     redis.call('HSET', KEYS[1], 'digest', digest)
   end
-  return { 'claimed', ARGV[2], '' }
+  return { 'claimed', told, '' }
 end
 
 local park = redis.call('HMGET', KEYS[1], 'number', 'waits', 'holder', 'until', 'ended', 'v', 'alarm',
@@ -35,7 +35,7 @@ if not park[1] then
   elseif number == 0 and kind ~= 'begin' then
     return { 'unclaimed', '0' }
   end
-  return create()
+  return create(ARGV[2])
 end
 if park[6] ~= '1' then
   return { 'newer', '0' }
@@ -45,7 +45,7 @@ local is_known = digest ~= '' and park[8]
 local is_another = is_known and park[8] ~= digest
 if kind == 'begin' and park[5] == '1' and (is_another or (is_known and starts_anew)) then
   redis.call('DEL', KEYS[1])
-  return create()
+  return create(stored + 1 < LEAP and whole(stored + 1) or '0')
 end
 local is_first = number == 0 and (kind == 'original' or kind == 'begin')
 if is_another then

@@ -24,7 +24,7 @@ pub(super) const NO_WAIT: &str = "a decided task does not wait for its deadline"
 
 const ALWAYS: [Promise; 9] = [
     (OWN_TASK, |_, world| !world.seen.mixed),
-    (NOT_LOST, |_, world| world.seen.ended || has_message(world)),
+    (NOT_LOST, |_, world| world.seen.ended || world.seen.buried || has_message(world)),
     (NOT_SAID_LOST, |_, world| !world.seen.lost || world.faults.wipes > 0),
     (ONE_DECISION, |_, world| {
         world.faults.wipes > 0 || world.seen.applied.iter().all(|times| *times <= 1)
@@ -36,8 +36,10 @@ const ALWAYS: [Promise; 9] = [
     }),
     (ONE_RUN, |_, world| {
         let is_running = |run: &&super::world::Run| matches!(run.step, Step::Run | Step::Finish);
-        let runs = world.runs.iter().flatten().filter(is_running).count();
-        runs <= 1 || world.faults.wipes + world.faults.stalls > 0
+        let runs = || world.runs.iter().flatten().filter(is_running);
+        // Two tasks with one id may run at the same time.
+        let is_one = |life| runs().filter(|run| run.letter.life == life).count() <= 1;
+        (is_one(0) && is_one(1)) || world.faults.wipes + world.faults.stalls > 0
     }),
     (ONE_RESUME, |_, world| world.seen.resumed.iter().all(|times| *times <= 1)),
     (NO_WAIT, |_, world| world.faults.wipes > 0 || !is_left_to_its_wake(world)),

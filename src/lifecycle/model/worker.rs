@@ -18,6 +18,7 @@ impl World {
             letter,
             step: Step::Read,
             number: letter.ticket.number,
+            first: letter.ticket.number,
             is_leased: false,
             is_stalled: false,
             is_acked: false,
@@ -32,8 +33,10 @@ impl World {
     fn admit(&mut self, slot: usize, run: &mut Run) -> Option<Step> {
         match self.take(slot, run.letter) {
             Take::Unclaimed | Take::Ended => Some(Step::Read),
-            // It is dead-lettered.
-            Take::Occupied => None,
+            Take::Occupied => {
+                self.seen.buried = true;
+                None
+            }
             Take::Claimed(number) => {
                 let record = self.store.record?;
                 self.seen.mixed |= record.life != run.letter.life && !record.has_message;
@@ -140,7 +143,8 @@ impl World {
     /// The handler runs to its end, or asks what it does not know: then the wake message is sent.
     fn handle(&mut self, run: &mut Run) -> Step {
         if run.known == BOTH {
-            self.seen.effects += 1;
+            // An earlier task runs again if its worker died before it noted the end.
+            self.seen.effects += u8::from(run.letter.life == self.faults.lives);
             return Step::Finish;
         }
         run.is_acked |= self.variant == Variant::AckBeforePark;
@@ -159,12 +163,17 @@ impl World {
         let is_replaced = self.store.record.is_some_and(|record| record.ended);
         let starts_anew = self.variant != Variant::OneLife;
         match self.store.begin(run.letter.life, starts_anew, slot) {
-            Take::Claimed(_) => {
+            Take::Claimed(number) => {
+                (run.number, run.first) = (number, number);
                 run.is_leased = true;
                 // Another copy of its message may have ended.
                 Some(if is_replaced { Step::Read } else { Step::Run })
             }
-            Take::Ack | Take::Occupied => None,
+            Take::Ack => None,
+            Take::Occupied => {
+                self.seen.buried = true;
+                None
+            }
             _ => {
                 run.letter = run.letter.returned();
                 Some(Step::PutOff(LEASE))
@@ -230,7 +239,7 @@ impl World {
 
     pub(super) fn lose_claim(&mut self, slot: usize) {
         if let Some(run) = &mut self.runs[slot] {
-            let is_of_message = run.letter.ticket.number == run.number;
+            let is_of_message = run.first == run.number;
             run.step = if is_of_message { Step::PutOff(LEASE) } else { Step::Ack };
             run.letter = run.letter.returned();
             run.is_leased = false;

@@ -39,8 +39,9 @@ pub(super) struct Letter {
 pub(super) struct Run {
     pub(super) letter: Letter,
     pub(super) step: Step,
-    /// As `Claim::number` of `worker/claim.rs`.
+    /// As `Claim::number` and `Claim::first` of `worker/claim.rs`.
     pub(super) number: u64,
+    pub(super) first: u64,
     /// It holds a claim, and renews it.
     pub(super) is_leased: bool,
     /// It does not come to renewing it.
@@ -133,6 +134,9 @@ pub(super) struct Seen {
     pub(super) resumed: [u8; 6],
     /// A message ran under the claim of another task, with its own arguments.
     pub(super) mixed: bool,
+    /// A message was dead-lettered: the first task is suspended, since its worker died before it noted
+    /// the end.
+    pub(super) buried: bool,
     /// The task was said to be lost.
     pub(super) lost: bool,
     pub(super) ended: bool,
@@ -163,7 +167,11 @@ impl World {
     pub(super) fn may_be_reused(&self) -> bool {
         let is_first =
             |letter: &Letter| letter.ticket == Letter::new(TicketKind::Original, 0, 0).ticket;
-        self.seen.ended && self.runs == [None; 2] && !self.letters.iter().any(is_first)
+        let has_errand = self.errands.iter().any(|errand| *errand != Errand::None);
+        self.seen.ended
+            && !has_errand
+            && self.runs == [None; 2]
+            && !self.letters.iter().any(is_first)
     }
 
     /// The result is deleted, and another task is sent with the same id. Its questions are others.

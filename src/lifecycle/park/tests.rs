@@ -88,12 +88,18 @@ fn a_new_task_replaces_a_record_that_has_ended() {
         assert_eq!(begun, if name == "one" { Take::Ack } else { Take::Occupied });
         end(&mut record, None);
         let begun = super::begin(&mut record, &new, starts_anew, "a", 0, LEASE);
-        assert_eq!(begun, Take::Claimed(0));
+        assert_eq!(begun, Take::Claimed(5));
         // Its message comes again, after its worker has died.
         let again = super::take(&mut record, ORIGINAL, Some(&new), Due::Now, "b", LEASE, LEASE);
         assert_eq!(again, Take::Claimed(0));
         let wake = ticket(TicketKind::Wake, 4);
         let late = super::take(&mut record, wake, Some(&digest("x")), Due::Now, "c", 0, LEASE);
+        assert_eq!(late, Take::Ack);
+        // So is a late one of the same arguments, once the new task is suspended.
+        let next = Park::waiting(6, new.clone(), Vec::new());
+        assert_eq!(super::park(&mut record, next, Due::In(9), "b", LEASE, LEASE), Parked::Waiting);
+        let wake = ticket(TicketKind::Wake, 5);
+        let late = super::take(&mut record, wake, Some(&new), Due::Now, "c", LEASE, LEASE);
         assert_eq!(late, Take::Ack);
     }
     let mut record = suspended(4, "one");
@@ -139,7 +145,7 @@ fn a_suspended_task_is_not_forgotten_and_late_messages_of_one_that_is_are_acked(
     let again = super::take(&mut record, ORIGINAL, Some(&one), Due::Now, "a", 0, LEASE);
     assert_eq!(again, Take::Unclaimed);
     let begun = super::begin(&mut record, &one, false, "a", 0, LEASE);
-    assert_eq!(begun, Take::Claimed(0));
+    assert_eq!(begun, Take::Claimed(4));
 }
 
 #[test]
