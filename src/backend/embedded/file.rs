@@ -213,6 +213,35 @@ mod tests {
                           /dev/vdb /home/local xfs rw 0 0\n\
                           //nas/data /mnt/my\\040data cifs rw 0 0\n";
 
+    /// A file of the version before gets the columns, and that version goes on writing to it.
+    #[test]
+    fn columns_are_added_to_an_older_file() {
+        let path = std::env::temp_dir().join(format!("{}.db", uuid::Uuid::new_v4().simple()));
+        let old = open(&path).unwrap();
+        for (table, column) in ADDED {
+            old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
+        }
+        let park = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, \
+                    ended, alarm, queue, message) VALUES ('t', 1, 1, '', '', NULL, NULL, 0, NULL, \
+                    'q', NULL)";
+        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        let new = [open(&path).unwrap(), open(&path).unwrap()];
+        let digest = || -> Option<String> {
+            new[1].query_row("SELECT digest FROM parks", [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(digest(), None);
+        new[0].execute("UPDATE parks SET digest = 'one'", []).unwrap();
+        old.prepare_cached("UPDATE parks SET number = 2").unwrap().execute([]).unwrap();
+        assert_eq!(digest().as_deref(), Some("one"), "the same record");
+        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        assert_eq!(digest(), None, "another record");
+        assert!(new[0].prepare("SELECT digest FROM left_by").is_ok());
+        drop((old, new));
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", path.display()));
+        }
+    }
+
     #[test]
     fn the_nearest_mount_says_whether_a_folder_is_on_the_network() {
         let kind = |folder| file_system(MOUNTS, folder).is_some_and(is_network);

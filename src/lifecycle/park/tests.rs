@@ -298,7 +298,10 @@ proptest! {
                     super::park(&mut record, next, due, holder, now, LEASE) == Parked::Ready
                 }
                 4 => renew(&mut record, holder, now, LEASE),
-                5 => end(&mut record, named.as_ref()) && false,
+                5 => {
+                    end(&mut record, named.as_ref());
+                    false
+                }
                 _ => {
                     let named = named.unwrap_or(digest("one"));
                     let begun = super::begin(&mut record, &named, flag, holder, now, LEASE);

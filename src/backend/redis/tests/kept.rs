@@ -1,7 +1,7 @@
 //! Journals and streams: what is written once, whoever writes it again.
 
 use super::*;
-use crate::backend::{Approvals, Line, RunOwner, Said, Scope};
+use crate::backend::{Approvals, Line, RunOwner, Said, Scope, Taken};
 use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
@@ -51,6 +51,34 @@ async fn the_first_record_of_a_step_wins() {
     let kept = store.kept(&id, None).await.unwrap();
     assert_eq!((&kept.steps["s"], &kept.steps["t"]), (&first, &second));
     assert_eq!(kept.streamed.into_iter().collect::<Vec<_>>(), ["s"]);
+}
+
+/// What the version before has written: it says nothing of whose it is.
+#[tokio::test]
+async fn what_an_older_worker_has_left_belongs_to_every_task() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let id = TaskId::random();
+    let (journal, heads) = (format!("cs:journal:{id}"), format!("cs:stream:{{{id}}}:heads"));
+    let _: u8 = server.ask(&["HSET", &journal, "s", "1"]).await;
+    let _: u8 = server.ask(&["HSET", &heads, "last", "4", "step s", "1 7 1"]).await;
+    let fresh = RunOwner { is_fresh: true, ..run("one") };
+    let recorded = store.record(&id, &fresh, "s", Bytes::from_static(b"2")).await.unwrap();
+    assert_eq!(recorded, Some(Bytes::from_static(b"1")));
+    store.append(&id, &fresh, step(7, 1, "1")).await.unwrap();
+    assert_eq!(entries(&store, &id).await, [""; 0], "it was written before");
+    store.ended(&id, &fresh.digest);
+    let kept = store.kept(&id, Some(&fresh.digest)).await.unwrap();
+    assert_eq!((kept.steps.len(), kept.streamed.len()), (1, 1));
+
+    let park = format!("cs:park:{{cs}}:{id}");
+    let _: u8 = server.ask(&["HSET", &park, "v", "1", "number", "2", "ended", "0"]).await;
+    let wake = Ticket { kind: TicketKind::Wake, number: 2 };
+    let taken = store.take_parked(&id, wake, Some(&fresh.digest), "a", SOON).await.unwrap();
+    assert!(matches!(taken, Taken::Claimed { number: 2, .. }), "{taken:?}");
+    store.end_parked(&id, Some(&fresh.digest)).await.unwrap();
+    let begun = store.begin_park(&id, &fresh.digest, true, "a", SOON).await.unwrap();
+    assert!(matches!(begun, Taken::Over(_)), "{begun:?}");
 }
 
 #[tokio::test]
