@@ -145,6 +145,15 @@ impl Client {
         self.wait(async move { client.status(&id).await })?
     }
 
+    /// Deletes everything that the store has of a task that has ended; see [`crate::Client::forget`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::forget`].
+    pub fn forget(&self, id: &TaskId) -> Result<(), Error> {
+        let (client, id) = (self.client.clone(), id.clone());
+        self.wait(async move { client.forget(&id).await })?
+    }
+
     /// Flushes what is being sent, and waits until the connections are closed.
     pub fn close(mut self) {
         self.closing.cancel();

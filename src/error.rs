@@ -47,6 +47,8 @@ pub(crate) enum Kind {
     Decision(String),
     #[error("the edited arguments do not fit: {}", .0.join("; "))]
     Misfit(Vec<String>),
+    #[error("task {id} cannot be forgotten: {cause}")]
+    Unfinished { id: TaskId, cause: String },
     #[error("{what}: {cause}")]
     AccessRefused { what: String, cause: String },
     #[error("this client is closed")]
@@ -125,6 +127,12 @@ impl Error {
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(*self.0, Kind::TooLarge { .. })
+    }
+
+    /// A task was to be forgotten that is suspended, or may still run. Nothing was deleted.
+    #[must_use]
+    pub fn is_unfinished(&self) -> bool {
+        matches!(*self.0, Kind::Unfinished { .. })
     }
 
     /// The broker's user may not do what it takes; the message names the object and the permission.

@@ -178,7 +178,7 @@ impl Pool {
             Err(error) => Err(error),
         };
         let store = &self.client.backends().store;
-        let kept = store.kept(&id).await.unwrap_or_default();
+        let kept = store.kept(&id, None).await.unwrap_or_default();
         let mut steps: Vec<_> = kept.steps.into_keys().collect();
         steps.sort();
         let said = self.said(&id).await;

@@ -103,6 +103,12 @@ async fn a_task_is_followed_to_its_end() {
     assert_eq!((said.records.len(), &said.records[0]["value"]), (1, &json!(3)));
     assert_eq!(say(&["tasks", "follow", &id, "--live"]).await.records, Vec::<Value>::new());
     assert_eq!(say(&["tasks", "follow", &id, "--live", "--from", "1"]).await.code, Some(2));
+    handle.result_within(Duration::from_secs(60)).await.unwrap();
+    let said = say(&["tasks", "forget", &id, "never-sent"]).await;
+    assert_eq!((said.code, said.records.len()), (Some(0), 2), "{}", said.stderr);
+    assert_eq!(said.records[0], json!({"id": id, "forgotten": true}));
+    let said = say(&["tasks", "get", &id]).await;
+    assert_eq!(said.records[0]["state"], "PENDING");
     running.drain().await;
 }
 

@@ -242,6 +242,8 @@ async fn a_blocking_client_works_inside_and_outside_of_a_runtime() {
         let id = handle.id().clone();
         assert_eq!(client.result_within(handle, PATIENCE).unwrap(), "hello");
         assert_eq!(client.status(&id).unwrap().unwrap().state, State::Success);
+        client.forget(&id).unwrap();
+        assert!(client.status(&id).unwrap().is_none());
         let batch = ["a", "fail"].map(|word| client.enqueue(say(word)).queue(&queue));
         let handles = client.send_all(batch).unwrap().into_iter().map(Result::unwrap);
         let results = client.gather(handles, 2).unwrap();

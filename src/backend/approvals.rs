@@ -9,7 +9,7 @@ use tokio::sync::broadcast;
 use super::{Recorded, sealed};
 use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
 use crate::error::{Error, Kind};
-use crate::protocol::{Message, Ticket};
+use crate::protocol::{Message, TaskDigest, Ticket};
 use crate::task::TaskId;
 
 /// The note of a task's end outlives every wake.
@@ -45,6 +45,11 @@ pub enum Taken {
     StateLost,
     /// A newer Countersign has parked it.
     Newer,
+    /// Its suspension has ended. The result says whether this is a copy that comes late, or the same
+    /// message sent anew; the proof is for one that stores no result.
+    Ended(Recorded),
+    /// Another task is suspended under its id: that one, where the store has it.
+    Occupied(Option<Box<Message>>),
 }
 
 /// A run that is to be parked, or whose next attempt is on its way: then it asks nothing.
@@ -54,6 +59,8 @@ pub struct Parking {
     pub id: TaskId,
     /// The park's number.
     pub number: u64,
+    /// The task's digest.
+    pub digest: TaskDigest,
     /// Who runs it now.
     pub holder: String,
     /// How long a claim holds.
@@ -153,11 +160,13 @@ impl Found {
 /// Every call gives up with a connection error when the store does not answer within three command
 /// timeouts; whether it has happened is not known then. All may be repeated.
 pub trait Approvals: sealed::Sealed {
-    /// Says what is to be done with a message; see [`crate::lifecycle::park::take`].
+    /// Says what is to be done with a message; see [`crate::lifecycle::park::take`]. `digest` is its
+    /// task's, if it carries the task.
     fn take_parked(
         &self,
         id: &TaskId,
         ticket: Ticket,
+        digest: Option<&TaskDigest>,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>>;
@@ -167,6 +176,8 @@ pub trait Approvals: sealed::Sealed {
     fn begin_park(
         &self,
         id: &TaskId,
+        digest: &TaskDigest,
+        starts_anew: bool,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>>;
@@ -186,7 +197,12 @@ pub trait Approvals: sealed::Sealed {
     fn release_claim(&self, id: &TaskId, holder: &str) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Notes that a task that was parked has ended, and withdraws what it still asks; returns that.
-    fn end_parked(&self, id: &TaskId) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
+    /// Nothing changes when another task with its id is suspended by now.
+    fn end_parked(
+        &self,
+        id: &TaskId,
+        digest: Option<&TaskDigest>,
+    ) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
 
     /// Asks a question that no task waits for. One that is asked already stays as it is.
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>>;

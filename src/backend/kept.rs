@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, Kind};
+use crate::protocol::TaskDigest;
 
 /// What earlier runs of a task have left.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,43 @@ pub struct Kept {
     pub steps: HashMap<String, Bytes>,
     /// The steps that have written into the task's stream.
     pub streamed: HashSet<String>,
+}
+
+/// Which run writes what it leaves.
+#[derive(Clone, Debug)]
+pub struct RunOwner {
+    /// The task's digest.
+    pub digest: TaskDigest,
+    /// It is the first run of a message that was never delivered before.
+    pub is_fresh: bool,
+}
+
+impl RunOwner {
+    /// Whether what is stored is left as it is: `owner` is a digest, with [`ENDED`] behind it once
+    /// its task has ended, or nothing in what an older version wrote.
+    #[must_use]
+    pub(in crate::backend) fn continues(&self, owner: Option<&str>) -> bool {
+        match owner {
+            None => true,
+            Some(owner) if owner == self.digest.as_str() => true,
+            Some(owner) => is_ended(owner, &self.digest) && !self.is_fresh,
+        }
+    }
+}
+
+/// Behind the digest of a task that has ended: a first run of the same message begins anew.
+pub(in crate::backend) const ENDED: &str = " ended";
+
+/// Whether `owner` says that the task with this digest has ended.
+pub(in crate::backend) fn is_ended(owner: &str, digest: &TaskDigest) -> bool {
+    owner.strip_suffix(ENDED) == Some(digest.as_str())
+}
+
+/// Whether what is stored is of the task with this digest; of any, where one of the two is not known.
+pub(in crate::backend) fn is_of(owner: Option<&str>, digest: Option<&TaskDigest>) -> bool {
+    owner
+        .zip(digest)
+        .is_none_or(|(owner, digest)| owner == digest.as_str() || is_ended(owner, digest))
 }
 
 /// Who writes into a task's stream, and so with whose entries its own are numbered.

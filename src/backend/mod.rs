@@ -41,7 +41,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, Message, State};
+use crate::protocol::{Document, Message, State, TaskDigest};
 use crate::task::{Revoke, TaskId};
 
 pub use approvals::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
@@ -50,7 +50,7 @@ pub use capability::Capability;
 #[cfg(any(feature = "embedded", feature = "rabbitmq"))]
 pub(in crate::backend) use delivery::Receipt;
 pub use delivery::{Control, Deliveries, Delivery, Fetched, Flushed, Settled};
-pub use kept::{Kept, Line, Said, Scope, StreamEntry};
+pub use kept::{Kept, Line, RunOwner, Said, Scope, StreamEntry};
 pub use presence::{Presence, StoreServer};
 pub use queue::Queue;
 
@@ -273,6 +273,15 @@ impl Deed {
     pub const SUPERSEDE: &'static str = "supersede";
 }
 
+/// What came of forgetting a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forget {
+    /// Nothing of it is left.
+    Forgotten,
+    /// It may still run, and nothing has changed: its state, where there is one.
+    Unfinished(Option<State>),
+}
+
 /// A mark on a task that is not to run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revocation {
@@ -337,6 +346,12 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// unless [`Deed::SUPERSEDE`] takes it back, and nothing is noted then.
     fn reopen(&self, deed: Deed, attempts: u64) -> BoxFuture<'_, Result<Option<State>, Error>>;
 
+    /// Deletes the result of a task, its journal, its stream, its attempt and crash marks, and the record
+    /// of its suspension, unless it is suspended or its result says that it is not finished. Without a
+    /// result, a journal or a stream says that it may be running. Late messages of the task are still
+    /// told from new ones for a day. Gives up like [`Store::read`]; may be repeated.
+    fn forget(&self, id: &TaskId) -> BoxFuture<'_, Result<Forget, Error>>;
+
     /// Notes what somebody did. It is the proof by which a dead letter may be thrown away.
     fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>>;
 
@@ -361,30 +376,39 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
         timeout: Option<Duration>,
     ) -> oneshot::Receiver<Result<Box<Document>, Error>>;
 
-    /// What earlier runs of a task have left. Waits while the store is away, without limit: drop
-    /// the future to give up.
-    fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>>;
+    /// What earlier runs of a task have left; with a digest, nothing of another task with the same id.
+    /// Waits while the store is away, without limit: drop the future to give up.
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>>;
 
     /// The store's clock, in milliseconds since the epoch. Waits like [`Store::kept`].
     fn clock(&self) -> BoxFuture<'_, Result<i64, Error>>;
 
     /// Records what a step answered. The first record wins: returns the one that was there, `None`
-    /// when this one is it. Waits like [`Store::kept`]; dropped, it may be recorded all the same.
+    /// when this one is it. A journal of another task with the same id is replaced, and by a fresh run
+    /// also that of the same task once it has ended. Waits like [`Store::kept`]; dropped, it may be
+    /// recorded all the same.
     fn record(
         &self,
         id: &TaskId,
+        writer: &RunOwner,
         step: &str,
         entry: Bytes,
     ) -> BoxFuture<'_, Result<Option<Bytes>, Error>>;
 
     /// Appends to a task's stream, unless an entry of the same scope and number, or a later one,
-    /// is there. Lines of one scope are to be handed over one after the other. Waits like
-    /// [`Store::kept`]; dropped, it may be appended all the same.
-    fn append(&self, id: &TaskId, line: Line) -> BoxFuture<'_, Result<(), Error>>;
+    /// is there. Lines of one scope are to be handed over one after the other. A stream is replaced like
+    /// a journal, and its numbers go on. Waits like [`Store::kept`]; dropped, it may be appended all the
+    /// same.
+    fn append(
+        &self,
+        id: &TaskId,
+        writer: &RunOwner,
+        line: Line,
+    ) -> BoxFuture<'_, Result<(), Error>>;
 
     /// What a task has left is needed no longer than its result. Best effort: else it is kept for
     /// a week more.
-    fn ended(&self, id: &TaskId);
+    fn ended(&self, id: &TaskId, digest: &TaskDigest);
 
     /// Entries of a task's stream after that number, as they are now: the first few of them. Gives
     /// up like [`Store::read`].

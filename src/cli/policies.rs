@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    fn info(policy: serde_json::Value, arguments: serde_json::Value) -> QueueInfo {
+    fn info(policy: &serde_json::Value, arguments: &serde_json::Value) -> QueueInfo {
         let described = json!({
             "name": "billing", "policy": "short", "arguments": arguments,
             "effective_policy_definition": policy,
@@ -107,15 +107,15 @@ mod tests {
         for policy in
             [json!({"message-ttl": 3000}), json!({"max-length": 10}), json!({"expires": 5})]
         {
-            let finding = loss(&info(policy.clone(), json!({}))).unwrap();
+            let finding = loss(&info(&policy, &json!({}))).unwrap();
             assert_eq!(finding.level, Level::Error, "{policy}");
             assert!(finding.what.contains("policy `short`"), "{}", finding.what);
         }
-        assert!(loss(&info(json!({}), json!({"x-max-length": 10}))).is_some());
+        assert!(loss(&info(&json!({}), &json!({"x-max-length": 10}))).is_some());
         assert!(
             loss(&info(json!({"max-length": 10, "overflow": "reject-publish"}), json!({})))
                 .is_none()
         );
-        assert!(loss(&info(json!({"ha-mode": "all"}), json!({}))).is_none());
+        assert!(loss(&info(&json!({"ha-mode": "all"}), &json!({}))).is_none());
     }
 }

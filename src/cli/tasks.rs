@@ -41,6 +41,12 @@ pub(super) enum Tasks {
         #[arg(long)]
         live: bool,
     },
+    /// Delete everything that is stored of tasks that have ended: results, steps, streams, marks
+    Forget {
+        /// The tasks' ids
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
     /// Take tasks back: those that have not started never will
     Revoke {
         /// The tasks' ids
@@ -70,6 +76,22 @@ impl Tasks {
             Self::Follow { id, from, live } => {
                 let follow = client.follow(&id.into()).from(from.unwrap_or(1));
                 print_entries(if live { follow.live() } else { follow }, format).await
+            }
+            Self::Forget { ids } => {
+                let mut records = Vec::new();
+                let mut refused = None;
+                for id in ids.into_iter().map(TaskId::from) {
+                    match client.forget(&id).await {
+                        Ok(()) => records.push(json!({ "id": id, "forgotten": true })),
+                        Err(error) if error.is_unfinished() => {
+                            records.push(json!({ "id": id, "forgotten": false }));
+                            refused = refused.or(Some(error));
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                format.print(&records);
+                refused.map_or(Ok(ExitCode::SUCCESS), Err)
             }
             Self::Revoke { ids, terminate } => {
                 let revoke = if terminate { Revoke::EvenRunning } else { Revoke::IfQueued };

@@ -6,6 +6,7 @@ mod clerk;
 mod dead_letters;
 mod enqueue;
 mod follow;
+mod forget;
 mod revoke;
 mod sealer;
 

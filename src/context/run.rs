@@ -1,7 +1,7 @@
 //! One run of a task, as its handler and its worker share it.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, watch};
@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::desk::Desk;
 use super::stream::Numbers;
-use crate::backend::{Kept, Scope, Store};
+use crate::backend::{Kept, RunOwner, Scope, Store};
 use crate::error::{Error, TaskError, TaskResult};
 use crate::journal::{Journal, Limits};
 use crate::protocol::Envelope;
@@ -42,6 +42,7 @@ pub(crate) struct Run {
     pub(super) around: Arc<Surroundings>,
     /// Earlier runs may have left something.
     is_rerun: bool,
+    owner: OnceLock<RunOwner>,
     memory: OnceCell<Memory>,
     /// Numbers what the handler's body streams.
     body: Arc<Numbers>,
@@ -100,6 +101,7 @@ impl Run {
             cancelled,
             around,
             is_rerun,
+            owner: OnceLock::new(),
             memory: OnceCell::new(),
             body: Arc::new(Numbers::new(Scope::Body)),
             leaves: AtomicBool::new(false),
@@ -111,6 +113,12 @@ impl Run {
 
     pub(crate) fn id(&self) -> &TaskId {
         &self.envelope.id
+    }
+
+    /// Whose journal and stream it reads and writes. Digests the arguments when it is called first.
+    pub(crate) fn owner(&self) -> &RunOwner {
+        self.owner
+            .get_or_init(|| RunOwner { digest: self.envelope.digest(), is_fresh: !self.is_rerun })
     }
 
     /// How many steps and protected sections it is in.
@@ -241,7 +249,9 @@ impl Run {
                 if !self.is_rerun {
                     return Ok(Memory::default());
                 }
-                let Kept { steps, streamed } = self.around.store.kept(self.id()).await?;
+                let digest = &self.owner().digest;
+                let kept = self.around.store.kept(self.id(), Some(digest)).await?;
+                let Kept { steps, streamed } = kept;
                 self.leaves.fetch_or(!steps.is_empty(), Ordering::Relaxed);
                 Ok(Memory { journal: Journal::new(steps).into(), streamed })
             })

@@ -89,7 +89,8 @@ impl Context {
         let admitted = self.run.journal().await?.admit(name, &entry, limits.journal);
         admitted.map_err(Fault::into_error)?;
         self.run.leaves.store(true, Ordering::Relaxed);
-        match self.run.around.store.record(self.id(), name, entry).await? {
+        let store = &self.run.around.store;
+        match store.record(self.id(), self.run.owner(), name, entry).await? {
             None => Ok(decoded),
             Some(earlier) => self.recall(name, &earlier),
         }

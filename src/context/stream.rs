@@ -34,7 +34,7 @@ impl Numbers {
     pub(super) async fn restart(&self, run: &Run) -> Result<(), Error> {
         let json = Bytes::from_static(b"null");
         let line = Line { scope: self.scope.clone(), number: 0, said: Said::Restarted, json };
-        run.around.store.append(run.id(), line).await
+        run.around.store.append(run.id(), run.owner(), line).await
     }
 
     async fn write(&self, run: &Run, said: Said, json: Bytes) -> Result<(), Error> {
@@ -42,7 +42,7 @@ impl Numbers {
         *last += 1;
         let line = Line { scope: self.scope.clone(), number: *last, said, json };
         run.leaves.store(true, Ordering::Relaxed);
-        run.around.store.append(run.id(), line).await
+        run.around.store.append(run.id(), run.owner(), line).await
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Outcome {
     Known(Document),
     /// Another copy of its message runs it, or has.
     Repeated,
+    /// Another task is suspended under its id; as text for people.
+    Occupied(String),
     /// It asks for something that cannot be done here, and was not started.
     Refused(Failure),
     /// It ended its worker again and again.

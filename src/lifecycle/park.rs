@@ -3,7 +3,7 @@
 //! `backend/embedded` calls them.
 
 use crate::approval::{ApprovalId, Standing};
-use crate::protocol::{Ticket, TicketKind};
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
 /// A wake comes at least this often, in milliseconds, to look whether its park is still there.
 pub const RECHECK: i64 = 60 * 60 * 1000;
@@ -20,6 +20,9 @@ pub struct Park {
     /// Which park of the task, from 1; 0 while its first one is on its way. Every message of the task
     /// has the number of its park.
     pub number: u64,
+    /// Which task is suspended: another one with the same id may come. `None` in a record of an older
+    /// version, which belongs to every message with its id.
+    pub digest: Option<TaskDigest>,
     /// The questions that it waits for; none while a retry is on its way.
     pub waits: Vec<ApprovalId>,
     /// Who runs the task, or ran it until he died.
@@ -59,6 +62,11 @@ pub enum Take {
     Postpone(i64),
     /// The store has lost the park: the task has failed.
     StateLost,
+    /// A first message of a task whose suspension has ended. Its result says whether it is a copy that
+    /// comes late, or the same message sent anew.
+    Ended,
+    /// A first message of another task, while one with the same id is suspended: dead-letter it.
+    Occupied,
 }
 
 /// What came of parking.
@@ -93,6 +101,17 @@ impl Due {
 }
 
 impl Park {
+    /// A record of a run that waits for these, held by no one.
+    #[must_use]
+    pub fn waiting(number: u64, digest: TaskDigest, waits: Vec<ApprovalId>) -> Self {
+        Self { number, digest: Some(digest), waits, claim: None, ended: false }
+    }
+
+    /// Whether the record is known to belong to another task with the same id.
+    fn is_of_another(&self, digest: Option<&TaskDigest>) -> bool {
+        self.digest.as_ref().zip(digest).is_some_and(|(own, other)| own != other)
+    }
+
     fn is_held_by_another(&self, holder: &str, now: i64) -> Option<i64> {
         let claim = self.claim.as_ref().filter(|claim| claim.holder != holder);
         claim.map(|claim| claim.until - now).filter(|left| *left > 0)
@@ -101,9 +120,13 @@ impl Park {
 
 /// Somebody has a message in his hands. Whoever is told [`Take::Claimed`] reads the task's result
 /// after that, and stops if there is one.
+///
+/// `digest` is the message's; `None` for one that does not carry its task, which runs what the record
+/// has.
 pub fn take(
     record: &mut Option<Park>,
     ticket: Ticket,
+    digest: Option<&TaskDigest>,
     due: Due,
     holder: &str,
     now: i64,
@@ -113,13 +136,24 @@ pub fn take(
         return match ticket.kind {
             TicketKind::Original if ticket.number == 0 => Take::Unclaimed,
             TicketKind::Original => {
-                *record = Some(claimed(ticket.number, holder, now + lease));
+                *record = Some(claimed(ticket.number, digest, holder, now + lease));
                 Take::Claimed(ticket.number)
             }
             TicketKind::Resume => Take::Ack,
             TicketKind::Wake => Take::StateLost,
         };
     };
+    let is_first = ticket == Ticket { kind: TicketKind::Original, number: 0 };
+    if park.is_of_another(digest) {
+        return match (is_first, park.ended) {
+            (true, true) => Take::Unclaimed,
+            (true, false) => Take::Occupied,
+            (false, _) => Take::Ack,
+        };
+    }
+    if park.ended && is_first && park.digest.is_some() && digest.is_some() {
+        return Take::Ended;
+    }
     let is_ahead = ticket.number > park.number;
     let is_forged =
         is_ahead && (ticket.kind == TicketKind::Resume || ticket.number - park.number > LEAP);
@@ -147,34 +181,57 @@ pub fn take(
 
 /// A run without a claim is about to send the wake message of its first park. That one is to find a
 /// record, and in it who is about to park.
-pub fn begin(record: &mut Option<Park>, holder: &str, now: i64, lease: i64) -> Take {
-    if record.is_none() {
-        *record = Some(claimed(0, holder, now + lease));
-        return Take::Claimed(0);
+///
+/// The record of another task that has ended is replaced. So is one of the same task, if the run
+/// `starts_anew`: it reads the task's result after [`Take::Claimed`], and stops if there is one. The
+/// number that it is told then is that of the last message of the task before: its own parks come after
+/// that, while its message, number 0, still finds the record.
+pub fn begin(
+    record: &mut Option<Park>,
+    digest: &TaskDigest,
+    starts_anew: bool,
+    holder: &str,
+    now: i64,
+    lease: i64,
+) -> Take {
+    let is_over = record.as_ref().is_some_and(|park| {
+        let is_same = park.digest.as_ref() == Some(digest);
+        park.ended && (park.is_of_another(Some(digest)) || (is_same && starts_anew))
+    });
+    if record.is_none() || is_over {
+        // The last wake message of the task before was one ahead of its record.
+        let past = record.as_ref().map(|park| park.number.saturating_add(1));
+        *record = Some(claimed(0, Some(digest), holder, now + lease));
+        return Take::Claimed(past.filter(|past| *past < LEAP).unwrap_or(0));
     }
     let first = Ticket { kind: TicketKind::Original, number: 0 };
-    take(record, first, Due::Now, holder, now, lease)
+    match take(record, first, Some(digest), Due::Now, holder, now, lease) {
+        Take::Ended => Take::Ack,
+        other => other,
+    }
 }
 
 /// A run waits for decisions, under the number after its own; or it is about to be tried again,
-/// and waits for nothing.
+/// and waits for nothing. `next` is the record that is to be stored.
 pub fn park(
     record: &mut Option<Park>,
-    number: u64,
-    waits: Vec<ApprovalId>,
+    next: Park,
     due: Due,
     holder: &str,
     now: i64,
     lease: i64,
 ) -> Parked {
     if let Some(park) = record
-        && (park.ended || park.number > number || park.is_held_by_another(holder, now).is_some())
+        && (park.ended
+            || park.is_of_another(next.digest.as_ref())
+            || park.number > next.number
+            || park.is_held_by_another(holder, now).is_some())
     {
         return Parked::Behind;
     }
-    let is_ready = due == Due::Now && !waits.is_empty();
+    let is_ready = due == Due::Now && !next.waits.is_empty();
     let claim = is_ready.then(|| Claim { holder: holder.to_owned(), until: now + lease });
-    *record = Some(Park { number, waits, claim, ended: false });
+    *record = Some(Park { claim, ..next });
     if is_ready { Parked::Ready } else { Parked::Waiting }
 }
 
@@ -199,18 +256,33 @@ pub fn release(record: &mut Option<Park>, holder: &str) {
     }
 }
 
-/// The task's result is stored.
-pub fn end(record: &mut Option<Park>) {
-    if let Some(park) = record {
-        park.waits.clear();
-        park.claim = None;
-        park.ended = true;
-    }
+/// The result of the task with this digest is stored. False: the record is another task's, or there is
+/// none.
+pub fn end(record: &mut Option<Park>, digest: Option<&TaskDigest>) -> bool {
+    let Some(park) = record.as_mut().filter(|park| !park.is_of_another(digest)) else {
+        return false;
+    };
+    park.waits.clear();
+    park.claim = None;
+    park.ended = true;
+    true
 }
 
-fn claimed(number: u64, holder: &str, until: i64) -> Park {
+/// The task is to leave nothing behind. What stays of its record only keeps late messages of it from
+/// being run: it is ended, and of another task than any message. False: the task is suspended.
+pub fn forget(record: &mut Option<Park>) -> bool {
+    if let Some(park) = record {
+        if !park.ended {
+            return false;
+        }
+        park.digest = Some(TaskDigest::of_none());
+    }
+    true
+}
+
+fn claimed(number: u64, digest: Option<&TaskDigest>, holder: &str, until: i64) -> Park {
     let claim = Some(Claim { holder: holder.to_owned(), until });
-    Park { number, waits: Vec::new(), claim, ended: false }
+    Park { number, digest: digest.cloned(), waits: Vec::new(), claim, ended: false }
 }
 
 #[cfg(test)]

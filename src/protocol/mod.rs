@@ -7,6 +7,7 @@ mod canvas;
 mod compression;
 pub mod control;
 mod decode;
+mod digest;
 mod document;
 mod encode;
 mod envelope;
@@ -24,6 +25,7 @@ mod ticket;
 
 pub use arguments::{Arguments, Kwargs};
 pub use canvas::{Canvas, Child, FollowUp, FollowUps};
+pub use digest::TaskDigest;
 pub use document::{Document, PARKED, State};
 pub(crate) use encode::date;
 pub use envelope::{Envelope, Limits, Lineage, Unreadable};

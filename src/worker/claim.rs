@@ -22,6 +22,8 @@ pub(super) struct Claim {
     ticket: Option<Ticket>,
     /// The task's last park, as far as this delivery knows; 0 before the first.
     pub(super) number: u64,
+    /// What it is while the message of this delivery carries the task.
+    first: u64,
     /// A name that no other delivery has, once it is needed.
     holder: Option<String>,
     lease: Option<Lease>,
@@ -68,7 +70,8 @@ impl Lease {
 
 impl Claim {
     pub(super) fn of(ticket: Option<Ticket>) -> Self {
-        Self { ticket, number: ticket.map_or(0, |ticket| ticket.number), ..Self::default() }
+        let number = ticket.map_or(0, |ticket| ticket.number);
+        Self { ticket, number, first: number, ..Self::default() }
     }
 
     /// The message said that its task was suspended before.
@@ -96,6 +99,12 @@ impl Claim {
         self.lease = Some(Lease::renewed(crew, id, self.holder()));
     }
 
+    /// The store has granted it to a run whose task was not suspended before.
+    pub(super) fn keep(&mut self, number: u64, lease: Lease) {
+        (self.number, self.first) = (number, number);
+        self.lease = Some(lease);
+    }
+
     /// The task's first record is about to be written for this run.
     pub(super) fn begin(&mut self) {
         self.begun = true;
@@ -109,7 +118,7 @@ impl Claim {
     /// The claim came with the message. One that was granted in a hold came with a park, whose own
     /// messages carry the task on.
     pub(super) fn is_of_message(&self) -> bool {
-        self.ticket.map_or(0, |ticket| ticket.number) == self.number
+        self.first == self.number
     }
 
     /// Completes when another worker has the claim.
@@ -159,6 +168,7 @@ impl Claim {
         let parking = Parking {
             id: next.id.clone(),
             number: ticket.number,
+            digest: next.digest(),
             holder: self.holder(),
             lease: crew.config.lease,
             message: next.encode(),
@@ -171,12 +181,13 @@ impl Claim {
     }
 
     /// The task has ended: late messages of it are to find that, and its open questions go.
-    pub(super) async fn end(&self, crew: &Crew, id: &TaskId) {
+    pub(super) async fn end(&self, crew: &Crew, envelope: &Envelope) {
         if !self.has_record() {
             return;
         }
+        let (id, digest) = (&envelope.id, envelope.digest());
         loop {
-            match crew.backends.store.end_parked(id).await {
+            match crew.backends.store.end_parked(id, Some(&digest)).await {
                 Ok(withdrawn) if withdrawn.is_empty() => return,
                 Ok(withdrawn) => {
                     return info!(task.id = %id, ?withdrawn, "ended with open questions");

@@ -41,22 +41,30 @@ pub(super) async fn supersede(
     claim: &Claim,
 ) {
     let Some(received) = first_received(delivery, envelope, claim) else { return };
-    let superseding = async {
-        let stored = crew.backends.store.read(&envelope.id).await?;
-        let is_older = |stored: Document| {
-            matches!(stored.state, State::Failure | State::Revoked)
-                && stored.date_done().is_some_and(|done| done < received)
-        };
-        if stored.is_some_and(is_older) {
-            let (id, queue, by) = (envelope.id.clone(), queue.name.clone(), crew.name.clone());
-            let deed = Deed { what: Deed::SUPERSEDE, id, queue, by };
-            crew.backends.store.reopen(deed, 1).await?;
-        }
-        Ok::<_, Error>(())
-    };
+    let superseding = take_back_older(crew, queue, envelope, received);
     if let Some(Err(error)) = crew.give_up.run_until_cancelled(superseding).await {
         warn!(task.id = %envelope.id, "cannot look for an older result of this id: {error}");
     }
+}
+
+/// The same, of a message that was received then.
+pub(super) async fn take_back_older(
+    crew: &Crew,
+    queue: &Queue,
+    envelope: &Envelope,
+    received: Timestamp,
+) -> Result<(), Error> {
+    let stored = crew.backends.store.read(&envelope.id).await?;
+    let is_older = |stored: Document| {
+        matches!(stored.state, State::Failure | State::Revoked)
+            && stored.date_done().is_some_and(|done| done < received)
+    };
+    if stored.is_some_and(is_older) {
+        let (id, queue, by) = (envelope.id.clone(), queue.name.clone(), crew.name.clone());
+        let deed = Deed { what: Deed::SUPERSEDE, id, queue, by };
+        crew.backends.store.reopen(deed, 1).await?;
+    }
+    Ok(())
 }
 
 /// Whether the broker has delivered this message so often that its queue may soon drop it.

@@ -54,7 +54,7 @@ pub(super) async fn bury_task(
     let effects = async {
         tell(crew, told).await;
         canvas::after_failure(crew, queue, envelope, failure, received.is_none()).await;
-        claim.end(crew, &envelope.id).await;
+        claim.end(crew, envelope).await;
     };
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;
 }

@@ -12,11 +12,11 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
-use super::claim::Lease;
+use super::begin::{Beginning, Begun};
 use super::{Crew, execute, park};
 use crate::backend::{Parked, Parking, Queue, Recorded, Taken};
 use crate::faults;
-use crate::protocol::{Envelope, Ticket, TicketKind};
+use crate::protocol::{Document, Envelope, Ticket, TicketKind};
 
 /// How a run stands with the message that it came with.
 pub(super) enum Attachment<'r> {
@@ -59,6 +59,10 @@ pub(super) enum Detached {
     Behind,
     /// Another run of the task has the claim, by a message that is as old as this one's.
     Elsewhere,
+    /// Another copy of the message has ended the task.
+    Known(Box<Document>),
+    /// Another task is suspended under its id.
+    Occupied(String),
 }
 
 /// Makes a run independent of the message that it came with. Tries for as long as it takes; dropped,
@@ -67,17 +71,19 @@ pub(super) async fn detach(
     crew: &Crew,
     queue: &Queue,
     envelope: &Envelope,
-    (number, is_first): (u64, bool),
+    (number, beginning): (u64, Option<Beginning<'_>>),
     holder: String,
 ) -> Detached {
     let lease = crew.config.lease;
-    let begun = match is_first.then_some(park::begin(crew, &envelope.id, &holder)) {
-        Some(beginning) => match beginning.await {
-            Taken::Claimed { .. } => Some(Lease::renewed(crew, &envelope.id, holder.clone())),
-            Taken::Over(_) => return Detached::Behind,
-            _ => return Detached::Elsewhere,
+    let (number, begun) = match beginning {
+        Some(beginning) => match beginning.claim().await {
+            Begun::Claimed(number, lease) => (number + 1, Some(lease)),
+            Begun::Over(_) => return Detached::Behind,
+            Begun::Elsewhere => return Detached::Elsewhere,
+            Begun::Known(document) => return Detached::Known(document),
+            Begun::Occupied(reason) => return Detached::Occupied(reason),
         },
-        None => None,
+        None => (number, None),
     };
     faults::point("long run begun");
     while let Err(error) = park::send_wake(crew, queue, envelope, number, lease).await {
@@ -85,9 +91,11 @@ pub(super) async fn detach(
         sleep(park::RETRY_PAUSE).await;
     }
     faults::point("long wake confirmed");
+    let digest = envelope.digest();
     let parking = Parking {
         id: envelope.id.clone(),
         number,
+        digest: digest.clone(),
         holder: holder.clone(),
         lease,
         message: envelope.encode(),
@@ -105,7 +113,8 @@ pub(super) async fn detach(
     faults::point("long run stored");
     let ticket = Ticket { kind: TicketKind::Wake, number };
     loop {
-        match crew.backends.store.take_parked(&envelope.id, ticket, &holder, lease).await {
+        let store = &crew.backends.store;
+        match store.take_parked(&envelope.id, ticket, Some(&digest), &holder, lease).await {
             Ok(Taken::Claimed { number, .. }) => {
                 faults::point("long run claimed");
                 // Whoever took the task up in between may have ended it.

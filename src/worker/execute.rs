@@ -211,6 +211,7 @@ impl Running<'_> {
                 Ok(End::Lost) => Outcome::Postponed(crew.config.lease),
                 Ok(End::Overtaken) => Outcome::Repeated,
                 Ok(End::Known(document)) => Outcome::Known(document),
+                Ok(End::Occupied(reason)) => Outcome::Occupied(reason),
                 Ok(End::Refused(error)) if error.is_access_refused() => Outcome::Withheld,
                 Ok(End::Refused(error)) => Outcome::Failed(Failure::unparkable(&error)),
                 Err(panic) => Outcome::Failed(panicked(panic.as_ref())),
@@ -225,7 +226,7 @@ impl Running<'_> {
         drop_guarded(run);
         context.run().over();
         if outcome.ends_its_task() && context.run().leaves_something() {
-            crew.backends.store.ended(context.id());
+            crew.backends.store.ended(context.id(), &context.run().owner().digest);
         }
         outcome
     }

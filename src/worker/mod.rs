@@ -1,5 +1,6 @@
 //! A worker: it takes tasks from its queues, runs their handlers, and settles what came of them.
 
+mod begin;
 mod canvas;
 mod claim;
 mod consumer;

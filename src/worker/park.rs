@@ -12,7 +12,9 @@ use tokio::sync::broadcast;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::begin::{Beginning, Begun};
 use super::claim::Claim;
+use super::copies::first_received;
 use super::detach::{Attachment, Detached, detach};
 use super::handler::Answer;
 use super::{Crew, execute, settle};
@@ -23,7 +25,6 @@ use crate::error::Error;
 use crate::faults;
 use crate::lifecycle::park::RECHECK;
 use crate::protocol::{Document, Envelope, Ticket, TicketKind};
-use crate::task::TaskId;
 
 const LONGEST_WAKE: Duration = Duration::from_millis(RECHECK.unsigned_abs());
 pub(super) const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -43,6 +44,8 @@ pub(super) enum End {
     Refused(Error),
     /// Another run of it, which took it up while this one was held, has ended it.
     Known(Document),
+    /// Another task is suspended under its id, for this reason it is dead-lettered.
+    Occupied(String),
 }
 
 /// What a park came to.
@@ -124,9 +127,21 @@ impl<'r> Parkable<'r> {
     }
 
     fn detach(&mut self) -> impl Future<Output = Detached> + Send + use<'r> {
-        let (number, is_first) = (self.claim.number + 1, !self.claim.has_record());
+        let beginning = (!self.claim.has_record()).then(|| self.beginning());
+        let number = self.claim.number + 1;
         self.claim.begin();
-        detach(self.crew, self.queue, self.envelope, (number, is_first), self.claim.holder())
+        detach(self.crew, self.queue, self.envelope, (number, beginning), self.claim.holder())
+    }
+
+    /// What it takes to claim the task, which this run does not know to be suspended.
+    fn beginning(&mut self) -> Beginning<'r> {
+        Beginning {
+            crew: self.crew,
+            queue: self.queue,
+            envelope: self.envelope,
+            received: first_received(self.delivery, self.envelope, self.claim),
+            holder: self.claim.holder(),
+        }
     }
 
     /// Acks the message, if the run goes on without it.
@@ -139,6 +154,8 @@ impl<'r> Parkable<'r> {
             }
             Detached::Behind => Err(End::Overtaken),
             Detached::Elsewhere => Err(self.lost()),
+            Detached::Known(document) => Err(End::Known((**document).clone())),
+            Detached::Occupied(reason) => Err(End::Occupied(reason.clone())),
         }
     }
 
@@ -154,20 +171,28 @@ impl<'r> Parkable<'r> {
         if self.claim.has_record() {
             return Ok(());
         }
-        let id = self.context.id();
-        match begin(self.crew, id, &self.claim.holder()).await {
-            Taken::Claimed { number, .. } => {
-                self.claim.hold(self.crew, id, number);
+        match self.beginning().claim().await {
+            Begun::Claimed(number, lease) => {
+                self.claim.keep(number, lease);
                 faults::point("park begun");
                 Ok(())
             }
-            Taken::Over(recorded) => {
+            Begun::Over(recorded) => {
                 debug!("another copy of it is ahead: this one ends");
                 Err(self.dropped(recorded))
             }
-            _ => {
+            Begun::Elsewhere => {
                 self.context.run().desk.close(PARKED);
                 Err(self.lost())
+            }
+            Begun::Known(document) => {
+                self.context.run().desk.close(PARKED);
+                self.claim.begin();
+                Err(End::Known(*document))
+            }
+            Begun::Occupied(reason) => {
+                self.context.run().desk.close(PARKED);
+                Err(End::Occupied(reason))
             }
         }
     }
@@ -185,6 +210,7 @@ impl<'r> Parkable<'r> {
         let parking = Parking {
             id: self.context.id().clone(),
             number,
+            digest: self.envelope.digest(),
             holder: self.claim.holder(),
             lease: self.crew.config.lease,
             message: self.envelope.encode(),
@@ -243,7 +269,9 @@ impl<'r> Parkable<'r> {
         let ticket = Ticket { kind: TicketKind::Resume, number };
         let holder = self.claim.holder();
         let lease = self.crew.config.lease;
-        match self.crew.backends.store.take_parked(id, ticket, &holder, lease).await {
+        let digest = self.envelope.digest();
+        let taken = self.crew.backends.store.take_parked(id, ticket, Some(&digest), &holder, lease);
+        match taken.await {
             Ok(Taken::Claimed { number, rulings, .. }) => {
                 faults::point("claimed back");
                 self.claim.hold(self.crew, id, number);
@@ -283,17 +311,6 @@ pub(super) async fn send_wake(
     let wake = Ticket { kind: TicketKind::Wake, number }.on(envelope.encode());
     let _ = settle::publish(crew, wake, queue.resume(), Some(due)).await?;
     Ok(())
-}
-
-/// Claims a task that was never parked, for as long as it takes.
-pub(super) async fn begin(crew: &Crew, id: &TaskId, holder: &str) -> Taken {
-    loop {
-        match crew.backends.store.begin_park(id, holder, crew.config.lease).await {
-            Ok(taken) => return taken,
-            Err(error) => warn!(task.id = %id, "cannot begin to park it: {error}; trying again"),
-        }
-        sleep(RETRY_PAUSE).await;
-    }
 }
 
 /// Stores a park, for as long as it takes.

@@ -4,6 +4,7 @@ use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use rand::Rng;
+use serde_json::Value;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -14,7 +15,8 @@ use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
 use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
-use crate::protocol::{Envelope, Ticket, TicketKind};
+use crate::protocol::{Envelope, Message, TaskDigest, Ticket, TicketKind};
+use crate::task::TaskId;
 
 /// How often the outbox is looked at.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -48,9 +50,16 @@ async fn claim(
     ticket: Option<Ticket>,
 ) -> Option<(Delivery, Claim)> {
     let mut claim = Claim::of(ticket);
-    let original = Ticket { kind: TicketKind::Original, number: 0 };
+    let ticket_or_first = ticket.unwrap_or(Ticket { kind: TicketKind::Original, number: 0 });
+    // A resume message has no arguments: it runs what the store has. An unreadable one is buried later.
+    let task = match ticket_or_first.kind {
+        TicketKind::Resume => None,
+        _ => Envelope::decode(&delivery.message, crew.config.max_arguments).ok(),
+    };
+    let digest = task.as_ref().map(Envelope::digest);
     faults::point("message taken");
-    let Some(taken) = take(crew, &delivery, ticket.unwrap_or(original), &mut claim).await else {
+    let taken = take(crew, &delivery, ticket_or_first, digest.as_ref(), &mut claim);
+    let Some(taken) = taken.await else {
         drop(delivery.release());
         return None;
     };
@@ -94,7 +103,31 @@ async fn claim(
             end_lost(crew, queue, delivery, claim).await;
             None
         }
+        Taken::Ended(recorded) => {
+            // Where results are stored, the one that is there, or is not, says what this message is.
+            if task.is_some_and(|task| task.ignore_result) {
+                settle::ack(delivery, recorded);
+                return None;
+            }
+            Some((delivery, claim))
+        }
+        Taken::Occupied(suspended) => {
+            let reason = occupied(delivery.id(), suspended.as_deref());
+            dead_letter::bury(crew, queue, delivery, &reason, async {}).await;
+            None
+        }
     }
+}
+
+/// Why a message cannot run while another task is suspended under its id.
+pub(super) fn occupied(id: &TaskId, suspended: Option<&Message>) -> String {
+    let name = suspended.and_then(|message| message.headers.get("task")).and_then(Value::as_str);
+    let other =
+        name.map_or_else(|| "another task".to_owned(), |name| format!("another task, {name},"));
+    format!(
+        "{other} is suspended under the id {id}, with other arguments: wait until that one has ended \
+         and replay this message, or send it under an id of its own"
+    )
 }
 
 /// Asks the store for as long as it takes; `None` when the worker gives up.
@@ -102,13 +135,15 @@ async fn take(
     crew: &Crew,
     delivery: &Delivery,
     ticket: Ticket,
+    digest: Option<&TaskDigest>,
     claim: &mut Claim,
 ) -> Option<Taken> {
     let holder = claim.holder();
     let asking = async {
         loop {
             let store = &crew.backends.store;
-            match store.take_parked(delivery.id(), ticket, &holder, crew.config.lease).await {
+            let lease = crew.config.lease;
+            match store.take_parked(delivery.id(), ticket, digest, &holder, lease).await {
                 Ok(taken) => return taken,
                 Err(error) => warn!(task.id = %delivery.id(), "cannot ask for it: {error}"),
             }

@@ -91,6 +91,8 @@ async fn settle_undone(
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
             ack(delivery, crew.backends.store.ignore(&envelope.id));
         }
+        // Whoever waits for this id waits for the other task.
+        Outcome::Occupied(reason) => bury(crew, queue, delivery, &reason, async {}).await,
         Outcome::Refused(failure) => {
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;
         }
@@ -266,7 +268,7 @@ async fn record(
                 .await;
         }
         if claim.has_record() {
-            Box::pin(claim.end(crew, &envelope.id)).await;
+            Box::pin(claim.end(crew, envelope)).await;
         }
         faults::point("park ended");
         recorded

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign::backend::{Backends, Broker, Deliveries, Delivery, Finish, Parcel, Queue, Store};
-use countersign::protocol::{Document, Headers, Message, Properties};
+use countersign::backend::{
+    Backends, Broker, Deliveries, Delivery, Finish, Parcel, Queue, RunOwner, Store,
+};
+use countersign::protocol::{Document, Headers, Message, Properties, TaskDigest};
 use countersign::{Config, TaskId};
 use tokio::task::JoinSet;
 use tokio::time::interval;
@@ -25,6 +27,11 @@ pub(crate) struct Ground {
     pub(crate) queue: Queue,
     pub(crate) config: Config,
     opened: Opened,
+}
+
+/// A later run of the task with this digest.
+pub(crate) fn run(digest: &str) -> RunOwner {
+    RunOwner { digest: TaskDigest::from(digest.to_owned()), is_fresh: false }
 }
 
 impl Ground {

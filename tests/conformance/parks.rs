@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use countersign::TaskId;
 use countersign::approval::{ApprovalId, Choice, Decision, Question, Standing};
-use countersign::backend::{Capability, Deed, Parked, Parking, Taken};
+use countersign::backend::{
+    Capability, Crashes, Deed, Forget, Line, Parked, Parking, Said, Scope, Taken,
+};
 use countersign::lifecycle::park::RECHECK;
-use countersign::protocol::{Message, Ticket, TicketKind};
+use countersign::protocol::{Message, PARKED, State, TaskDigest, Ticket, TicketKind};
 
 use crate::approvals::{question, read};
-use crate::ground::{Ground, HOUR, eventually, message, race};
+use crate::ground::{Ground, HOUR, eventually, message, race, run};
 use crate::promise::{Promise, promise};
 use crate::rules;
 use crate::verdicts::approve;
@@ -35,6 +37,11 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(an_ended_task_is_over_and_asks_nothing),
         promise(a_reopened_task_was_never_parked),
         promise(a_reopened_task_asks_anew_with_all_of_its_time),
+        promise(messages_of_another_task_change_nothing),
+        promise(a_new_task_replaces_a_record_that_has_ended),
+        promise(a_reopened_id_keeps_a_suspended_task),
+        promise(a_forgotten_task_leaves_nothing),
+        promise(a_task_that_may_run_is_not_forgotten),
         promise(what_one_parks_another_resumes).needs(Capability::SeveralProcesses),
     ]
 }
@@ -61,6 +68,10 @@ impl Asker {
         &self.message.id
     }
 
+    pub(crate) fn digest(&self) -> TaskDigest {
+        TaskDigest::from("one".to_owned())
+    }
+
     pub(crate) fn question(&self, name: &str) -> Question {
         let (id, task) = (ApprovalId::of(self.id(), name, 0), Some(self.id().clone()));
         Question { id, task, name: name.into(), ..question(name) }
@@ -71,6 +82,7 @@ impl Asker {
         Parking {
             id: self.id().clone(),
             number,
+            digest: self.digest(),
             holder: "a".into(),
             lease: HOUR,
             message: self.message.clone(),
@@ -93,7 +105,7 @@ impl Asker {
         holder: &str,
     ) -> Taken {
         let ticket = ticket(kind, number);
-        ground.store.take_parked(self.id(), ticket, holder, HOUR).await.unwrap()
+        ground.store.take_parked(self.id(), ticket, None, holder, HOUR).await.unwrap()
     }
 }
 
@@ -119,7 +131,7 @@ async fn a_task_that_was_never_parked_runs_without_a_claim(ground: Ground) {
     // A retry whose park the store has lost.
     let taken = asker.take(&ground, ORIGINAL, 3, "a").await;
     assert!(matches!(taken, Taken::Claimed { number: 3, message: None, .. }), "{taken:?}");
-    assert_eq!(ground.store.end_parked(Asker::new().id()).await.unwrap(), []);
+    assert_eq!(ground.store.end_parked(Asker::new().id(), None).await.unwrap(), []);
 }
 
 /// Its wake message may come before the park itself.
@@ -127,13 +139,16 @@ async fn who_begins_a_park_holds_it(ground: Ground) {
     let Ground { store, .. } = &ground;
     let asker = Asker::new();
     for _ in 0..2 {
-        assert!(is_claimed(&store.begin_park(asker.id(), "a", HOUR).await.unwrap(), 0));
+        assert!(is_claimed(
+            &store.begin_park(asker.id(), &asker.digest(), false, "a", HOUR).await.unwrap(),
+            0
+        ));
     }
     assert!(matches!(asker.take(&ground, WAKE, 1, "b").await, Taken::Postpone(_)));
-    let another = store.begin_park(asker.id(), "b", HOUR).await.unwrap();
+    let another = store.begin_park(asker.id(), &asker.digest(), false, "b", HOUR).await.unwrap();
     assert!(matches!(another, Taken::Postpone(_)), "{another:?}");
     assert!(matches!(asker.park(&ground, 1, &["pay"]).await, Parked::Waiting(..)));
-    let late = store.begin_park(asker.id(), "a", HOUR).await.unwrap();
+    let late = store.begin_park(asker.id(), &asker.digest(), false, "a", HOUR).await.unwrap();
     assert!(matches!(late, Taken::Over(_)), "{late:?}");
 }
 
@@ -191,7 +206,7 @@ async fn one_of_many_claims_a_task(ground: Ground) {
     let taken = race(50, |n| {
         let (store, id) = (ground.store.clone(), asker.id().clone());
         let ticket = ticket([RESUME, WAKE][n % 2], 1);
-        async move { store.take_parked(&id, ticket, &n.to_string(), HOUR).await.unwrap() }
+        async move { store.take_parked(&id, ticket, None, &n.to_string(), HOUR).await.unwrap() }
     });
     let (claimed, others): (Vec<_>, Vec<_>) =
         taken.await.into_iter().partition(|taken| is_claimed(taken, 1));
@@ -204,7 +219,7 @@ async fn a_claim_that_is_renewed_holds(ground: Ground) {
     let asker = parked(&ground).await;
     store.decide(&approve(&asker.question("pay"), "ana")).await.unwrap();
     let short = Duration::from_millis(300);
-    let taken = store.take_parked(asker.id(), ticket(RESUME, 1), "a", short).await.unwrap();
+    let taken = store.take_parked(asker.id(), ticket(RESUME, 1), None, "a", short).await.unwrap();
     assert!(is_claimed(&taken, 1));
     assert!(store.renew_claim(asker.id(), "a", HOUR).await.unwrap());
     assert!(!store.renew_claim(asker.id(), "b", HOUR).await.unwrap());
@@ -221,7 +236,7 @@ async fn a_claim_that_is_not_renewed_ends(ground: Ground) {
     let asker = parked(&ground).await;
     store.decide(&approve(&asker.question("pay"), "ana")).await.unwrap();
     let short = Duration::from_millis(200);
-    let taken = store.take_parked(asker.id(), ticket(RESUME, 1), "a", short).await.unwrap();
+    let taken = store.take_parked(asker.id(), ticket(RESUME, 1), None, "a", short).await.unwrap();
     assert!(is_claimed(&taken, 1));
     let is_bs = async || is_claimed(&asker.take(&ground, WAKE, 1, "b").await, 1);
     eventually("another claims it", is_bs).await;
@@ -332,12 +347,12 @@ async fn an_ended_task_is_over_and_asks_nothing(ground: Ground) {
     let asker = Asker::new();
     asker.park(&ground, 1, &["a", "b", "c"]).await;
     store.decide(&approve(&asker.question("b"), "ana")).await.unwrap();
-    let mut withdrawn = store.end_parked(asker.id()).await.unwrap();
+    let mut withdrawn = store.end_parked(asker.id(), None).await.unwrap();
     withdrawn.sort();
     let mut wanted = ["a", "c"].map(|name| asker.question(name).id);
     wanted.sort();
     assert_eq!(withdrawn, wanted);
-    assert_eq!(store.end_parked(asker.id()).await.unwrap(), []);
+    assert_eq!(store.end_parked(asker.id(), None).await.unwrap(), []);
     assert_eq!(store.pending(0, 10).await.unwrap(), []);
     let standing = async |name| read(store, &asker.question(name)).await.standing;
     assert_eq!(standing("a").await, Standing::Decided(Choice::Withdraw));
@@ -359,7 +374,7 @@ async fn a_reopened_task_was_never_parked(ground: Ground) {
 /// It fails, and is replayed.
 async fn reopen(ground: &Ground, asker: &Asker) {
     ground.finish(asker.id(), "FAILURE", "").await;
-    ground.store.end_parked(asker.id()).await.unwrap();
+    ground.store.end_parked(asker.id(), None).await.unwrap();
     let (id, queue, by) = (asker.id().clone(), "q.dead".into(), "ana".into());
     ground.store.reopen(Deed { what: "replay", id, queue, by }, 1).await.unwrap();
 }
@@ -378,15 +393,123 @@ async fn a_reopened_task_asks_anew_with_all_of_its_time(ground: Ground) {
     assert!(matches!(standing().await, Standing::Open(_)), "{:?}", standing().await);
 }
 
+fn other() -> TaskDigest {
+    TaskDigest::from("two".to_owned())
+}
+
+async fn messages_of_another_task_change_nothing(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let asker = parked(&ground).await;
+    let take = async |kind, number| {
+        let ticket = ticket(kind, number);
+        store.take_parked(asker.id(), ticket, Some(&other()), "b", HOUR).await.unwrap()
+    };
+    for (kind, number) in [(WAKE, 1), (WAKE, 2), (ORIGINAL, 1), (ORIGINAL, 2)] {
+        assert!(matches!(take(kind, number).await, Taken::Over(_)));
+    }
+    let taken = take(ORIGINAL, 0).await;
+    let Taken::Occupied(Some(message)) = taken else { panic!("{taken:?}") };
+    assert_eq!(*message, asker.message);
+    let begun = store.begin_park(asker.id(), &other(), true, "b", HOUR).await.unwrap();
+    assert!(matches!(begun, Taken::Occupied(Some(_))), "{begun:?}");
+    assert_eq!(store.end_parked(asker.id(), Some(&other())).await.unwrap(), []);
+    let asked = read(store, &asker.question("pay")).await;
+    assert!(matches!(asked.standing, Standing::Open(_)));
+    assert!(matches!(asker.take(&ground, WAKE, 1, "a").await, Taken::Postpone(_)));
+}
+
+async fn a_new_task_replaces_a_record_that_has_ended(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let asker = parked(&ground).await;
+    let own = asker.digest();
+    store.end_parked(asker.id(), Some(&own)).await.unwrap();
+    let first = ticket(ORIGINAL, 0);
+    let taken = store.take_parked(asker.id(), first, Some(&own), "b", HOUR).await.unwrap();
+    assert!(matches!(taken, Taken::Ended(_)), "{taken:?}");
+    let taken = store.take_parked(asker.id(), first, Some(&other()), "b", HOUR).await.unwrap();
+    assert!(matches!(taken, Taken::Unclaimed), "{taken:?}");
+    let copy = store.begin_park(asker.id(), &own, false, "b", HOUR).await.unwrap();
+    assert!(matches!(copy, Taken::Over(_)), "{copy:?}");
+    for (last, digest) in [(1, own), (3, other())] {
+        let begun = store.begin_park(asker.id(), &digest, true, "b", HOUR).await.unwrap();
+        let Taken::Claimed { number, message: None, rulings } = begun else { panic!("{begun:?}") };
+        assert_eq!((number, rulings.len()), (last + 1, 0));
+        let taken = store.take_parked(asker.id(), first, Some(&digest), "b", HOUR).await.unwrap();
+        assert!(is_claimed(&taken, 0), "its message still finds the record");
+        let parking = Parking { digest: digest.clone(), ..asker.parking(last + 2, &["pay"]) };
+        let parked = store.park(Parking { holder: "b".into(), ..parking }).await.unwrap();
+        assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
+        let asked = read(store, &asker.question("pay")).await;
+        assert!(matches!(asked.standing, Standing::Open(_)), "asked anew");
+        assert_eq!(store.end_parked(asker.id(), Some(&digest)).await.unwrap().len(), 1);
+    }
+}
+
+/// A dead letter of another task with the same id is replayed.
+async fn a_reopened_id_keeps_a_suspended_task(ground: Ground) {
+    let asker = parked(&ground).await;
+    let (id, queue, by) = (asker.id().clone(), "q.dead".into(), "ana".into());
+    ground.store.reopen(Deed { what: "replay", id, queue, by }, 1).await.unwrap();
+    assert!(matches!(asker.take(&ground, WAKE, 1, "b").await, Taken::Postpone(_)));
+}
+
+async fn a_forgotten_task_leaves_nothing(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let asker = parked(&ground).await;
+    let id = asker.id();
+    let run = run("one");
+    store.record(id, &run, "s", "1".into()).await.unwrap();
+    let line = Line { scope: Scope::Body, number: 1, said: Said::Output, json: "1".into() };
+    store.append(id, &run, line).await.unwrap();
+    for attempt in [1, 2, 3] {
+        assert!(store.take(id, attempt).await.unwrap());
+    }
+    store.note_run(id, true).await.unwrap();
+    assert_eq!(store.forget(id).await.unwrap(), Forget::Unfinished(Some(State::named(PARKED))));
+    ground.finish(id, "FAILURE", "").await;
+    assert_eq!(store.forget(id).await.unwrap(), Forget::Unfinished(Some(State::named(PARKED))));
+    assert_eq!(store.kept(id, None).await.unwrap().steps.len(), 1, "nothing was deleted");
+    store.end_parked(id, Some(&run.digest)).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(store.forget(id).await.unwrap(), Forget::Forgotten);
+        assert!(store.read(id).await.unwrap().is_none());
+        let kept = store.kept(id, None).await.unwrap();
+        assert!(kept.steps.is_empty() && kept.streamed.is_empty());
+        assert_eq!(store.entries(id, 0).await.unwrap(), []);
+        assert_eq!(store.crashes(id).await.unwrap(), Crashes::default());
+    }
+    assert!(store.take(id, 3).await.unwrap());
+    // Late messages of it are told from the same message that is sent anew.
+    let late = store.take_parked(id, ticket(WAKE, 1), Some(&run.digest), "b", HOUR).await.unwrap();
+    assert!(matches!(late, Taken::Over(_)), "{late:?}");
+    let first = ticket(ORIGINAL, 0);
+    let anew = store.take_parked(id, first, Some(&run.digest), "b", HOUR).await.unwrap();
+    assert!(matches!(anew, Taken::Unclaimed), "{anew:?}");
+    let begun = store.begin_park(id, &run.digest, false, "b", HOUR).await.unwrap();
+    assert!(is_claimed(&begun, 2), "{begun:?}");
+}
+
+async fn a_task_that_may_run_is_not_forgotten(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    store.record(&id, &run("one"), "s", "1".into()).await.unwrap();
+    assert_eq!(store.forget(&id).await.unwrap(), Forget::Unfinished(None));
+    ground.finish(&id, "RETRY", "").await;
+    assert_eq!(store.forget(&id).await.unwrap(), Forget::Unfinished(Some(State::named("RETRY"))));
+    ground.finish(&id, "REVOKED", "").await;
+    assert_eq!(store.forget(&id).await.unwrap(), Forget::Forgotten);
+    assert_eq!(store.forget(&TaskId::random()).await.unwrap(), Forget::Forgotten);
+}
+
 async fn what_one_parks_another_resumes(ground: Ground) {
     let other = ground.open().await.store;
     let asker = parked(&ground).await;
     let decision = approve(&read(&other, &asker.question("pay")).await.question, "ana");
     assert!(other.decide(&decision).await.unwrap().1.is_some());
-    let taken = other.take_parked(asker.id(), ticket(RESUME, 1), "b", HOUR).await.unwrap();
+    let taken = other.take_parked(asker.id(), ticket(RESUME, 1), None, "b", HOUR).await.unwrap();
     let Taken::Claimed { message, rulings, .. } = taken else { panic!("{taken:?}") };
     assert_eq!((message.as_deref(), rulings.len()), (Some(&asker.message), 1));
     assert!(matches!(asker.take(&ground, WAKE, 1, "a").await, Taken::Postpone(_)));
-    other.end_parked(asker.id()).await.unwrap();
+    other.end_parked(asker.id(), None).await.unwrap();
     assert!(matches!(asker.take(&ground, WAKE, 1, "a").await, Taken::Over(_)));
 }

@@ -211,7 +211,7 @@ async fn a_closed_store_takes_nothing(ground: Ground) {
     assert!(store.finish(finish).await.is_err());
     assert!(store.read(&id).await.is_err());
     assert!(store.take(&id, 1).await.is_err());
-    assert!(store.kept(&id).await.is_err());
+    assert!(store.kept(&id, None).await.is_err());
     assert!(store.audit_entries(1).await.is_err());
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use countersign::TaskId;
 use countersign::approval::{Answer, Choice, Decision, Question, Standing};
-use countersign::backend::{Parked, Store, Taken};
+use countersign::backend::{Forget, Parked, Store, Taken};
 use countersign::lifecycle::park::{self, Due, Park, Take};
 use countersign::lifecycle::vote::{self, Ballot, Terms, Vote};
-use countersign::protocol::{Ticket, TicketKind};
+use countersign::protocol::{TaskDigest, Ticket, TicketKind};
 use serde_json::json;
 
 use crate::ground::{Ground, HOUR, race};
@@ -18,6 +18,8 @@ const TASKS: usize = 100;
 const STEPS: usize = 25;
 const LEASE: i64 = 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
+/// Tasks that have the same id.
+const NAMES: [&str; 2] = ["one", "two"];
 const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
 
 /// Numbers that look random, and are the same in every run.
@@ -76,8 +78,8 @@ impl Model {
         }
     }
 
-    fn end(&mut self) {
-        if self.park.is_none() {
+    fn end(&mut self, digest: Option<&TaskDigest>) {
+        if !park::end(&mut self.park, digest) {
             return;
         }
         for n in std::mem::take(&mut self.asked) {
@@ -86,7 +88,6 @@ impl Model {
                 terms.withdrawn = true;
             }
         }
-        park::end(&mut self.park);
     }
 }
 
@@ -117,23 +118,29 @@ impl Pair {
         self.asker.id()
     }
 
-    async fn take(&mut self, ticket: Ticket, holder: &str) {
+    async fn take(&mut self, ticket: Ticket, digest: Option<&TaskDigest>, holder: &str) {
         let waits = self.model.park.as_ref().map_or_else(Vec::new, |park| {
             (0..2).filter(|n| park.waits.contains(&self.questions[*n].id)).collect()
         });
         let due = self.model.due(&waits);
-        let expected = park::take(&mut self.model.park, ticket, due, holder, 0, LEASE);
-        let found = self.store.take_parked(self.id(), ticket, holder, HOUR).await.unwrap();
-        agree(&format!("{ticket:?} by {holder}"), expected, &found);
+        let expected = park::take(&mut self.model.park, ticket, digest, due, holder, 0, LEASE);
+        let found = self.store.take_parked(self.id(), ticket, digest, holder, HOUR).await.unwrap();
+        agree(&format!("{ticket:?} of {digest:?} by {holder}"), expected, &found);
     }
 
-    async fn begin(&mut self, holder: &str) {
-        let expected = park::begin(&mut self.model.park, holder, 0, LEASE);
-        let found = self.store.begin_park(self.id(), holder, HOUR).await.unwrap();
-        agree(&format!("a park begun by {holder}"), expected, &found);
+    async fn begin(&mut self, digest: &TaskDigest, anew: bool, holder: &str) {
+        let expected = park::begin(&mut self.model.park, digest, anew, holder, 0, LEASE);
+        let found = self.store.begin_park(self.id(), digest, anew, holder, HOUR).await.unwrap();
+        agree(&format!("a park of {digest} begun by {holder}"), expected, &found);
     }
 
-    async fn park(&mut self, number: u64, waits: &[usize], holder: &str) {
+    async fn forget(&mut self) {
+        let is_ended = park::forget(&mut self.model.park);
+        let found = self.store.forget(self.id()).await.unwrap();
+        assert_eq!(found == Forget::Forgotten, is_ended);
+    }
+
+    async fn park(&mut self, number: u64, digest: TaskDigest, waits: &[usize], holder: &str) {
         let before = (self.model.terms.clone(), self.model.asked.clone());
         for n in waits {
             let question = self.questions[*n].clone();
@@ -141,12 +148,14 @@ impl Pair {
         }
         let due = self.model.due(waits);
         let ids = waits.iter().map(|n| self.questions[*n].id.clone()).collect();
-        let expected = park::park(&mut self.model.park, number, ids, due, holder, 0, LEASE);
+        let next = Park::waiting(number, digest.clone(), ids);
+        let expected = park::park(&mut self.model.park, next, due, holder, 0, LEASE);
         if expected == park::Parked::Behind {
             (self.model.terms, self.model.asked) = before;
         }
         let mut parking = self.asker.parking(number, &[]);
         parking.holder = holder.into();
+        parking.digest = digest;
         parking.questions = waits.iter().map(|n| self.questions[*n].clone()).collect();
         let found = self.store.park(parking).await.unwrap();
         let agree = matches!(
@@ -193,28 +202,32 @@ impl Pair {
         assert_eq!(self.store.renew_claim(self.id(), holder, HOUR).await.unwrap(), expected);
     }
 
-    async fn end(&mut self) {
-        self.model.end();
-        self.store.end_parked(self.id()).await.unwrap();
+    async fn end(&mut self, digest: Option<&TaskDigest>) {
+        self.model.end(digest);
+        self.store.end_parked(self.id(), digest).await.unwrap();
     }
 
     async fn step(&mut self, draw: &mut Draw) {
         let (holder, which) = (draw.of(&HOLDERS), draw.below(2));
-        match draw.below(14) {
+        // Mostly the same task.
+        let task = TaskDigest::from(NAMES[draw.below(5) / 4].to_owned());
+        match draw.below(16) {
             0..=3 => {
                 let kinds = [TicketKind::Original, TicketKind::Resume, TicketKind::Wake];
                 let kind = draw.of(&kinds);
                 let number = draw.of(&[0, 1, 2, 3, 4, 1 << 40]);
-                self.take(Ticket { kind, number }, holder).await;
+                let known = Some(&task).filter(|_| kind != TicketKind::Resume && draw.below(4) > 0);
+                self.take(Ticket { kind, number }, known, holder).await;
             }
             4..=6 => {
                 let waits = draw.of(&[[0].as_slice(), &[1], &[0, 1], &[]]);
-                self.park(1 + draw.below(4) as u64, waits, holder).await;
+                self.park(1 + draw.below(4) as u64, task, waits, holder).await;
             }
             7 => self.release(holder).await,
             8 => self.renew(holder).await,
-            9 => self.begin(holder).await,
-            10 if draw.below(4) == 0 => self.end().await,
+            9 | 14 => self.begin(&task, draw.below(2) == 0, holder).await,
+            10 if draw.below(3) == 0 => self.end(Some(&task).filter(|_| draw.below(4) > 0)).await,
+            15 if draw.below(3) == 0 => self.forget().await,
             _ => {
                 let choices = [Choice::Approve, Choice::Approve, Choice::Reject, Choice::Withdraw];
                 let mut decision =
@@ -235,7 +248,9 @@ fn agree(what: &str, expected: Take, found: &Taken) {
         (Take::Unclaimed, Taken::Unclaimed)
         | (Take::Ack, Taken::Over(_))
         | (Take::Postpone(_), Taken::Postpone(_))
-        | (Take::StateLost, Taken::StateLost) => true,
+        | (Take::StateLost, Taken::StateLost)
+        | (Take::Ended, Taken::Ended(_))
+        | (Take::Occupied, Taken::Occupied(_)) => true,
         (Take::Claimed(wanted), Taken::Claimed { number, .. }) => wanted == number,
         _ => false,
     };

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use countersign::TaskId;
-use countersign::backend::{Capability, Line, Said, Scope, Store, StreamEntry};
+use countersign::backend::{Capability, Line, RunOwner, Said, Scope, Store, StreamEntry};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::ground::{Ground, race};
+use crate::ground::{Ground, race, run};
 use crate::promise::{Promise, promise};
 
 pub(crate) fn promises() -> Vec<Promise> {
@@ -21,6 +21,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(a_step_may_say_only_that_it_runs_again),
         promise(an_execution_that_another_has_replaced_writes_no_more),
         promise(streams_of_tasks_are_apart),
+        promise(a_stream_belongs_to_one_task),
         promise(what_is_written_at_once_is_written_once),
         promise(entries_are_given_from_where_one_is),
         promise(a_follower_is_told_when_there_is_more),
@@ -41,7 +42,7 @@ fn step(execution: u64, number: u64, value: &Value) -> Line {
 
 async fn append(store: &Arc<dyn Store>, id: &TaskId, lines: impl IntoIterator<Item = Line>) {
     for line in lines {
-        store.append(id, line).await.unwrap();
+        store.append(id, &run("one"), line).await.unwrap();
     }
 }
 
@@ -90,7 +91,7 @@ async fn entries_are_numbered_and_read_as_they_were_written(ground: Ground) {
     ];
     assert!(all(store, &id).await == wanted, "they are others");
     assert_eq!(store.last_entry(&id).await.unwrap(), 3);
-    let streamed = store.kept(&id).await.unwrap().streamed;
+    let streamed = store.kept(&id, None).await.unwrap().streamed;
     assert_eq!(streamed.into_iter().collect::<Vec<_>>(), ["s"]);
 }
 
@@ -164,6 +165,27 @@ async fn streams_of_tasks_are_apart(ground: Ground) {
 }
 
 /// Two runs of a task write the same, at the same time.
+/// Another task has the same id, and then the same message is sent anew: numbers go on for readers.
+async fn a_stream_belongs_to_one_task(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let id = TaskId::random();
+    let lines = [body(1, &json!(1)), step(7, 1, &json!(2))];
+    append(store, &id, lines.clone()).await;
+    let two = run("two");
+    assert!(store.kept(&id, Some(&two.digest)).await.unwrap().streamed.is_empty());
+    for line in lines.clone() {
+        store.append(&id, &two, line).await.unwrap();
+    }
+    assert_eq!(short(store, &id).await, ["3 1 1", "4 1 2"]);
+    store.ended(&id, &two.digest);
+    let fresh = RunOwner { is_fresh: true, ..two };
+    for line in lines {
+        store.append(&id, &fresh, line).await.unwrap();
+    }
+    assert_eq!(short(store, &id).await, ["5 1 1", "6 1 2"]);
+    assert_eq!(store.last_entry(&id).await.unwrap(), 6);
+}
+
 async fn what_is_written_at_once_is_written_once(ground: Ground) {
     let id = TaskId::random();
     race(4, |_| {
@@ -245,7 +267,7 @@ async fn closing_ends_a_follower(ground: Ground) {
     let (entries, ()) = tokio::join!(store.next_entries(&id, 0), store.close());
     assert!(entries.is_err());
     assert!(store.next_entries(&id, 0).await.is_err());
-    assert!(store.append(&id, body(1, &json!(1))).await.is_err());
+    assert!(store.append(&id, &run("one"), body(1, &json!(1))).await.is_err());
 }
 
 async fn what_one_writes_another_follows(ground: Ground) {

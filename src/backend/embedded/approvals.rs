@@ -17,7 +17,7 @@ use crate::backend::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
 use crate::lifecycle::vote::{self, Vote};
 use crate::lifecycle::warning;
-use crate::protocol::{Ticket, TicketKind};
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
 impl Approvals for EmbeddedStore {
@@ -25,27 +25,33 @@ impl Approvals for EmbeddedStore {
         &self,
         id: &TaskId,
         ticket: Ticket,
+        digest: Option<&TaskDigest>,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>> {
         let (id, holder, kept) = (id.clone(), holder.to_owned(), self.retention.running());
+        let digest = digest.cloned();
         Box::pin(self.db.write(move |txn| {
             if ticket.kind == TicketKind::Wake {
                 // What a parked task has left outlives the park: a wake comes every hour.
                 journal::keep(txn, &id, kept)?;
             }
-            parks::take(txn, &id, Wish::Message(ticket), &holder, lease)
+            parks::take(txn, &id, Wish::Message(ticket, digest.as_ref()), &holder, lease)
         }))
     }
 
     fn begin_park(
         &self,
         id: &TaskId,
+        digest: &TaskDigest,
+        starts_anew: bool,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>> {
-        let (id, holder) = (id.clone(), holder.to_owned());
-        Box::pin(self.db.write(move |txn| parks::take(txn, &id, Wish::FirstPark, &holder, lease)))
+        let (id, digest, holder) = (id.clone(), digest.clone(), holder.to_owned());
+        Box::pin(self.db.write(move |txn| {
+            parks::take(txn, &id, Wish::FirstPark(&digest, starts_anew), &holder, lease)
+        }))
     }
 
     fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>> {
@@ -67,9 +73,13 @@ impl Approvals for EmbeddedStore {
         Box::pin(self.db.write(move |txn| parks::release(txn, &id, &holder)))
     }
 
-    fn end_parked(&self, id: &TaskId) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
-        let id = id.clone();
-        Box::pin(self.db.write(move |txn| parks::end(txn, &id)))
+    fn end_parked(
+        &self,
+        id: &TaskId,
+        digest: Option<&TaskDigest>,
+    ) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
+        let (id, digest) = (id.clone(), digest.cloned());
+        Box::pin(self.db.write(move |txn| parks::end(txn, &id, digest.as_ref())))
     }
 
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>> {

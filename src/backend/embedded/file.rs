@@ -14,6 +14,9 @@ const APPLICATION: i64 = 0x4353_474e;
 /// Of the tables in `schema.sql`.
 const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
+/// Columns that files of this version may lack. Older processes go on working beside them: they name
+/// the columns that they read and write, and what they replace has none of these.
+const ADDED: [(&str, &str); 2] = [("parks", "digest"), ("left_by", "digest")];
 /// How long another process may keep the file locked.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const STATEMENTS: usize = 128;
@@ -50,6 +53,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     if version == 0 {
         create(&opened).map_err(|error| failed(path, &error))?;
     }
+    add_columns(&opened).map_err(|error| failed(path, &error))?;
     Ok(opened)
 }
 
@@ -171,6 +175,27 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("COMMIT")
 }
 
+/// Several processes may try at once: the first adds what is missing.
+fn add_columns(connection: &Connection) -> rusqlite::Result<()> {
+    let missing = || {
+        let find = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?";
+        let mut missing = Vec::new();
+        for (table, column) in ADDED {
+            let count: i64 = connection.query_row(find, [table, column], |row| row.get(0))?;
+            missing.extend((count == 0).then_some((table, column)));
+        }
+        Ok::<_, rusqlite::Error>(missing)
+    };
+    if missing()?.is_empty() {
+        return Ok(());
+    }
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    for (table, column) in missing()? {
+        connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
+    }
+    connection.execute_batch("COMMIT")
+}
+
 pub(super) fn failed(path: &Path, error: &rusqlite::Error) -> Error {
     let what = format!("the database {}", path.display());
     let cause = match error.sqlite_error_code() {
@@ -244,6 +269,35 @@ mod tests {
                           server:/home /home nfs4 rw 0 0\n\
                           /dev/vdb /home/local xfs rw 0 0\n\
                           //nas/data /mnt/my\\040data cifs rw 0 0\n";
+
+    /// A file of the version before gets the columns, and that version goes on writing to it.
+    #[test]
+    fn columns_are_added_to_an_older_file() {
+        let path = std::env::temp_dir().join(format!("{}.db", uuid::Uuid::new_v4().simple()));
+        let old = open(&path).unwrap();
+        for (table, column) in ADDED {
+            old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
+        }
+        let park = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, \
+                    ended, alarm, queue, message) VALUES ('t', 1, 1, '', '', NULL, NULL, 0, NULL, \
+                    'q', NULL)";
+        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        let new = [open(&path).unwrap(), open(&path).unwrap()];
+        let digest = || -> Option<String> {
+            new[1].query_row("SELECT digest FROM parks", [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(digest(), None);
+        new[0].execute("UPDATE parks SET digest = 'one'", []).unwrap();
+        old.prepare_cached("UPDATE parks SET number = 2").unwrap().execute([]).unwrap();
+        assert_eq!(digest().as_deref(), Some("one"), "the same record");
+        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        assert_eq!(digest(), None, "another record");
+        assert!(new[0].prepare("SELECT digest FROM left_by").is_ok());
+        drop((old, new));
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(format!("{}{suffix}", path.display()));
+        }
+    }
 
     #[test]
     fn the_nearest_mount_says_whether_a_folder_is_on_the_network() {

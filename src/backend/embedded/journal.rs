@@ -7,8 +7,10 @@ use rusqlite::params;
 
 use super::bells::Ring;
 use super::txn::{Done, Txn};
-use crate::backend::{Kept, Line, Said, Scope, StreamEntry};
+use crate::backend::kept::{ENDED, is_ended, is_of};
+use crate::backend::{Kept, Line, RunOwner, Said, Scope, StreamEntry};
 use crate::error::{Error, Kind};
+use crate::protocol::TaskDigest;
 use crate::task::TaskId;
 
 const HOUR: i64 = 60 * 60 * 1000;
@@ -18,6 +20,8 @@ const ENTRIES: i64 = 10_000;
 const READ_AT_ONCE: i64 = 64;
 const BODY: &str = "body";
 const STEP: &str = "step ";
+/// The head that says whose stream it is.
+const OWNER: &str = "digest";
 
 /// Until when what a task leaves is kept, in milliseconds from now.
 #[derive(Clone, Copy, Debug)]
@@ -48,9 +52,64 @@ pub(super) fn keep(txn: &Txn<'_>, task: &TaskId, kept: i64) -> Done<()> {
 }
 
 /// The task has ended: what it has left goes with its result.
-pub(super) fn ended(txn: &Txn<'_>, task: &TaskId, retention: Retention) -> Done<()> {
+pub(super) fn ended(
+    txn: &Txn<'_>,
+    task: &TaskId,
+    digest: &TaskDigest,
+    retention: Retention,
+) -> Done<()> {
+    if !is_of(journal_owner(txn, task)?.as_deref(), Some(digest)) {
+        return Ok(());
+    }
+    let (digest, ended) = (digest.as_str(), format!("{digest}{ENDED}"));
+    let note = "UPDATE left_by SET expires = ?, \
+                digest = CASE WHEN digest = ? THEN ? ELSE digest END WHERE task = ?";
     let expires = txn.now.saturating_add(retention.ended());
-    txn.execute("UPDATE left_by SET expires = ? WHERE task = ?", params![expires, task.as_str()])?;
+    txn.execute(note, params![expires, digest, ended, task.as_str()])?;
+    let note = "UPDATE heads SET execution = ? WHERE task = ? AND scope = ? AND execution = ?";
+    txn.execute(note, params![ended, task.as_str(), OWNER, digest])?;
+    Ok(())
+}
+
+/// Deletes everything that a task has left.
+pub(super) fn forget(txn: &Txn<'_>, task: &str) -> Done<()> {
+    for table in ["steps", "entries", "heads", "left_by"] {
+        txn.execute(&format!("DELETE FROM {table} WHERE task = ?"), [task])?;
+    }
+    Ok(())
+}
+
+/// Whether a task has left anything.
+pub(super) fn is_left(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
+    let find = "SELECT 1 FROM left_by WHERE task = ?1 AND expires >= ?2 AND \
+                (EXISTS (SELECT 1 FROM steps WHERE task = ?1) \
+                OR EXISTS (SELECT 1 FROM heads WHERE task = ?1))";
+    Ok(txn.first(find, params![task.as_str(), txn.now], |_| Ok(()))?.is_some())
+}
+
+/// Whose journal it is, where that is known.
+fn journal_owner(txn: &Txn<'_>, task: &TaskId) -> Done<Option<String>> {
+    let find = "SELECT digest FROM left_by WHERE task = ?";
+    Ok(txn.first(find, [task.as_str()], |row| row.get(0))?.flatten())
+}
+
+/// Makes the journal the writer's: one of another task, or of an earlier life of the same one, is
+/// emptied. One of an older version stays as it is.
+fn own_journal(txn: &Txn<'_>, task: &TaskId, writer: &RunOwner) -> Done<()> {
+    let owner = journal_owner(txn, task)?;
+    if owner.as_deref() == Some(writer.digest.as_str()) {
+        return Ok(());
+    }
+    if !writer.continues(owner.as_deref()) {
+        txn.execute("DELETE FROM steps WHERE task = ?", [task.as_str()])?;
+    } else if owner.is_none() {
+        let find = "SELECT 1 FROM steps WHERE task = ? LIMIT 1";
+        if txn.first(find, [task.as_str()], |_| Ok(()))?.is_some() {
+            return Ok(());
+        }
+    }
+    let note = "UPDATE left_by SET digest = ? WHERE task = ?";
+    txn.execute(note, params![writer.digest.as_str(), task.as_str()])?;
     Ok(())
 }
 
@@ -58,11 +117,12 @@ pub(super) fn ended(txn: &Txn<'_>, task: &TaskId, retention: Retention) -> Done<
 pub(super) fn record(
     txn: &Txn<'_>,
     task: &TaskId,
-    step: &str,
-    entry: &[u8],
+    writer: &RunOwner,
+    (step, entry): (&str, &[u8]),
     retention: Retention,
 ) -> Done<Option<Bytes>> {
     keep(txn, task, retention.running())?;
+    own_journal(txn, task, writer)?;
     let insert = "INSERT OR IGNORE INTO steps (task, name, entry) VALUES (?, ?, ?)";
     if txn.execute(insert, params![task.as_str(), step, entry])? == 1 {
         return Ok(None);
@@ -72,14 +132,21 @@ pub(super) fn record(
     Ok(found.map(Bytes::from))
 }
 
-/// What earlier runs of a task have left.
-pub(super) fn kept(txn: &Txn<'_>, task: &TaskId) -> Done<Kept> {
+/// What earlier runs of a task have left; with a digest, of the task with that one.
+pub(super) fn kept(txn: &Txn<'_>, task: &TaskId, digest: Option<&TaskDigest>) -> Done<Kept> {
     let steps = "SELECT name, entry FROM steps WHERE task = ?";
-    let steps = txn.all(steps, [task.as_str()], |row| {
+    let mut steps = txn.all(steps, [task.as_str()], |row| {
         Ok((row.get::<_, String>(0)?, Bytes::from(row.get::<_, Vec<u8>>(1)?)))
     })?;
+    if !is_of(journal_owner(txn, task)?.as_deref(), digest) {
+        steps.clear();
+    }
     let scopes = "SELECT scope FROM heads WHERE task = ?";
-    let scopes = txn.all(scopes, [task.as_str()], |row| row.get::<_, String>(0))?;
+    let mut scopes = txn.all(scopes, [task.as_str()], |row| row.get::<_, String>(0))?;
+    let owner = stream_owner(txn, task)?.map(|(owner, _)| owner);
+    if !is_of(owner.as_deref(), digest) {
+        scopes.clear();
+    }
     let streamed = scopes.iter().filter_map(|scope| scope.strip_prefix(STEP));
     Ok(Kept {
         steps: steps.into_iter().collect::<HashMap<_, _>>(),
@@ -109,10 +176,41 @@ fn follow(head: Option<Head>, execution: &str, number: u64) -> Option<(Head, boo
     }
 }
 
+/// Whose stream it is, where that is known, and the number before its first entry.
+fn stream_owner(txn: &Txn<'_>, task: &TaskId) -> Done<Option<(String, i64)>> {
+    let find = "SELECT execution, written FROM heads WHERE task = ? AND scope = ?";
+    txn.first(find, [task.as_str(), OWNER], |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+/// Makes the stream the writer's, as [`own_journal`] does. Its numbers go on, for those who follow it.
+fn own_stream(txn: &Txn<'_>, task: &TaskId, writer: &RunOwner) -> Done<()> {
+    let found = stream_owner(txn, task)?;
+    let owner = found.as_ref().map(|(owner, _)| &**owner);
+    if owner == Some(writer.digest.as_str()) {
+        return Ok(());
+    }
+    let mut before = found.as_ref().map_or(0, |(_, before)| *before);
+    if !writer.continues(owner) {
+        before = last_number(txn, task)?;
+        txn.execute("DELETE FROM entries WHERE task = ?", [task.as_str()])?;
+        txn.execute("DELETE FROM heads WHERE task = ?", [task.as_str()])?;
+    } else if !owner.is_some_and(|owner| is_ended(owner, &writer.digest)) {
+        let find = "SELECT 1 FROM heads WHERE task = ? LIMIT 1";
+        if txn.first(find, [task.as_str()], |_| Ok(()))?.is_some() {
+            return Ok(());
+        }
+    }
+    let note = "INSERT OR REPLACE INTO heads (task, scope, run, execution, written) \
+                VALUES (?, ?, 0, ?, ?)";
+    txn.execute(note, params![task.as_str(), OWNER, writer.digest.as_str(), before])?;
+    Ok(())
+}
+
 /// Appends a line to a task's stream, once.
 pub(super) fn append(
     txn: &mut Txn<'_>,
     task: &TaskId,
+    writer: &RunOwner,
     line: &Line,
     retention: Retention,
 ) -> Done<()> {
@@ -120,6 +218,7 @@ pub(super) fn append(
         Scope::Body => (BODY.to_owned(), "-".to_owned()),
         Scope::Step { name, execution } => (format!("{STEP}{name}"), format!("{execution:x}")),
     };
+    own_stream(txn, task, writer)?;
     let find = "SELECT run, execution, written FROM heads WHERE task = ? AND scope = ?";
     let head = txn.first(find, [task.as_str(), &scope], |row| {
         Ok(Head { run: row.get(0)?, execution: row.get(1)?, written: row.get(2)? })
@@ -155,7 +254,10 @@ pub(super) fn append(
 pub(super) fn last_number(txn: &Txn<'_>, task: &TaskId) -> Done<i64> {
     let last = "SELECT max(number) FROM entries WHERE task = ?";
     let last = txn.first(last, [task.as_str()], |row| row.get::<_, Option<i64>>(0))?;
-    Ok(last.flatten().unwrap_or(0))
+    match last.flatten() {
+        Some(last) => Ok(last),
+        None => Ok(stream_owner(txn, task)?.map_or(0, |(_, before)| before)),
+    }
 }
 
 /// The first entries after that number.

@@ -65,6 +65,14 @@ pub(super) fn forget_attempts(txn: &Txn<'_>, id: &TaskId, attempts: u64) -> Done
     (1..=attempts.clamp(1, ATTEMPTS)).try_for_each(|n| forget(txn, &format!("run:{id}:{n}")))
 }
 
+/// The same of all attempts.
+pub(super) fn forget_all_attempts(txn: &Txn<'_>, id: &TaskId) -> Done<()> {
+    // The character after the colon ends the range.
+    let range = params![format!("run:{id}:"), format!("run:{id};")];
+    txn.execute("DELETE FROM marks WHERE name >= ? AND name < ?", range)?;
+    Ok(())
+}
+
 pub(super) fn note_run(txn: &Txn<'_>, id: &TaskId, alone: bool) -> Done<()> {
     let Crashes { runs, alone: before } = crashes(txn, id)?;
     let counts = format!("{} {}", runs.saturating_add(1), before.saturating_add(alone.into()));

@@ -13,7 +13,7 @@ use crate::approval::ApprovalId;
 use crate::backend::approvals::ENDED_KEPT;
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::lifecycle::park::{self, Claim, Due, Park, Take};
-use crate::protocol::{Message, Ticket};
+use crate::protocol::{Message, TaskDigest, Ticket};
 use crate::task::TaskId;
 
 /// The version of these records.
@@ -31,11 +31,11 @@ struct Row {
 
 /// Who wants to run a task.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Wish {
-    /// Whoever has this message of it.
-    Message(Ticket),
-    /// A run of it that is about to park for the first time.
-    FirstPark,
+pub(super) enum Wish<'w> {
+    /// Whoever has this message of it; with its digest, if it carries the task.
+    Message(Ticket, Option<&'w TaskDigest>),
+    /// A run of it that is about to park for the first time; whether it starts anew.
+    FirstPark(&'w TaskDigest, bool),
 }
 
 /// Says what is to be done with a message of a task that may have been parked, or with a run that
@@ -43,7 +43,7 @@ pub(super) enum Wish {
 pub(super) fn take(
     txn: &Txn<'_>,
     id: &TaskId,
-    wish: Wish,
+    wish: Wish<'_>,
     holder: &str,
     lease: Duration,
 ) -> Done<Taken> {
@@ -59,16 +59,22 @@ pub(super) fn take(
     let mut record = found.as_ref().map(|row| row.park.clone());
     let (now, lease) = (txn.now, milliseconds(lease));
     let take = match wish {
-        Wish::Message(ticket) => park::take(&mut record, ticket, due, holder, now, lease),
-        Wish::FirstPark => park::begin(&mut record, holder, now, lease),
+        Wish::Message(ticket, digest) => {
+            park::take(&mut record, ticket, digest, due, holder, now, lease)
+        }
+        Wish::FirstPark(digest, starts_anew) => {
+            park::begin(&mut record, digest, starts_anew, holder, now, lease)
+        }
     };
     match (&found, &record) {
-        (Some(row), Some(park)) if row.park != *park => {
+        (Some(row), Some(park)) if row.park != *park && !row.park.ended => {
             // What an older park waited for is no matter any more.
             let alarm = row.alarm.filter(|_| row.park.number == park.number);
             update(txn, id, park, alarm)?;
         }
-        (None, Some(park)) => {
+        (Some(Row { park: before, .. }), Some(park)) if before == park => {}
+        // A record that has ended changes only by being replaced.
+        (_, Some(park)) => {
             let (park, asked, queue) = (park.clone(), Vec::new(), String::new());
             let row = Row { v: FORMAT, park, asked, alarm: None, queue };
             insert(txn, id, &row, None)?;
@@ -90,6 +96,8 @@ pub(super) fn take(
             Taken::Postpone(Duration::from_millis(pause.max(0).unsigned_abs()))
         }
         Take::StateLost => Taken::StateLost,
+        Take::Ended => Taken::Ended(Recorded::new(id.clone())),
+        Take::Occupied => Taken::Occupied(message(txn, id)?.map(Box::new)),
     })
 }
 
@@ -127,7 +135,8 @@ pub(super) fn park(txn: &mut Txn<'_>, parking: &Parking) -> Done<Parked> {
     let waits: Vec<_> = parking.questions.iter().map(|question| question.id.clone()).collect();
     let due = book.due(txn, &waits, alarm)?;
     let (holder, lease) = (&parking.holder, milliseconds(parking.lease));
-    let parked = park::park(&mut record, number, waits.clone(), due, holder, now, lease);
+    let next = Park::waiting(number, parking.digest.clone(), waits.clone());
+    let parked = park::park(&mut record, next, due, holder, now, lease);
     let Some(park) = record.filter(|_| parked != park::Parked::Behind) else { return behind() };
 
     for question in anew {
@@ -174,17 +183,24 @@ pub(super) fn release(txn: &Txn<'_>, id: &TaskId, holder: &str) -> Done<()> {
     }
 }
 
-/// Notes that a task that was parked has ended, and withdraws what it still asks; returns that.
-pub(super) fn end(txn: &Txn<'_>, id: &TaskId) -> Done<Vec<ApprovalId>> {
+/// Notes that a task that was parked has ended, and withdraws what it still asks; returns that. Nothing
+/// changes when another task with its id is suspended by now.
+pub(super) fn end(
+    txn: &Txn<'_>,
+    id: &TaskId,
+    digest: Option<&TaskDigest>,
+) -> Done<Vec<ApprovalId>> {
     let Some(row) = find(txn, id)? else { return Ok(Vec::new()) };
+    let mut record = Some(row.park);
+    if !park::end(&mut record, digest) {
+        return Ok(Vec::new());
+    }
     let mut withdrawn = Vec::new();
     for question in row.asked {
         let is_open = questions::find(txn, &question)?.is_open(txn.now);
         questions::retire(txn, &question, is_open)?;
         withdrawn.extend(Some(question).filter(|_| is_open));
     }
-    let mut record = Some(row.park);
-    park::end(&mut record);
     if let Some(park) = record {
         update(txn, id, &park, row.alarm)?;
     }
@@ -193,10 +209,28 @@ pub(super) fn end(txn: &Txn<'_>, id: &TaskId) -> Done<Vec<ApprovalId>> {
     Ok(withdrawn)
 }
 
-/// The task is to run as if it had never been parked.
-pub(super) fn forget(txn: &Txn<'_>, task: &TaskId) -> Done<()> {
-    txn.execute("DELETE FROM parks WHERE task = ?", [task.as_str()])?;
+/// The task is to run as if it had never been parked. A record of a task that is suspended stays:
+/// another message may have its id.
+pub(super) fn delete_ended(txn: &Txn<'_>, task: &TaskId) -> Done<()> {
+    txn.execute("DELETE FROM parks WHERE task = ? AND ended", [task.as_str()])?;
     Ok(())
+}
+
+/// Forgets a suspension that has ended. False: the task is suspended.
+pub(super) fn forget(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
+    let mut record = find(txn, task)?.map(|row| row.park);
+    let is_ended = park::forget(&mut record);
+    if let Some(Park { digest, .. }) = record.filter(|_| is_ended) {
+        let note = "UPDATE parks SET digest = ? WHERE task = ?";
+        let digest = digest.as_ref().map(TaskDigest::as_str);
+        txn.execute(note, params![digest, task.as_str()])?;
+    }
+    Ok(is_ended)
+}
+
+/// Whether there is a record of the task.
+pub(super) fn is_known(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
+    Ok(find(txn, task)?.is_some())
 }
 
 /// The number and the queue of a task's park, if it waits for this question.
@@ -211,13 +245,14 @@ pub(super) fn waiting(
 }
 
 fn find(txn: &Txn<'_>, id: &TaskId) -> Done<Option<Row>> {
-    let find = "SELECT v, number, waits, asked, holder, until, ended, alarm, queue FROM parks \
+    let find = "SELECT v, number, waits, asked, holder, until, ended, alarm, queue, digest FROM parks \
                 WHERE task = ? AND (expires IS NULL OR expires > ?)";
     txn.first(find, params![id.as_str(), txn.now], |row| {
         let holder: Option<String> = row.get(4)?;
         let until: Option<i64> = row.get(5)?;
         let park = Park {
             number: row.get::<_, i64>(1)?.unsigned_abs(),
+            digest: row.get::<_, Option<String>>(9)?.map(TaskDigest::from),
             waits: ids(&row.get::<_, String>(2)?),
             claim: holder.map(|holder| Claim { holder, until: until.unwrap_or(0) }),
             ended: row.get(6)?,
@@ -229,9 +264,10 @@ fn find(txn: &Txn<'_>, id: &TaskId) -> Done<Option<Row>> {
 
 /// Writes a whole record, whatever was there.
 fn insert(txn: &Txn<'_>, id: &TaskId, row: &Row, message: Option<&Message>) -> Done<()> {
-    let Row { v, park: Park { number, waits, claim, ended }, asked, alarm, queue } = row;
+    let Row { v, park, asked, alarm, queue } = row;
+    let Park { number, digest, waits, claim, ended } = park;
     let put = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, ended, \
-               alarm, queue, message) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+               alarm, queue, message, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     txn.execute(
         put,
         params![
@@ -245,15 +281,16 @@ fn insert(txn: &Txn<'_>, id: &TaskId, row: &Row, message: Option<&Message>) -> D
             ended,
             alarm,
             queue,
-            message.map(Message::to_json)
+            message.map(Message::to_json),
+            digest.as_ref().map(TaskDigest::as_str)
         ],
     )?;
     Ok(())
 }
 
-/// Writes back what a rule has changed.
+/// Writes back what a rule has changed of a record that is the same task's.
 fn update(txn: &Txn<'_>, id: &TaskId, park: &Park, alarm: Option<i64>) -> Done<()> {
-    let Park { number, waits, claim, ended } = park;
+    let Park { number, digest: _, waits, claim, ended } = park;
     let update = "UPDATE parks SET number = ?2, waits = ?3, holder = ?4, until = ?5, ended = ?6, \
                   alarm = ?7 WHERE task = ?1";
     txn.execute(

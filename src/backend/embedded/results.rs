@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use super::bells::Ring;
 use super::db::Db;
 use super::txn::{Done, Txn};
-use super::{audit, marks, parks};
-use crate::backend::{Deed, Finish};
+use super::{audit, journal, marks, parks};
+use crate::backend::{Deed, Finish, Forget};
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, PARKED, State};
 use crate::task::TaskId;
@@ -79,8 +79,27 @@ pub(super) fn reopen(txn: &mut Txn<'_>, deed: &Deed, attempts: u64) -> Done<Opti
         txn.execute("DELETE FROM results WHERE id = ?", [deed.id.as_str()])?;
     }
     marks::forget_attempts(txn, &deed.id, attempts)?;
-    parks::forget(txn, &deed.id)?;
+    parks::delete_ended(txn, &deed.id)?;
     Ok(state)
+}
+
+/// Deletes the result of a task and everything that its runs have left, unless it may still run.
+pub(super) fn forget(txn: &Txn<'_>, id: &TaskId) -> Done<Forget> {
+    let state = read(txn, id)?.map(|document| document.state);
+    if let Some(state) = state.as_ref().filter(|state| !state.is_terminal()) {
+        return Ok(Forget::Unfinished(Some(state.clone())));
+    }
+    if !parks::forget(txn, id)? {
+        return Ok(Forget::Unfinished(Some(State::named(PARKED))));
+    }
+    if state.is_none() && journal::is_left(txn, id)? && !parks::is_known(txn, id)? {
+        return Ok(Forget::Unfinished(None));
+    }
+    journal::forget(txn, id.as_str())?;
+    marks::forget_all_attempts(txn, id)?;
+    marks::acquit(txn, id)?;
+    txn.execute("DELETE FROM results WHERE id = ?", [id.as_str()])?;
+    Ok(Forget::Forgotten)
 }
 
 /// Registers a waiter, and then reads.

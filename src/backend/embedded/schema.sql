@@ -61,7 +61,9 @@ CREATE TABLE revoked (
 -- What the runs of a task leave: its journal, its stream, and until when they are kept.
 CREATE TABLE left_by (
   task TEXT PRIMARY KEY,
-  expires INTEGER NOT NULL
+  expires INTEGER NOT NULL,
+  -- Whose journal it is; added to files of older versions, see file.rs.
+  digest TEXT
 ) WITHOUT ROWID;
 CREATE INDEX left_by_end ON left_by (expires);
 CREATE TABLE steps (
@@ -79,6 +81,8 @@ CREATE TABLE entries (
   json BLOB NOT NULL,
   PRIMARY KEY (task, number)
 ) WITHOUT ROWID;
+-- The row of scope 'digest' says whose stream it is (execution), and which number came before it
+-- (written).
 CREATE TABLE heads (
   task TEXT NOT NULL,
   scope TEXT NOT NULL,
@@ -103,7 +107,9 @@ CREATE TABLE parks (
   alarm INTEGER,
   queue TEXT NOT NULL,
   expires INTEGER,
-  message TEXT
+  message TEXT,
+  -- Whose record it is; added to files of older versions, see file.rs.
+  digest TEXT
 );
 CREATE INDEX parks_by_end ON parks (expires) WHERE expires IS NOT NULL;
 

@@ -16,11 +16,11 @@ use super::journal::Retention;
 use super::txn::{Done, Txn};
 use super::{audit, journal, marks, results};
 use crate::backend::{
-    Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
-    StoreServer, StreamEntry, sealed,
+    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation,
+    RunOwner, Store, StoreServer, StreamEntry, sealed,
 };
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, State};
+use crate::protocol::{Document, State, TaskDigest};
 use crate::task::{Revoke, TaskId};
 
 /// The [`Store`] of a database.
@@ -139,6 +139,11 @@ impl Store for EmbeddedStore {
         Box::pin(self.db.write(move |txn| results::reopen(txn, &deed, attempts)))
     }
 
+    fn forget(&self, id: &TaskId) -> BoxFuture<'_, Result<Forget, Error>> {
+        let id = id.clone();
+        Box::pin(self.db.write(move |txn| results::forget(txn, &id)))
+    }
+
     fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>> {
         let proof = Recorded::new(deed.id.clone());
         let noted = self.db.write(move |txn| audit::note(txn, &deed, &[]));
@@ -176,11 +181,11 @@ impl Store for EmbeddedStore {
         wait
     }
 
-    fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>> {
-        let id = id.clone();
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>> {
+        let (id, digest) = (id.clone(), digest.cloned());
         Box::pin(self.until_answered(move || {
-            let id = id.clone();
-            self.db.read(move |txn| journal::kept(txn, &id))
+            let (id, digest) = (id.clone(), digest.clone());
+            self.db.read(move |txn| journal::kept(txn, &id, digest.as_ref()))
         }))
     }
 
@@ -191,21 +196,30 @@ impl Store for EmbeddedStore {
     fn record(
         &self,
         id: &TaskId,
+        writer: &RunOwner,
         step: &str,
         entry: Bytes,
     ) -> BoxFuture<'_, Result<Option<Bytes>, Error>> {
-        let (id, step, retention) = (id.clone(), step.to_owned(), self.retention);
-        Box::pin(self.insist(move |txn| journal::record(txn, &id, &step, &entry, retention)))
+        let (id, writer, step) = (id.clone(), writer.clone(), step.to_owned());
+        let retention = self.retention;
+        Box::pin(
+            self.insist(move |txn| journal::record(txn, &id, &writer, (&step, &entry), retention)),
+        )
     }
 
-    fn append(&self, id: &TaskId, line: Line) -> BoxFuture<'_, Result<(), Error>> {
-        let (id, retention) = (id.clone(), self.retention);
-        Box::pin(self.insist(move |txn| journal::append(txn, &id, &line, retention)))
+    fn append(
+        &self,
+        id: &TaskId,
+        writer: &RunOwner,
+        line: Line,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let (id, writer, retention) = (id.clone(), writer.clone(), self.retention);
+        Box::pin(self.insist(move |txn| journal::append(txn, &id, &writer, &line, retention)))
     }
 
-    fn ended(&self, id: &TaskId) {
-        let (id, retention) = (id.clone(), self.retention);
-        self.db.post(move |txn| journal::ended(txn, &id, retention), drop);
+    fn ended(&self, id: &TaskId, digest: &TaskDigest) {
+        let (id, digest, retention) = (id.clone(), digest.clone(), self.retention);
+        self.db.post(move |txn| journal::ended(txn, &id, &digest, retention), drop);
     }
 
     fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {

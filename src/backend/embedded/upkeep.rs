@@ -11,6 +11,7 @@ use rusqlite::{Connection, params};
 
 use super::bells::Ring;
 use super::db::Shared;
+use super::journal;
 use super::session::{self, Session};
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, KEPT};
@@ -248,9 +249,7 @@ fn forget(txn: &mut Txn<'_>) -> Done<bool> {
     let left = "SELECT task FROM left_by WHERE expires < ? ORDER BY expires LIMIT 50";
     for task in txn.all(left, [txn.now], |row| row.get::<_, String>(0))? {
         is_more = true;
-        for table in ["steps", "entries", "heads", "left_by"] {
-            txn.execute(&format!("DELETE FROM {table} WHERE task = ?"), [&task])?;
-        }
+        journal::forget(txn, &task)?;
     }
     let kept = i64::try_from(KEPT).unwrap_or(i64::MAX);
     for (table, key, keep) in

@@ -11,6 +11,12 @@ use crate::task::TaskId;
 
 pub(super) const STREAM: &str = "cs:audit:{cs}";
 const REOPEN: &str = include_str!("reopen.lua");
+/// A park record is deleted if its task has ended.
+const DELETE_ENDED: &str = "#!lua
+if redis.call('HGET', KEYS[1], 'ended') == '1' then
+  return redis.call('DEL', KEYS[1])
+end
+return 0";
 /// Attempts whose marks are forgotten at once.
 const ATTEMPTS: u64 = 1000;
 
@@ -54,15 +60,17 @@ impl RedisStore {
         Ok(status)
     }
 
-    /// Attempts that were taken before would be refused to the message that is sent again.
+    /// Attempts that were taken before would be refused to the message that is sent again. A record of a
+    /// task that is suspended stays: another message may have its id.
     async fn forget_runs(&self, id: TaskId, attempts: u64) -> Result<(), Error> {
         let runs = (1..=attempts.clamp(1, ATTEMPTS)).map(|n| format!("cs:run:{id}:{n}"));
-        let keys: Vec<_> = runs.chain([parks::key(&id)]).collect();
-        self.ask_soon(move |_| {
-            let mut delete = Pipeline::with_capacity(keys.len());
-            for key in keys {
+        let (runs, park) = (runs.collect::<Vec<_>>(), parks::key(&id));
+        self.ask_soon(move |session| {
+            let mut delete = Pipeline::with_capacity(runs.len() + 1);
+            for key in runs {
                 delete.cmd("DEL").arg(key);
             }
+            delete.cmd("EVAL").arg(session.script(DELETE_ENDED)).arg(1).arg(park);
             delete
         })
         .await

@@ -2,11 +2,14 @@
 -- withdrawn.
 -- KEYS[1] the park record
 -- KEYS[2] the index of open questions
--- ARGV    how long the note is kept and how long questions are, in seconds
+-- ARGV    how long the note is kept and how long questions are, in seconds, digest of the task ('': not
+--         known)
 -- Returns the questions that were withdrawn.
 local now, withdrawn = now_in_ms(), {}
 local asked = redis.call('HGET', KEYS[1], 'asked')
-if redis.call('EXISTS', KEYS[1]) == 0 then
+local digest = redis.call('HGET', KEYS[1], 'digest')
+local is_another = digest and ARGV[3] ~= '' and digest ~= ARGV[3]
+if is_another or redis.call('EXISTS', KEYS[1]) == 0 then
   return withdrawn
 end
 for id in string.gmatch(asked or '', '%S+') do

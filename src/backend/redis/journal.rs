@@ -9,8 +9,10 @@ use tokio::sync::oneshot;
 use super::link::Backoff;
 use super::scribe::{Call, Script};
 use super::{RedisStore, stream};
-use crate::backend::Kept;
+use crate::backend::kept::is_of;
+use crate::backend::{Kept, RunOwner};
 use crate::error::{Error, Kind};
+use crate::protocol::TaskDigest;
 use crate::task::TaskId;
 
 /// What a task leaves is kept this long after its last write while it has not ended, besides the
@@ -18,12 +20,20 @@ use crate::task::TaskId;
 const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
 /// At least so long after its end: the result may not be stored yet.
 const HOUR_SECONDS: u64 = 60 * 60;
+/// The field of a journal that says whose it is. Names of steps that begin with a zero byte have
+/// another one before them.
+const OWNER: &str = "\0digest";
 
 impl RedisStore {
-    pub(super) async fn read_kept(&self, id: &TaskId) -> Result<Kept, Error> {
-        let mut read = Pipeline::with_capacity(2);
+    pub(super) async fn read_kept(
+        &self,
+        id: &TaskId,
+        digest: Option<&TaskDigest>,
+    ) -> Result<Kept, Error> {
+        let mut read = Pipeline::with_capacity(3);
         read.cmd("HGETALL").arg(key(id)).cmd("HKEYS").arg(stream::heads_key(id));
-        kept(self.until_answered(&read).await?).map_err(|cause| {
+        read.cmd("HGET").arg(stream::heads_key(id)).arg(stream::OWNER);
+        kept(self.until_answered(&read).await?, digest).map_err(|cause| {
             let what = format!("the journal of task {id}");
             Kind::Codec { what, cause }.into()
         })
@@ -56,10 +66,19 @@ impl RedisStore {
     pub(super) async fn record_step(
         &self,
         id: &TaskId,
+        writer: &RunOwner,
         step: &str,
         entry: Bytes,
     ) -> Result<Option<Bytes>, Error> {
-        let arguments = vec![text(step), entry, text(&self.kept_while_running().to_string())];
+        let escape = if step.starts_with('\0') { "\0" } else { "" };
+        let arguments = vec![
+            text(&format!("{escape}{step}")),
+            entry,
+            text(&self.kept_while_running().to_string()),
+            text(OWNER),
+            text(writer.digest.as_str()),
+            text(if writer.is_fresh { "1" } else { "0" }),
+        ];
         match self.call(Script::Record, vec![key(id)], arguments).await? {
             Value::BulkString(recorded) => Ok(Some(recorded.into())),
             _ => Ok(None),
@@ -67,26 +86,26 @@ impl RedisStore {
     }
 
     /// What a task leaves is kept from now on as long as its result. Returns at once.
-    pub(super) fn keep_as_result(&self, id: &TaskId) {
-        self.keep(
-            id,
-            match self.result_seconds {
-                0 => WEEK_SECONDS,
-                seconds => seconds.max(HOUR_SECONDS),
-            },
-        );
+    pub(super) fn keep_as_result(&self, id: &TaskId, digest: &TaskDigest) {
+        let seconds = match self.result_seconds {
+            0 => WEEK_SECONDS,
+            seconds => seconds.max(HOUR_SECONDS),
+        };
+        self.keep(id, seconds, Some(digest));
     }
 
     /// What a parked task has left outlives the park, however long: each wake keeps it anew, and
     /// one comes every hour. Returns at once.
     pub(super) fn keep_while_parked(&self, id: &TaskId) {
-        self.keep(id, self.kept_while_running());
+        self.keep(id, self.kept_while_running(), None);
     }
 
-    fn keep(&self, id: &TaskId, seconds: u64) {
-        for keys in [vec![key(id)], vec![stream::key(id), stream::heads_key(id)]] {
+    fn keep(&self, id: &TaskId, seconds: u64, ended: Option<&TaskDigest>) {
+        let streams = vec![stream::key(id), stream::heads_key(id)];
+        for (keys, owner) in [(vec![key(id)], OWNER), (streams, stream::OWNER)] {
             let (answer, _) = oneshot::channel();
-            let arguments = vec![text(&seconds.to_string())];
+            let mut arguments = vec![text(&seconds.to_string())];
+            arguments.extend(ended.into_iter().flat_map(|it| [text(owner), text(it.as_str())]));
             // Under load it expires later.
             let _ = self.calls.try_send(Call { script: Script::Keep, keys, arguments, answer });
         }
@@ -114,17 +133,30 @@ pub(super) fn text(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-fn key(id: &TaskId) -> String {
+pub(super) fn key(id: &TaskId) -> String {
     format!("cs:journal:{id}")
 }
 
-fn kept(answers: Vec<Value>) -> Result<Kept, String> {
+fn kept(answers: Vec<Value>, digest: Option<&TaskDigest>) -> Result<Kept, String> {
     let mut answers = answers.into_iter();
     let mut next = || answers.next().unwrap_or(Value::Nil);
-    let steps = HashMap::<String, Vec<u8>>::from_redis_value(next()).map_err(|e| e.to_string())?;
+    let mut steps =
+        HashMap::<String, Vec<u8>>::from_redis_value(next()).map_err(|e| e.to_string())?;
     let heads = Vec::<String>::from_redis_value(next()).map_err(|e| e.to_string())?;
-    let streamed: HashSet<_> =
+    let stream_owner = Option::<String>::from_redis_value(next()).map_err(|e| e.to_string())?;
+    let mut streamed: HashSet<_> =
         heads.iter().filter_map(|head| stream::step_of(head)).map(str::to_owned).collect();
-    let steps = steps.into_iter().map(|(step, entry)| (step, entry.into())).collect();
+    if !is_of(stream_owner.as_deref(), digest) {
+        streamed.clear();
+    }
+    let owner = steps.remove(OWNER);
+    if !is_of(owner.as_deref().and_then(|owner| str::from_utf8(owner).ok()), digest) {
+        steps.clear();
+    }
+    let unescaped = |step: String| match step.strip_prefix('\0') {
+        Some(rest) if rest.starts_with('\0') => rest.to_owned(),
+        _ => step,
+    };
+    let steps = steps.into_iter().map(|(step, entry)| (unescaped(step), entry.into())).collect();
     Ok(Kept { steps, streamed })
 }

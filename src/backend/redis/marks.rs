@@ -103,6 +103,6 @@ fn answered(shown: &str, answers: Result<Vec<Value>, RedisError>) -> Result<Vec<
     }
 }
 
-fn crash_key(id: &TaskId) -> String {
+pub(super) fn crash_key(id: &TaskId) -> String {
     format!("cs:crash:{id}")
 }

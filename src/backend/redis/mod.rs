@@ -3,6 +3,7 @@
 //! | file | what is in it |
 //! |---|---|
 //! | `address` | the URL list, TLS, what may be shown of it |
+//! | `forget` | deletes everything that is stored of a task |
 //! | `journal` | the values of finished steps; `journal.lua` says which record wins |
 //! | `approvals` | questions and decisions; `decide.lua` says which decision counts |
 //! | `link` | one connection that is always being kept up |
@@ -24,6 +25,7 @@ mod approvals;
 mod audit;
 mod early;
 mod finish;
+mod forget;
 mod idempotency;
 mod journal;
 mod link;
@@ -61,11 +63,11 @@ use self::scribe::{Call, Scribe};
 use self::subscription::{Bells, Subscription, Watch};
 use self::tail::Tail;
 use super::{
-    Crashes, Deed, Finish, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation, Store,
-    StoreServer, StreamEntry, sealed,
+    Crashes, Deed, Finish, Forget, Kept, KeyedTask, Line, Origin, Presence, Recorded, Revocation,
+    RunOwner, Store, StoreServer, StreamEntry, sealed,
 };
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, State};
+use crate::protocol::{Document, State, TaskDigest};
 use crate::task::{Revoke, TaskId};
 
 /// What a channel must begin with to be published to on a message's word.
@@ -321,6 +323,10 @@ impl Store for RedisStore {
         Box::pin(self.take_back_failure(deed, attempts))
     }
 
+    fn forget(&self, id: &TaskId) -> BoxFuture<'_, Result<Forget, Error>> {
+        Box::pin(self.forget_task(id.clone()))
+    }
+
     fn audit(&self, deed: Deed) -> BoxFuture<'_, Result<Recorded, Error>> {
         Box::pin(self.note(deed))
     }
@@ -368,9 +374,9 @@ impl Store for RedisStore {
         wait
     }
 
-    fn kept(&self, id: &TaskId) -> BoxFuture<'_, Result<Kept, Error>> {
-        let id = id.clone();
-        Box::pin(async move { self.read_kept(&id).await })
+    fn kept(&self, id: &TaskId, digest: Option<&TaskDigest>) -> BoxFuture<'_, Result<Kept, Error>> {
+        let (id, digest) = (id.clone(), digest.cloned());
+        Box::pin(async move { self.read_kept(&id, digest.as_ref()).await })
     }
 
     fn clock(&self) -> BoxFuture<'_, Result<i64, Error>> {
@@ -380,20 +386,26 @@ impl Store for RedisStore {
     fn record(
         &self,
         id: &TaskId,
+        writer: &RunOwner,
         step: &str,
         entry: Bytes,
     ) -> BoxFuture<'_, Result<Option<Bytes>, Error>> {
-        let (id, step) = (id.clone(), step.to_owned());
-        Box::pin(async move { self.record_step(&id, &step, entry).await })
+        let (id, writer, step) = (id.clone(), writer.clone(), step.to_owned());
+        Box::pin(async move { self.record_step(&id, &writer, &step, entry).await })
     }
 
-    fn append(&self, id: &TaskId, line: Line) -> BoxFuture<'_, Result<(), Error>> {
-        let id = id.clone();
-        Box::pin(async move { self.append_line(&id, line).await })
+    fn append(
+        &self,
+        id: &TaskId,
+        writer: &RunOwner,
+        line: Line,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let (id, writer) = (id.clone(), writer.clone());
+        Box::pin(async move { self.append_line(&id, &writer, line).await })
     }
 
-    fn ended(&self, id: &TaskId) {
-        self.keep_as_result(id);
+    fn ended(&self, id: &TaskId, digest: &TaskDigest) {
+        self.keep_as_result(id, digest);
     }
 
     fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {

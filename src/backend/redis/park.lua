@@ -4,21 +4,24 @@
 -- KEYS[2] the index of open questions
 -- KEYS[3] the outbox
 -- ARGV    number, holder, lease in ms, the task's message, its queue, its id, abandoned questions,
---         after how many ms its sleep ends (0: it does not sleep), and for each question: id, digest, document, time to decide in ms, quorum, requester,
---         self-approval, approvers, editable
+--         after how many ms its sleep ends (0: it does not sleep), digest of the task, and for each
+--         question: id, digest, document, time to decide in ms, quorum, requester, self-approval,
+--         approvers, editable
 -- Returns 'behind', 'waiting' or 'ready', and what became of the questions.
 local FIELDS = 9
 local holder, lease = ARGV[2], tonumber(ARGV[3])
 local now = now_in_ms()
 
-local park = redis.call('HMGET', KEYS[1], 'number', 'holder', 'until', 'ended', 'asked', 'v')
+local park = redis.call('HMGET', KEYS[1], 'number', 'holder', 'until', 'ended', 'asked', 'v',
+  'digest')
 if park[1] then
   -- Whoever is newer has sent messages of his own.
   if park[6] ~= '1' then
     return { 'behind' }
   end
   local is_held = (park[2] or '') ~= '' and park[2] ~= holder and tonumber(park[3] or '0') > now
-  if park[4] == '1' or tonumber(park[1]) > tonumber(ARGV[1]) or is_held then
+  local is_another = park[7] and park[7] ~= ARGV[9]
+  if park[4] == '1' or is_another or tonumber(park[1]) > tonumber(ARGV[1]) or is_held then
     return { 'behind' }
   end
 end
@@ -46,7 +49,7 @@ local function ask(n)
   redis.call('ZADD', KEYS[2], deadline, id)
   redis.call('PUBLISH', ASKED, id)
 end
-for n = 9, #ARGV, FIELDS do
+for n = 10, #ARGV, FIELDS do
   ask(n)
   if not is_asked[ARGV[n]] then
     asked = asked .. ' ' .. ARGV[n]
@@ -65,7 +68,7 @@ local sleeps = tonumber(ARGV[8])
 local alarm = sleeps > 0 and whole(now + sleeps) or '0'
 local is_ready = #waits > 0 and due_in(list, alarm, now) == 0
 redis.call('HSET', KEYS[1], 'v', '1', 'number', ARGV[1], 'waits', list, 'asked', asked,
-  'alarm', alarm,
+  'alarm', alarm, 'digest', ARGV[9],
   'message', ARGV[4], 'queue', ARGV[5],
   'holder', is_ready and holder or '', 'until', is_ready and whole(now + lease) or '0')
 if is_ready then

@@ -15,21 +15,29 @@ use crate::backend::approvals::{ASKED_KEPT, ENDED_KEPT};
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::error::{Error, Kind};
 use crate::lifecycle::park::RECHECK;
-use crate::protocol::{Message, Ticket, TicketKind};
+use crate::protocol::{Message, TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
 const TAKE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("take.lua"));
 const PARK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("park.lua"));
 const END: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("end.lua"));
 const LEASE: &str = include_str!("lease.lua");
+const FORGET: &str = include_str!("forget.lua");
+
+/// Who asks for the right to run a task.
+pub(super) struct Caller {
+    pub(super) holder: String,
+    /// The task's, if it is known.
+    pub(super) digest: Option<TaskDigest>,
+    pub(super) lease: Duration,
+}
 
 impl RedisStore {
     pub(super) async fn take_ticket(
         &self,
         id: TaskId,
         ticket: Ticket,
-        holder: String,
-        lease: Duration,
+        caller: Caller,
     ) -> Result<Taken, Error> {
         if ticket.kind == TicketKind::Wake {
             self.keep_while_parked(&id);
@@ -39,37 +47,43 @@ impl RedisStore {
             TicketKind::Resume => "resume",
             TicketKind::Wake => "wake",
         };
-        self.take_run(id, (kind, ticket.number), holder, lease).await
+        self.take_run(id, (kind, ticket.number, false), caller).await
     }
 
     /// By a ticket, or in order to park for the first time.
     pub(super) async fn take_run(
         &self,
         id: TaskId,
-        (kind, number): (&'static str, u64),
-        holder: String,
-        lease: Duration,
+        (kind, number, starts_anew): (&'static str, u64, bool),
+        caller: Caller,
     ) -> Result<Taken, Error> {
         let key = key(&id);
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(TAKE)).arg(2).arg(key).arg(PENDING);
+            let Caller { holder, digest, lease } = caller;
             eval.arg(kind).arg(number).arg(holder).arg(milliseconds(lease)).arg(RECHECK);
+            eval.arg(digest.as_ref().map_or("", TaskDigest::as_str)).arg(u8::from(starts_anew));
             eval
         });
         let texts = texts(answers.await?, "take.lua")?;
         let number = texts.get(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
+        let message = || {
+            let message = texts.get(2).filter(|json| !json.is_empty());
+            message.and_then(|json| readable(id.clone(), json)).map(Box::new)
+        };
         Ok(match texts.first().map(String::as_str) {
             Some("unclaimed") => Taken::Unclaimed,
             Some("claimed") => {
-                let message = texts.get(2).filter(|json| !json.is_empty());
-                let message = message.and_then(|json| readable(id, json)).map(Box::new);
+                let message = message();
                 let rulings = read_rulings(texts.get(3..).unwrap_or_default());
                 Taken::Claimed { number, message, rulings }
             }
             Some("postpone") => Taken::Postpone(Duration::from_millis(number)),
             Some("lost") => Taken::StateLost,
             Some("newer") => Taken::Newer,
+            Some("ended") => Taken::Ended(Recorded::new(id)),
+            Some("occupied") => Taken::Occupied(message()),
             _ => Taken::Over(Recorded::new(id)),
         })
     }
@@ -83,6 +97,7 @@ impl RedisStore {
             eval.arg(parking.number).arg(parking.holder).arg(milliseconds(parking.lease));
             eval.arg(parking.message.to_json()).arg(parking.queue).arg(parking.id.as_str());
             eval.arg(joined(&parking.abandoned)).arg(parking.alarm.map_or(0, milliseconds));
+            eval.arg(parking.digest.as_str());
             parking.questions.iter().for_each(|question| add_question(&mut eval, question));
             eval
         });
@@ -113,15 +128,31 @@ impl RedisStore {
         Ok(matches!(answers.await?.pop(), Some(Value::Int(1))))
     }
 
-    pub(super) async fn end_park(&self, id: TaskId) -> Result<Vec<ApprovalId>, Error> {
+    pub(super) async fn end_park(
+        &self,
+        id: TaskId,
+        digest: Option<TaskDigest>,
+    ) -> Result<Vec<ApprovalId>, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(END)).arg(2).arg(key(&id)).arg(PENDING);
             eval.arg(ENDED_KEPT.as_secs()).arg(ASKED_KEPT.as_secs());
+            eval.arg(digest.as_ref().map_or("", TaskDigest::as_str));
             eval
         });
         let withdrawn = texts(answers.await?, "end.lua")?;
         Ok(withdrawn.iter().filter_map(|id| ApprovalId::parse(id)).collect())
+    }
+
+    /// Forgets a suspension that has ended. False: the task is suspended.
+    pub(super) async fn forget_park(&self, id: TaskId) -> Result<bool, Error> {
+        let answers = self.ask_soon(move |session| {
+            let mut eval = Pipeline::with_capacity(1);
+            eval.cmd("EVAL").arg(session.script(FORGET)).arg(1).arg(key(&id));
+            eval.arg(TaskDigest::of_none().as_str());
+            eval
+        });
+        Ok(matches!(answers.await?.pop(), Some(Value::Int(1))))
     }
 }
 

@@ -6,10 +6,11 @@ use futures_util::future::BoxFuture;
 use tokio::sync::broadcast;
 
 use super::RedisStore;
+use super::parks::Caller;
 use crate::approval::{Answer, ApprovalId, Decision, Question};
 use crate::backend::{Approvals, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
-use crate::protocol::Ticket;
+use crate::protocol::{TaskDigest, Ticket};
 use crate::task::TaskId;
 
 impl Approvals for RedisStore {
@@ -17,19 +18,24 @@ impl Approvals for RedisStore {
         &self,
         id: &TaskId,
         ticket: Ticket,
+        digest: Option<&TaskDigest>,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>> {
-        Box::pin(self.take_ticket(id.clone(), ticket, holder.to_owned(), lease))
+        let caller = Caller { holder: holder.to_owned(), digest: digest.cloned(), lease };
+        Box::pin(self.take_ticket(id.clone(), ticket, caller))
     }
 
     fn begin_park(
         &self,
         id: &TaskId,
+        digest: &TaskDigest,
+        starts_anew: bool,
         holder: &str,
         lease: Duration,
     ) -> BoxFuture<'_, Result<Taken, Error>> {
-        Box::pin(self.take_run(id.clone(), ("begin", 0), holder.to_owned(), lease))
+        let caller = Caller { holder: holder.to_owned(), digest: Some(digest.clone()), lease };
+        Box::pin(self.take_run(id.clone(), ("begin", 0, starts_anew), caller))
     }
 
     fn park(&self, parking: Parking) -> BoxFuture<'_, Result<Parked, Error>> {
@@ -50,8 +56,12 @@ impl Approvals for RedisStore {
         Box::pin(async move { released.await.map(drop) })
     }
 
-    fn end_parked(&self, id: &TaskId) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
-        Box::pin(self.end_park(id.clone()))
+    fn end_parked(
+        &self,
+        id: &TaskId,
+        digest: Option<&TaskDigest>,
+    ) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
+        Box::pin(self.end_park(id.clone(), digest.cloned()))
     }
 
     fn ask(&self, question: Question) -> BoxFuture<'_, Result<(), Error>> {

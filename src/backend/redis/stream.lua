@@ -1,8 +1,33 @@
 #!lua
 -- Appends an entry to a task's stream, once: what was written before is known by its number.
 -- KEYS[1] the stream; its ids are `<number>-0`
--- KEYS[2] its heads: `last`, the last number; for each scope `<run> <execution> <last number>`
--- ARGV    scope, execution, number within the scope, kind, JSON, entries to keep, seconds to keep
+-- KEYS[2] its heads: `last`, the last number; `digest`, whose it is; for each scope
+--         `<run> <execution> <last number>`
+-- ARGV    scope, execution, number within the scope, kind, JSON, entries to keep, seconds to keep,
+--         digest of the task, 1 for a fresh run
+local function newest()
+  local entry = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  return entry and tonumber(string.match(entry[1], '^%d+')) or 0
+end
+
+local digest = ARGV[8]
+local owner = redis.call('HGET', KEYS[2], 'digest')
+if owner ~= digest then
+  local is_own = owner == digest .. ' ended'
+  local is_replaced = owner and not (is_own and ARGV[9] ~= '1')
+  local is_new = redis.call('EXISTS', KEYS[2]) == 0
+  if is_replaced then
+    -- It is another task's, or an earlier life of this one left it. Numbers go on for its readers.
+    local last = redis.call('HGET', KEYS[2], 'last') or newest()
+    redis.call('DEL', KEYS[1], KEYS[2])
+    redis.call('HSET', KEYS[2], 'last', last)
+  end
+  -- A stream without an owner was begun by an older worker, and stays as it is.
+  if owner or is_new then
+    redis.call('HSET', KEYS[2], 'digest', digest)
+  end
+end
+
 local heads = redis.call('HMGET', KEYS[2], ARGV[1], 'last')
 local number = tonumber(ARGV[3])
 local run, restarts = 1, false
@@ -23,8 +48,7 @@ end
 
 local last = tonumber(heads[2])
 if not last then
-  local entry = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  last = entry and tonumber(string.match(entry[1], '^%d+')) or 0
+  last = newest()
 end
 
 local function append(kind, json)

@@ -8,7 +8,7 @@ use redis::{FromRedisValue, Pipeline, Value};
 use super::journal::text;
 use super::scribe::Script;
 use super::{RedisStore, tail};
-use crate::backend::{Line, Said, Scope, StreamEntry};
+use crate::backend::{Line, RunOwner, Said, Scope, StreamEntry};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
@@ -20,6 +20,8 @@ const FEWEST_OF_EACH: usize = 4;
 const MOST_OF_EACH: usize = 64;
 const BODY: &str = "body";
 const STEP: &str = "step ";
+/// The head that says whose stream it is.
+pub(super) const OWNER: &str = "digest";
 /// The newest form of entries that this version reads.
 const VERSION: u32 = 1;
 
@@ -38,7 +40,12 @@ pub(super) fn step_of(scope: &str) -> Option<&str> {
 }
 
 impl RedisStore {
-    pub(super) async fn append_line(&self, id: &TaskId, line: Line) -> Result<(), Error> {
+    pub(super) async fn append_line(
+        &self,
+        id: &TaskId,
+        writer: &RunOwner,
+        line: Line,
+    ) -> Result<(), Error> {
         let (scope, execution) = match &line.scope {
             Scope::Body => (BODY.to_owned(), "-".to_owned()),
             Scope::Step { name, execution } => (format!("{STEP}{name}"), format!("{execution:x}")),
@@ -51,6 +58,8 @@ impl RedisStore {
             line.json,
             text(&KEPT.to_string()),
             text(&self.kept_while_running().to_string()),
+            text(writer.digest.as_str()),
+            text(if writer.is_fresh { "1" } else { "0" }),
         ];
         self.call(Script::Append, vec![key(id), heads_key(id)], arguments).await.map(drop)
     }

@@ -20,7 +20,8 @@ use pool::Pool;
 use variant::Variant;
 use world::Faults;
 
-const NONE: Faults = Faults { crashes: 0, wipes: 0, drains: 0, stalls: 0, retries: 0, slow: 0 };
+const NONE: Faults =
+    Faults { crashes: 0, wipes: 0, drains: 0, stalls: 0, retries: 0, slow: 0, lives: 0 };
 
 /// Searches all states, and prints how many there are.
 fn assert_promises_hold(limits: Faults) {
@@ -119,6 +120,23 @@ fn whoever_leaves_something_out_breaks_a_promise() {
     }
     let silent = Pool { variant: Variant::NoWake, limits: NONE };
     assert_ne!(way_to_a_dead_end(&silent), None);
+}
+
+/// A second task has the id of the first one, whose late messages still come.
+#[test]
+fn the_promises_hold_when_an_id_is_used_again() {
+    let again = Faults { lives: 1, ..NONE };
+    assert_promises_hold(again);
+    assert_eq!(way_to_a_dead_end(&Pool { variant: Variant::Ours, limits: again }), None);
+    assert!(breaks(Variant::OneLife, again, promises::NOT_LOST));
+}
+
+#[test]
+#[ignore = "long: searches millions of states"]
+fn the_promises_hold_when_an_id_is_used_again_and_a_process_dies() {
+    let again = Faults { lives: 1, crashes: 1, ..NONE };
+    assert_promises_hold(again);
+    assert!(breaks(Variant::NoDigest, again, promises::OWN_TASK));
 }
 
 /// The wake message of a first park may come before the park is stored, or before the message of a

@@ -34,13 +34,15 @@ pub(super) enum Action {
     Drain(usize),
     Stall(usize),
     Wipe,
+    /// The id is used again.
+    Reuse,
 }
 
 impl Action {
     /// Nothing needs to go wrong so.
     pub(super) fn is_fault(self) -> bool {
-        use Action::{Crash, Drain, Fail, Quit, Stall, Wipe};
-        matches!(self, Crash(_) | Drain(_) | Fail(_) | Quit(_) | Stall(_) | Wipe)
+        use Action::{Crash, Drain, Fail, Quit, Reuse, Stall, Wipe};
+        matches!(self, Crash(_) | Drain(_) | Fail(_) | Quit(_) | Stall(_) | Wipe | Reuse)
     }
 }
 
@@ -98,6 +100,7 @@ impl Model for Pool {
                 world.runs[slot].as_mut()?.is_stalled = true;
                 world.faults.stalls += 1;
             }
+            Action::Reuse => world.reuse(),
             Action::Wipe => {
                 world.store = Store::default();
                 world.faults.wipes += 1;
@@ -147,6 +150,9 @@ impl Pool {
             if may_crash && *errand != Errand::None {
                 actions.push(Action::Quit(who));
             }
+        }
+        if happened.lives < limits.lives && world.may_be_reused() {
+            actions.push(Action::Reuse);
         }
         if happened.wipes < limits.wipes && !world.seen.ended {
             actions.push(Action::Wipe);

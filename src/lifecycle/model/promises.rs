@@ -19,10 +19,12 @@ pub(super) const ONE_EFFECT: &str =
     "a handler ends once, and once more for each that died at its end";
 pub(super) const ONE_RUN: &str = "nobody runs beside another";
 pub(super) const ONE_RESUME: &str = "each park is taken up once";
+pub(super) const OWN_TASK: &str = "a message runs only its own task";
 pub(super) const NO_WAIT: &str = "a decided task does not wait for its deadline";
 
-const ALWAYS: [Promise; 8] = [
-    (NOT_LOST, |_, world| world.seen.ended || has_message(world)),
+const ALWAYS: [Promise; 9] = [
+    (OWN_TASK, |_, world| !world.seen.mixed),
+    (NOT_LOST, |_, world| world.seen.ended || world.seen.buried || has_message(world)),
     (NOT_SAID_LOST, |_, world| !world.seen.lost || world.faults.wipes > 0),
     (ONE_DECISION, |_, world| {
         world.faults.wipes > 0 || world.seen.applied.iter().all(|times| *times <= 1)
@@ -34,8 +36,10 @@ const ALWAYS: [Promise; 8] = [
     }),
     (ONE_RUN, |_, world| {
         let is_running = |run: &&super::world::Run| matches!(run.step, Step::Run | Step::Finish);
-        let runs = world.runs.iter().flatten().filter(is_running).count();
-        runs <= 1 || world.faults.wipes + world.faults.stalls > 0
+        let runs = || world.runs.iter().flatten().filter(is_running);
+        // Two tasks with one id may run at the same time.
+        let is_one = |life| runs().filter(|run| run.letter.life == life).count() <= 1;
+        (is_one(0) && is_one(1)) || world.faults.wipes + world.faults.stalls > 0
     }),
     (ONE_RESUME, |_, world| world.seen.resumed.iter().all(|times| *times <= 1)),
     (NO_WAIT, |_, world| world.faults.wipes > 0 || !is_left_to_its_wake(world)),
@@ -55,6 +59,11 @@ pub(super) fn all(pool: &Pool) -> Vec<Property<Pool>> {
             world.seen.effects > 0 && world.faults.crashes > 0 && is_settled(world)
         }));
     }
+    if pool.limits.lives > 0 {
+        all.push(Property::sometimes("a second task with the id ends", |_, world: &World| {
+            world.faults.lives > 0 && world.seen.effects > 0 && is_settled(world)
+        }));
+    }
     if pool.limits.wipes > 0 {
         all.push(Property::sometimes("it ends after the store forgot it", |_, world: &World| {
             world.seen.lost && is_settled(world)
@@ -71,7 +80,9 @@ pub(super) fn is_settled(world: &World) -> bool {
 
 /// In the broker, or in a worker's hands and not acked.
 fn has_message(world: &World) -> bool {
-    !world.letters.is_empty() || world.runs.iter().flatten().any(|run| !run.is_acked)
+    let life = world.faults.lives;
+    let is_held = world.runs.iter().flatten().any(|run| !run.is_acked && run.letter.life == life);
+    is_held || world.letters.iter().any(|letter| letter.life == life)
 }
 
 /// Something is decided that a parked task waits for, and only a delayed wake message, or none,

@@ -7,7 +7,7 @@ use super::world::{Entry, Said, Variant};
 use crate::approval::{Answer, ApprovalId, Choice, Digest, Standing};
 use crate::lifecycle::park::{self, Claim, Due, Park, Parked, Take};
 use crate::lifecycle::vote::{self, Ballot, Decided, Terms, Vote};
-use crate::protocol::Ticket;
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
 pub(super) const QUESTIONS: usize = 2;
 /// How long each question can be decided.
@@ -38,6 +38,8 @@ pub(super) struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Record {
     pub(super) number: u64,
+    /// Whose it is; see [`Letter::life`](super::world::Letter::life).
+    pub(super) life: u8,
     /// A set of questions.
     pub(super) waits: u8,
     /// Who, and until when.
@@ -61,6 +63,7 @@ impl Store {
         let before = self.record;
         let mut park = before.map(|record| Park {
             number: record.number,
+            digest: Some(task_digest(record.life)),
             waits: questions(record.waits).map(|n| IDS[n].clone()).collect(),
             claim: record.claim.map(|(holder, until)| Claim {
                 holder: HOLDERS[holder].to_owned(),
@@ -71,6 +74,7 @@ impl Store {
         let told = function(&mut park);
         self.record = park.map(|park| Record {
             number: park.number,
+            life: u8::from(park.digest == Some(task_digest(1))),
             waits: (0..QUESTIONS).filter(|n| park.waits.contains(&IDS[*n])).fold(0, with),
             claim: park.claim.map(|claim| {
                 let holder = HOLDERS.iter().position(|name| *name == claim.holder);
@@ -78,26 +82,35 @@ impl Store {
             }),
             about: before.map_or(0, |record| record.about),
             ended: park.ended,
-            has_message: before.is_some_and(|record| record.has_message),
+            has_message: before.is_some_and(|record| record.has_message && !record.ended),
         });
         told
     }
 
     /// `take.lua`.
-    pub(super) fn take(&mut self, ticket: Ticket, holder: usize) -> Take {
+    pub(super) fn take(&mut self, ticket: Ticket, life: Option<u8>, holder: usize) -> Take {
         let due = self.due(self.record.map_or(0, |record| record.waits));
-        self.on_park(|park| park::take(park, ticket, due, HOLDERS[holder], 0, LEASE.into()))
+        let (digest, holder) = (life.map(task_digest), HOLDERS[holder]);
+        self.on_park(|park| park::take(park, ticket, digest.as_ref(), due, holder, 0, LEASE.into()))
     }
 
     /// `take.lua`, of a run that is about to park for the first time.
-    pub(super) fn begin(&mut self, holder: usize) -> Take {
-        self.on_park(|park| park::begin(park, HOLDERS[holder], 0, LEASE.into()))
+    pub(super) fn begin(&mut self, life: u8, starts_anew: bool, holder: usize) -> Take {
+        let holder = HOLDERS[holder];
+        if !starts_anew {
+            let first = Ticket { kind: TicketKind::Original, number: 0 };
+            if self.record.is_some() {
+                return self.take(first, None, NOBODY);
+            }
+        }
+        let digest = task_digest(life);
+        self.on_park(|park| park::begin(park, &digest, starts_anew, holder, 0, LEASE.into()))
     }
 
     /// `park.lua`.
     pub(super) fn park(
         &mut self,
-        number: u64,
+        (life, number): (u8, u64),
         waits: u8,
         holder: usize,
         variant: Variant,
@@ -112,8 +125,9 @@ impl Store {
         }
         let due = self.due(waits);
         let ids = questions(waits).map(|n| IDS[n].clone()).collect();
-        let parked = self
-            .on_park(|park| park::park(park, number, ids, due, HOLDERS[holder], 0, LEASE.into()));
+        let next = Park::waiting(number, task_digest(life), ids);
+        let parked =
+            self.on_park(|park| park::park(park, next, due, HOLDERS[holder], 0, LEASE.into()));
         match &mut self.record {
             Some(record) if parked != Parked::Behind => record.has_message = true,
             _ => self.asks = before,
@@ -135,14 +149,14 @@ impl Store {
     }
 
     /// `end.lua`.
-    pub(super) fn end(&mut self) {
-        for n in questions(self.record.map_or(0, |_| 0b11)) {
+    pub(super) fn end(&mut self, life: u8) {
+        for n in questions(self.record.filter(|it| it.life == life).map_or(0, |_| 0b11)) {
             let is_open = self.is_open(n);
             if let Some(ask) = self.asks[n].as_mut().filter(|_| is_open) {
                 ask.withdrawn = true;
             }
         }
-        self.on_park(park::end);
+        self.on_park(|park| park::end(park, Some(&task_digest(life))));
     }
 
     /// `decide.lua`; what is to be sent, if it is applied.
@@ -227,10 +241,12 @@ impl Store {
     }
 
     /// A message with this ticket is acked whenever it comes.
-    pub(super) fn is_past(&self, ticket: Ticket) -> bool {
-        let behind =
-            self.record.is_some_and(|record| record.ended || ticket.number < record.number);
-        behind && self.clone().take(ticket, NOBODY) == Take::Ack
+    pub(super) fn is_past(&self, ticket: Ticket, life: u8) -> bool {
+        let behind = self.record.is_some_and(|record| {
+            record.ended || record.life != life || ticket.number < record.number
+        });
+        let life = (ticket.kind != TicketKind::Resume).then_some(life);
+        behind && self.clone().take(ticket, life, NOBODY) == Take::Ack
     }
 
     pub(super) fn forget_what_matters_no_more(&mut self) {
@@ -289,6 +305,11 @@ impl Store {
             extended: None,
         }
     }
+}
+
+/// The digest of the first task, or of the second one with the same id.
+fn task_digest(life: u8) -> TaskDigest {
+    TaskDigest::from(life.to_string())
 }
 
 /// The questions in a set.

@@ -35,4 +35,8 @@ pub(super) enum Variant {
     ClaimWithoutRead,
     /// The same, of a run that claims its park back in its hold.
     HoldWithoutRead,
+    /// A message belongs to the record of its id, whatever its task.
+    NoDigest,
+    /// A record that has ended keeps every later task with its id from being suspended.
+    OneLife,
 }

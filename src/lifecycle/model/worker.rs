@@ -18,6 +18,7 @@ impl World {
             letter,
             step: Step::Read,
             number: letter.ticket.number,
+            first: letter.ticket.number,
             is_leased: false,
             is_stalled: false,
             is_acked: false,
@@ -30,13 +31,22 @@ impl World {
 
     /// `None`: it is acked.
     fn admit(&mut self, slot: usize, run: &mut Run) -> Option<Step> {
-        match self.take(slot, run.letter.ticket, run.letter.about) {
-            Take::Unclaimed => Some(Step::Read),
+        match self.take(slot, run.letter) {
+            Take::Unclaimed | Take::Ended => Some(Step::Read),
+            Take::Occupied => {
+                self.seen.buried = true;
+                None
+            }
             Take::Claimed(number) => {
                 let record = self.store.record?;
+                self.seen.mixed |= record.life != run.letter.life && !record.has_message;
                 if run.letter.ticket.kind == TicketKind::Resume && !record.has_message {
                     self.store.release(slot);
                     return Some(Step::Ack);
+                }
+                if record.has_message {
+                    // The message that is stored takes its place.
+                    run.letter.life = record.life;
                 }
                 self.go_on(slot, run, number, BOTH);
                 let is_hasty = self.variant == Variant::ClaimWithoutRead;
@@ -57,7 +67,7 @@ impl World {
         }
     }
 
-    fn take(&mut self, slot: usize, ticket: Ticket, about: usize) -> Take {
+    fn take(&mut self, slot: usize, Letter { ticket, about, life, .. }: Letter) -> Take {
         let is_other = self.store.record.is_some_and(|record| record.about != about);
         let is_ignored = match self.variant {
             Variant::NoClaim => true,
@@ -67,7 +77,9 @@ impl World {
         if is_ignored && let Some(record) = &mut self.store.record {
             record.claim = None;
         }
-        let taken = self.store.take(ticket, slot);
+        let known = (ticket.kind != TicketKind::Resume && self.variant != Variant::NoDigest)
+            .then_some(life);
+        let taken = self.store.take(ticket, known, slot);
         if matches!(taken, Take::Claimed(_))
             && let Some(record) = &mut self.store.record
         {
@@ -99,7 +111,7 @@ impl World {
             Step::Begin => self.begin(slot, &mut run),
             Step::Park(due) => Some(self.park(slot, &mut run, due)),
             Step::Wake(due) => {
-                self.letters.push(Letter::new(TicketKind::Wake, run.number, due));
+                self.letters.push(Letter::of(&run, TicketKind::Wake, run.number, due));
                 Some(Step::Hold)
             }
             Step::Finish | Step::Lose => {
@@ -109,7 +121,7 @@ impl World {
                 Some(run.after_result())
             }
             Step::End => {
-                self.store.end();
+                self.store.end(run.letter.life);
                 Some(Step::Ack)
             }
             Step::PutOff(delay) => {
@@ -117,7 +129,7 @@ impl World {
                 Some(Step::Ack)
             }
             Step::PassOn => {
-                let _ = self.store.park(run.number + 1, 0, slot, self.variant);
+                let _ = self.store.park((run.letter.life, run.number + 1), 0, slot, self.variant);
                 Some(Step::Ack)
             }
             Step::Hold | Step::Ack => None,
@@ -131,7 +143,8 @@ impl World {
     /// The handler runs to its end, or asks what it does not know: then the wake message is sent.
     fn handle(&mut self, run: &mut Run) -> Step {
         if run.known == BOTH {
-            self.seen.effects += 1;
+            // An earlier task runs again if its worker died before it noted the end.
+            self.seen.effects += u8::from(run.letter.life == self.faults.lives);
             return Step::Finish;
         }
         run.is_acked |= self.variant == Variant::AckBeforePark;
@@ -140,19 +153,27 @@ impl World {
         }
         let due = questions(BOTH & !run.known).map(|n| PATIENCE[n]).min().unwrap_or(0);
         if !matches!(self.variant, Variant::WakeAfterPark | Variant::NoWake) {
-            self.letters.push(Letter::new(TicketKind::Wake, run.number + 1, due));
+            self.letters.push(Letter::of(run, TicketKind::Wake, run.number + 1, due));
         }
         Step::Park(due)
     }
 
     /// `None`: it is acked.
     fn begin(&mut self, slot: usize, run: &mut Run) -> Option<Step> {
-        match self.store.begin(slot) {
-            Take::Claimed(_) => {
+        let is_replaced = self.store.record.is_some_and(|record| record.ended);
+        let starts_anew = self.variant != Variant::OneLife;
+        match self.store.begin(run.letter.life, starts_anew, slot) {
+            Take::Claimed(number) => {
+                (run.number, run.first) = (number, number);
                 run.is_leased = true;
-                Some(Step::Run)
+                // Another copy of its message may have ended.
+                Some(if is_replaced { Step::Read } else { Step::Run })
             }
             Take::Ack => None,
+            Take::Occupied => {
+                self.seen.buried = true;
+                None
+            }
             _ => {
                 run.letter = run.letter.returned();
                 Some(Step::PutOff(LEASE))
@@ -162,7 +183,7 @@ impl World {
 
     fn park(&mut self, slot: usize, run: &mut Run, due: i8) -> Step {
         let waits = BOTH & !run.known;
-        match self.store.park(run.number + 1, waits, slot, self.variant) {
+        match self.store.park((run.letter.life, run.number + 1), waits, slot, self.variant) {
             Parked::Ready => {
                 let number = run.number + 1;
                 self.go_on(slot, run, number, waits);
@@ -183,7 +204,7 @@ impl World {
     pub(super) fn claim_back(&mut self, slot: usize) {
         let Some(mut run) = self.runs[slot].take() else { return };
         let ticket = Ticket { kind: TicketKind::Resume, number: run.number };
-        if let Take::Claimed(number) = self.take(slot, ticket, run.letter.about) {
+        if let Take::Claimed(number) = self.take(slot, Letter { ticket, ..run.letter }) {
             self.go_on(slot, &mut run, number, BOTH);
             let is_hasty = self.variant == Variant::HoldWithoutRead;
             let step = if is_hasty { Step::Run } else { Step::Read };
@@ -202,7 +223,8 @@ impl World {
     /// The handler fails at its end: the next attempt is sent.
     pub(super) fn fail(&mut self, slot: usize) {
         if let Some(run) = &mut self.runs[slot] {
-            self.letters.push(Letter::new(TicketKind::Original, run.number + 1, 1));
+            let next = Letter::of(run, TicketKind::Original, run.number + 1, 1);
+            self.letters.push(next);
             run.is_leased = false;
             run.step = Step::PassOn;
             self.faults.retries += 1;
@@ -217,7 +239,7 @@ impl World {
 
     pub(super) fn lose_claim(&mut self, slot: usize) {
         if let Some(run) = &mut self.runs[slot] {
-            let is_of_message = run.letter.ticket.number == run.number;
+            let is_of_message = run.first == run.number;
             run.step = if is_of_message { Step::PutOff(LEASE) } else { Step::Ack };
             run.letter = run.letter.returned();
             run.is_leased = false;

@@ -24,6 +24,8 @@ pub(super) struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Letter {
     pub(super) ticket: Ticket,
+    /// Of which task: 0 for the first one, 1 for the second one with the same id.
+    pub(super) life: u8,
     /// In the delay ladder for so many ticks.
     pub(super) delay: i8,
     /// Of an original only: the others are looked up whenever they come.
@@ -37,8 +39,9 @@ pub(super) struct Letter {
 pub(super) struct Run {
     pub(super) letter: Letter,
     pub(super) step: Step,
-    /// As `Claim::number` of `worker/claim.rs`.
+    /// As `Claim::number` and `Claim::first` of `worker/claim.rs`.
     pub(super) number: u64,
+    pub(super) first: u64,
     /// It holds a claim, and renews it.
     pub(super) is_leased: bool,
     /// It does not come to renewing it.
@@ -110,6 +113,8 @@ pub(super) struct Faults {
     pub(super) retries: u8,
     /// A sweeper sends what its decider, who lives, is about to send.
     pub(super) slow: u8,
+    /// A task ends, its result is deleted, and another one is sent with its id.
+    pub(super) lives: u8,
 }
 
 /// What an observer has noted.
@@ -127,6 +132,11 @@ pub(super) struct Seen {
     pub(super) died: u8,
     /// A park was taken up twice.
     pub(super) resumed: [u8; 6],
+    /// A message ran under the claim of another task, with its own arguments.
+    pub(super) mixed: bool,
+    /// A message was dead-lettered: the first task is suspended, since its worker died before it noted
+    /// the end.
+    pub(super) buried: bool,
     /// The task was said to be lost.
     pub(super) lost: bool,
     pub(super) ended: bool,
@@ -151,6 +161,27 @@ impl World {
             faults: Faults::default(),
             seen: Seen::default(),
         }
+    }
+
+    /// The task has ended, and of its messages only late ones are left: its id may be used again.
+    pub(super) fn may_be_reused(&self) -> bool {
+        let is_first =
+            |letter: &Letter| letter.ticket == Letter::new(TicketKind::Original, 0, 0).ticket;
+        let has_errand = self.errands.iter().any(|errand| *errand != Errand::None);
+        self.seen.ended
+            && !has_errand
+            && self.runs == [None; 2]
+            && !self.letters.iter().any(is_first)
+    }
+
+    /// The result is deleted, and another task is sent with the same id. Its questions are others.
+    pub(super) fn reuse(&mut self) {
+        self.store.has_result = false;
+        (self.store.asks, self.store.ballots) = ([None; QUESTIONS], [None; QUESTIONS]);
+        self.seen = Seen::default();
+        self.faults.lives += 1;
+        let life = self.faults.lives;
+        self.letters.push(Letter { life, ..Letter::new(TicketKind::Original, 0, 0) });
     }
 
     /// The store says that a handler may go on under this number.
@@ -192,8 +223,10 @@ impl World {
             }
         }
         if self.faults.wipes == limits.wipes || self.seen.ended {
-            let store = &self.store;
-            self.letters.retain(|letter| !store.is_past(letter.ticket));
+            // A second task with the id may still come.
+            let (store, lives) = (&self.store, self.faults.lives);
+            let is_last = lives == limits.lives && self.variant != Variant::NoDigest;
+            self.letters.retain(|letter| !is_last || !store.is_past(letter.ticket, letter.life));
         }
         self.store.forget_what_matters_no_more();
         self.letters.sort_unstable();
@@ -209,7 +242,12 @@ impl World {
 
 impl Letter {
     pub(super) fn new(kind: TicketKind, number: u64, delay: i8) -> Self {
-        Self { ticket: Ticket { kind, number }, delay, redelivered: false, about: 0 }
+        Self { ticket: Ticket { kind, number }, life: 0, delay, redelivered: false, about: 0 }
+    }
+
+    /// The same, of the task that `run` runs.
+    pub(super) fn of(run: &Run, kind: TicketKind, number: u64, delay: i8) -> Self {
+        Self { life: run.letter.life, ..Self::new(kind, number, delay) }
     }
 
     /// The broker has it back.

@@ -7,7 +7,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::approval::{Answer, Choice, Decision, Standing};
-use crate::backend::{Parked, Store, Taken};
+use crate::backend::{Parked, RunOwner, Store, Taken};
 use crate::protocol::{Ticket, TicketKind};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -30,7 +30,7 @@ async fn a_decision_resumes_its_task_with_what_it_was_parked_with() {
     ));
     assert_eq!(asked.try_recv().unwrap(), Some(first.id.clone()));
     assert!(asked.try_recv().is_err(), "it was asked once");
-    let early = store.take_parked(&id, RESUME, "b", HOUR).await.unwrap();
+    let early = store.take_parked(&id, RESUME, None, "b", HOUR).await.unwrap();
     assert!(matches!(early, Taken::Over(_)), "nothing is decided: {early:?}");
     let decision = Decision::on(&first, "ana", Choice::Approve);
     let (answer, resume) = store.decide(&decision).await.unwrap();
@@ -40,7 +40,7 @@ async fn a_decision_resumes_its_task_with_what_it_was_parked_with() {
     assert_eq!((resume.task.as_str(), resume.number, resume.queue.as_str()), ("t", 1, "q"));
     assert_eq!(store.pending(0, 10).await.unwrap().len(), 1, "until it is taken");
     let Taken::Claimed { number, message, rulings } =
-        store.take_parked(&id, RESUME, "b", HOUR).await.unwrap()
+        store.take_parked(&id, RESUME, None, "b", HOUR).await.unwrap()
     else {
         panic!("it is claimed");
     };
@@ -53,8 +53,8 @@ async fn a_decision_resumes_its_task_with_what_it_was_parked_with() {
     assert_eq!(rulings.len(), 1);
     assert_eq!(rulings[0].decision.as_ref(), Some(&decision));
     assert_eq!(store.pending(0, 10).await.unwrap(), []);
-    assert_eq!(store.end_parked(&id).await.unwrap(), []);
-    let late = store.take_parked(&id, RESUME, "c", HOUR).await.unwrap();
+    assert_eq!(store.end_parked(&id, None).await.unwrap(), []);
+    let late = store.take_parked(&id, RESUME, None, "c", HOUR).await.unwrap();
     assert!(matches!(late, Taken::Over(_)), "{late:?}");
 }
 
@@ -140,7 +140,7 @@ async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_i
     store.park(parking(&id, 1, questions.clone())).await.unwrap();
     let decision = Decision::on(&first, "ana", Choice::Reject);
     assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
-    assert_eq!(store.end_parked(&id).await.unwrap(), std::slice::from_ref(&second.id));
+    assert_eq!(store.end_parked(&id, None).await.unwrap(), std::slice::from_ref(&second.id));
     let ids = [first.id.clone(), second.id.clone()];
     let standings = async || {
         let asked = read(&store, &ids).await;
@@ -149,7 +149,7 @@ async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_i
     let ended = [Standing::Decided(Choice::Reject), Standing::Decided(Choice::Withdraw)];
     let taken = async |kind| {
         let ticket = Ticket { kind, number: 1 };
-        store.take_parked(&id, ticket, "b", HOUR).await.unwrap()
+        store.take_parked(&id, ticket, None, "b", HOUR).await.unwrap()
     };
     advance(DAY - Duration::from_millis(1)).await;
     assert!(matches!(taken(TicketKind::Wake).await, Taken::Over(_)));
@@ -173,14 +173,15 @@ async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_i
 async fn a_task_that_is_run_again_was_never_parked() {
     let (store, id) = (in_memory(), TaskId::from("t"));
     store.park(parking(&id, 1, vec![question(&id, "first", 1, 1)])).await.unwrap();
-    let forgotten = id.clone();
+    store.end_parked(&id, None).await.unwrap();
+    let ended = id.clone();
     store
         .db
-        .write(move |txn| crate::backend::embedded::parks::forget(txn, &forgotten))
+        .write(move |txn| crate::backend::embedded::parks::delete_ended(txn, &ended))
         .await
         .unwrap();
     let original = Ticket { kind: TicketKind::Original, number: 2 };
-    let taken = store.take_parked(&id, original, "b", HOUR).await.unwrap();
+    let taken = store.take_parked(&id, original, None, "b", HOUR).await.unwrap();
     assert!(matches!(taken, Taken::Claimed { number: 2, message: None, .. }), "{taken:?}");
 }
 
@@ -192,7 +193,7 @@ async fn what_a_newer_countersign_has_parked_or_asked_is_left_to_it() {
     tamper(&store, "UPDATE parks SET v = 2").await;
     for kind in [TicketKind::Original, TicketKind::Resume, TicketKind::Wake] {
         let ticket = Ticket { kind, number: 1 };
-        let taken = store.take_parked(&id, ticket, "b", HOUR).await.unwrap();
+        let taken = store.take_parked(&id, ticket, None, "b", HOUR).await.unwrap();
         assert!(matches!(taken, Taken::Newer), "{taken:?}");
     }
     let parked = store.park(parking(&id, 2, Vec::new())).await.unwrap();
@@ -208,7 +209,8 @@ async fn what_a_newer_countersign_has_parked_or_asked_is_left_to_it() {
 #[tokio::test(start_paused = true)]
 async fn what_a_parked_task_has_left_is_kept_by_its_wake() {
     let (store, id) = (in_memory(), TaskId::from("t"));
-    store.record(&id, "step", "1".into()).await.unwrap();
+    let run = RunOwner { digest: TaskDigest::from("one".to_owned()), is_fresh: true };
+    store.record(&id, &run, "step", "1".into()).await.unwrap();
     let sleeping = Parking { alarm: Some(DAY * 60), ..parking(&id, 1, Vec::new()) };
     store.park(sleeping).await.unwrap();
     let until = async || {
@@ -218,7 +220,7 @@ async fn what_a_parked_task_has_left_is_kept_by_its_wake() {
     let before = until().await.unwrap();
     advance(HOUR * 2).await;
     let wake = Ticket { kind: TicketKind::Wake, number: 1 };
-    let taken = store.take_parked(&id, wake, "b", HOUR).await.unwrap();
+    let taken = store.take_parked(&id, wake, None, "b", HOUR).await.unwrap();
     assert!(matches!(taken, Taken::Postpone(pause) if pause == HOUR), "{taken:?}");
     assert_eq!(until().await.unwrap(), before + 7_200_000);
 }
@@ -251,7 +253,7 @@ async fn on_a_file_whoever_reads_sees_what_another_has_decided() {
     assert_eq!((answer, resume.is_some()), (Answer::Applied, true));
     let heard = async { while rung.recv().await.unwrap() != Some(first.id.clone()) {} };
     tokio::time::timeout(Duration::from_secs(20), heard).await.unwrap();
-    let taken = worker.take_parked(&id, RESUME, "b", HOUR).await.unwrap();
+    let taken = worker.take_parked(&id, RESUME, None, "b", HOUR).await.unwrap();
     assert!(matches!(taken, Taken::Claimed { rulings, .. } if rulings.len() == 1));
     worker.close().await;
     decider.close().await;

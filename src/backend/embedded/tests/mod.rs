@@ -14,7 +14,7 @@ use super::db::Db;
 use super::store::EmbeddedStore;
 use crate::approval::{Action, ApprovalId, Question};
 use crate::backend::{Approvals, Asked, Parking};
-use crate::protocol::{Arguments, Envelope};
+use crate::protocol::{Arguments, Envelope, TaskDigest};
 use crate::task::TaskId;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -69,6 +69,7 @@ fn parking(task: &TaskId, number: u64, questions: Vec<Question>) -> Parking {
     Parking {
         id: task.clone(),
         number,
+        digest: TaskDigest::from("one".to_owned()),
         holder: "a".into(),
         lease: Duration::from_secs(60),
         message: Envelope::new("t", Arguments::default()).encode(),

@@ -8,17 +8,19 @@ use tokio::time::advance;
 
 use super::*;
 use crate::approval::{Answer, Choice, Decision, Ruling, Standing};
-use crate::backend::{Parked, Taken};
+use crate::backend::{Forget, Parked, Store, Taken};
 use crate::lifecycle::park::{self, Due, Park, Take};
 use crate::lifecycle::vote::{self, Ballot, Terms, Vote};
 use crate::lifecycle::warning;
-use crate::protocol::{Ticket, TicketKind};
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
 const ROUNDS: usize = 200;
 const STEPS: usize = 60;
 const LEASE: i64 = 3_600_000;
 const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
+/// Tasks that have the same id.
+const TASKS: [&str; 2] = ["one", "two"];
 const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
 
 /// Numbers that look random, and are the same in every run.
@@ -114,8 +116,8 @@ impl Model {
         is_open
     }
 
-    fn end(&mut self, now: i64) -> Vec<usize> {
-        if self.park.is_none() {
+    fn end(&mut self, digest: Option<&TaskDigest>, now: i64) -> Vec<usize> {
+        if !park::end(&mut self.park, digest) {
             return Vec::new();
         }
         let asked = std::mem::take(&mut self.asked);
@@ -123,7 +125,6 @@ impl Model {
         for n in asked {
             (self.known[n].listed, self.known[n].gone) = (None, Some(now + 7 * DAY));
         }
-        park::end(&mut self.park);
         (self.has_message, self.gone) = (false, Some(now + DAY));
         withdrawn
     }
@@ -183,8 +184,14 @@ impl Pair {
         ids.iter().filter_map(ruling).collect()
     }
 
-    /// Whoever has this message wants to run the task; without one, a run that is about to park.
-    async fn take(&mut self, ticket: Option<Ticket>, holder: &str) {
+    /// Whoever has this message wants to run the task; without one, a run that is about to park, which
+    /// may start anew.
+    async fn take(
+        &mut self,
+        ticket: Result<Ticket, bool>,
+        digest: Option<&TaskDigest>,
+        holder: &str,
+    ) {
         let (now, ids) = (self.now(), self.ids());
         let before = self.model.park.clone();
         let waits = before.as_ref().map_or_else(Vec::new, |park| {
@@ -193,22 +200,30 @@ impl Pair {
         let due = self.model.due(&waits, now);
         let record = &mut self.model.park;
         let expected = match ticket {
-            Some(ticket) => park::take(record, ticket, due, holder, now, LEASE),
-            None => park::begin(record, holder, now, LEASE),
+            Ok(ticket) => park::take(record, ticket, digest, due, holder, now, LEASE),
+            Err(anew) => park::begin(record, digest.unwrap(), anew, holder, now, LEASE),
         };
         let number = |park: Option<&Park>| park.map(|park| park.number);
         if number(before.as_ref()) != number(self.model.park.as_ref()) {
             self.model.alarm = None;
         }
+        let is_ended = |park: Option<&Park>| park.is_some_and(|park| park.ended);
+        if is_ended(before.as_ref()) && !is_ended(self.model.park.as_ref()) {
+            (self.model.alarm, self.model.gone) = (None, None);
+        }
         let found = match ticket {
-            Some(ticket) => self.store.take_parked(&self.id, ticket, holder, HOUR),
-            None => self.store.begin_park(&self.id, holder, HOUR),
+            Ok(ticket) => self.store.take_parked(&self.id, ticket, digest, holder, HOUR),
+            Err(anew) => self.store.begin_park(&self.id, digest.unwrap(), anew, holder, HOUR),
         };
         let found = found.await.unwrap();
         let agree = match (&expected, &found) {
             (Take::Unclaimed, Taken::Unclaimed)
             | (Take::Ack, Taken::Over(_))
-            | (Take::StateLost, Taken::StateLost) => true,
+            | (Take::StateLost, Taken::StateLost)
+            | (Take::Ended, Taken::Ended(_)) => true,
+            (Take::Occupied, Taken::Occupied(message)) => {
+                message.is_some() == self.model.has_message
+            }
             (Take::Postpone(wanted), Taken::Postpone(pause)) => {
                 pause.as_millis() == u128::from(wanted.unsigned_abs())
             }
@@ -247,7 +262,8 @@ impl Pair {
         let due = self.model.due(&waits, now);
         let awaited = waits.iter().map(|n| ids[*n].clone()).collect();
         let (number, holder) = (parking.number, parking.holder.clone());
-        let expected = park::park(&mut self.model.park, number, awaited, due, &holder, now, LEASE);
+        let next = Park::waiting(number, parking.digest.clone(), awaited);
+        let expected = park::park(&mut self.model.park, next, due, &holder, now, LEASE);
         if expected == park::Parked::Behind {
             (self.model.known, self.model.asked, self.model.alarm) = (known, asked, alarm);
         } else {
@@ -353,11 +369,14 @@ impl Pair {
 
     async fn step(&mut self, draw: &mut Draw) {
         let (holder, n) = (draw.of(&HOLDERS), draw.below(2));
-        match draw.below(17) {
+        // Mostly the same task.
+        let task = TaskDigest::from(TASKS[draw.below(5) / 4].to_owned());
+        match draw.below(18) {
             0..=3 => {
                 let kind = draw.of(&[TicketKind::Original, TicketKind::Resume, TicketKind::Wake]);
                 let number = draw.of(&[0, 1, 2, 3, 4, 1 << 40]);
-                self.take(Some(Ticket { kind, number }), holder).await;
+                let known = Some(&task).filter(|_| kind != TicketKind::Resume && draw.below(4) > 0);
+                self.take(Ok(Ticket { kind, number }), known, holder).await;
             }
             4..=6 => {
                 let version = draw.below(5) / 4;
@@ -366,6 +385,7 @@ impl Pair {
                 let questions =
                     waits.iter().map(|(n, version)| self.questions[*n][*version].clone());
                 let parking = Parking {
+                    digest: task,
                     holder: holder.into(),
                     lease: HOUR,
                     alarm: (draw.below(3) == 0).then_some(HOUR / 2),
@@ -386,15 +406,21 @@ impl Pair {
             }
             9 if draw.below(4) == 0 => {
                 let (now, ids) = (self.now(), self.ids());
-                let expected = self.model.end(now).into_iter().map(|n| ids[n].clone());
-                let found = self.store.end_parked(&self.id).await.unwrap();
+                let known = Some(&task).filter(|_| draw.below(4) > 0);
+                let expected = self.model.end(known, now).into_iter().map(|n| ids[n].clone());
+                let found = self.store.end_parked(&self.id, known).await.unwrap();
                 assert_eq!(found, expected.collect::<Vec<_>>());
             }
             9 | 10 => {
                 advance(draw.of(&[Duration::from_millis(1), HOUR / 4, HOUR / 3, HOUR * 30])).await
             }
             11 => self.extend(n, draw.of(&[HOUR / 60, HOUR * 3])).await,
-            12 => self.take(None, holder).await,
+            12 | 17 => self.take(Err(draw.below(2) == 0), Some(&task), holder).await,
+            14 if draw.below(4) == 0 => {
+                let is_ended = park::forget(&mut self.model.park);
+                let found = self.store.forget(&self.id).await.unwrap();
+                assert_eq!(found == Forget::Forgotten, is_ended);
+            }
             13 => self.warn(n, draw.of(&[0, 10, 50])).await,
             _ => {
                 let choice =

@@ -8,7 +8,7 @@ use crate::approval::{
     Action, Answer, ApprovalId, Choice, Decision, Question, Seal, SealKey, Standing,
 };
 use crate::backend::{Approvals, Audit, Parked, Parking, Sealing, Taken};
-use crate::protocol::{Envelope, Ticket, TicketKind};
+use crate::protocol::{Envelope, TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -57,6 +57,7 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     let parking = Parking {
         id: id.clone(),
         number: 1,
+        digest: TaskDigest::from("one".to_owned()),
         holder: "a".into(),
         lease: HOUR,
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
@@ -87,9 +88,9 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
     assert_eq!((resume.task.as_str(), resume.number, resume.queue.as_str()), ("t", 1, "q"));
     decider.resume_sent(&resume).await.unwrap();
     let ticket = Ticket { kind: TicketKind::Resume, number: 1 };
-    let taken = worker.take_parked(&id, ticket, "b", HOUR).await.unwrap();
+    let taken = worker.take_parked(&id, ticket, None, "b", HOUR).await.unwrap();
     assert!(matches!(taken, Taken::Claimed { number: 1, rulings, .. } if rulings.len() == 1));
-    assert_eq!(worker.end_parked(&id).await.unwrap(), []);
+    assert_eq!(worker.end_parked(&id, None).await.unwrap(), []);
 
     let key = SealKey::new(&[7; 32]).unwrap();
     let entries = decider.audit_after(None, 10).await.unwrap();
@@ -110,6 +111,7 @@ async fn a_run_that_finds_its_decision_leaves_word_in_case_it_dies() {
     let parking = |number| Parking {
         id: id.clone(),
         number,
+        digest: TaskDigest::from("one".to_owned()),
         holder: "a".into(),
         lease: Duration::from_millis(1),
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
@@ -168,6 +170,7 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     let parking = Parking {
         id: task.clone(),
         number: 1,
+        digest: TaskDigest::from("one".to_owned()),
         holder: "a".into(),
         lease: HOUR,
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),

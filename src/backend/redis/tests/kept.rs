@@ -1,9 +1,14 @@
 //! Journals and streams: what is written once, whoever writes it again.
 
 use super::*;
-use crate::backend::{Approvals, Line, Said, Scope};
-use crate::protocol::{Ticket, TicketKind};
+use crate::backend::{Approvals, Line, RunOwner, Said, Scope, Taken};
+use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
+
+/// A later run of the task with this digest.
+fn run(digest: &str) -> RunOwner {
+    RunOwner { digest: TaskDigest::from(digest.to_owned()), is_fresh: false }
+}
 
 fn body(number: u64, json: &'static str) -> Line {
     let json = Bytes::from_static(json.as_bytes());
@@ -16,7 +21,7 @@ fn step(execution: u64, number: u64, json: &'static str) -> Line {
 
 async fn append(store: &RedisStore, id: &TaskId, lines: &[Line]) {
     for line in lines {
-        timeout(SOON, store.append(id, line.clone())).await.unwrap().unwrap();
+        timeout(SOON, store.append(id, &run("one"), line.clone())).await.unwrap().unwrap();
     }
 }
 
@@ -36,13 +41,44 @@ async fn the_first_record_of_a_step_wins() {
     let store = store_on(&server).await;
     let id = TaskId::random();
     let (first, second) = (Bytes::from_static(b"1"), Bytes::from_static(b"2"));
-    assert_eq!(store.record(&id, "s", first.clone()).await.unwrap(), None);
-    assert_eq!(store.record(&id, "s", second.clone()).await.unwrap(), Some(first.clone()));
-    assert_eq!(store.record(&id, "t", second.clone()).await.unwrap(), None);
+    assert_eq!(store.record(&id, &run("one"), "s", first.clone()).await.unwrap(), None);
+    assert_eq!(
+        store.record(&id, &run("one"), "s", second.clone()).await.unwrap(),
+        Some(first.clone())
+    );
+    assert_eq!(store.record(&id, &run("one"), "t", second.clone()).await.unwrap(), None);
     append(&store, &id, &[body(1, "1"), step(7, 1, "1")]).await;
-    let kept = store.kept(&id).await.unwrap();
+    let kept = store.kept(&id, None).await.unwrap();
     assert_eq!((&kept.steps["s"], &kept.steps["t"]), (&first, &second));
     assert_eq!(kept.streamed.into_iter().collect::<Vec<_>>(), ["s"]);
+}
+
+/// What the version before has written: it says nothing of whose it is.
+#[tokio::test]
+async fn what_an_older_worker_has_left_belongs_to_every_task() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let id = TaskId::random();
+    let (journal, heads) = (format!("cs:journal:{id}"), format!("cs:stream:{{{id}}}:heads"));
+    let _: u8 = server.ask(&["HSET", &journal, "s", "1"]).await;
+    let _: u8 = server.ask(&["HSET", &heads, "last", "4", "step s", "1 7 1"]).await;
+    let fresh = RunOwner { is_fresh: true, ..run("one") };
+    let recorded = store.record(&id, &fresh, "s", Bytes::from_static(b"2")).await.unwrap();
+    assert_eq!(recorded, Some(Bytes::from_static(b"1")));
+    store.append(&id, &fresh, step(7, 1, "1")).await.unwrap();
+    assert_eq!(entries(&store, &id).await, [""; 0], "it was written before");
+    store.ended(&id, &fresh.digest);
+    let kept = store.kept(&id, Some(&fresh.digest)).await.unwrap();
+    assert_eq!((kept.steps.len(), kept.streamed.len()), (1, 1));
+
+    let park = format!("cs:park:{{cs}}:{id}");
+    let _: u8 = server.ask(&["HSET", &park, "v", "1", "number", "2", "ended", "0"]).await;
+    let wake = Ticket { kind: TicketKind::Wake, number: 2 };
+    let taken = store.take_parked(&id, wake, Some(&fresh.digest), "a", SOON).await.unwrap();
+    assert!(matches!(taken, Taken::Claimed { number: 2, .. }), "{taken:?}");
+    store.end_parked(&id, Some(&fresh.digest)).await.unwrap();
+    let begun = store.begin_park(&id, &fresh.digest, true, "a", SOON).await.unwrap();
+    assert!(matches!(begun, Taken::Over(_)), "{begun:?}");
 }
 
 #[tokio::test]
@@ -50,11 +86,11 @@ async fn a_wake_keeps_what_a_parked_task_has_left() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let id = TaskId::random();
-    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    store.record(&id, &run("one"), "s", Bytes::from_static(b"1")).await.unwrap();
     let key = format!("cs:journal:{id}");
     let _: i64 = server.ask(&["EXPIRE", &key, "60"]).await;
     let wake = Ticket { kind: TicketKind::Wake, number: 1 };
-    store.take_parked(&id, wake, "a", SOON).await.unwrap();
+    store.take_parked(&id, wake, None, "a", SOON).await.unwrap();
     eventually("it is kept longer", async || server.ask::<i64>(&["TTL", &key]).await > 3600).await;
 }
 
@@ -96,7 +132,7 @@ async fn what_a_task_leaves_outlives_its_result_while_it_runs_and_not_after() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let id = TaskId::random();
-    store.record(&id, "s", Bytes::from_static(b"1")).await.unwrap();
+    store.record(&id, &run("one"), "s", Bytes::from_static(b"1")).await.unwrap();
     append(&store, &id, &[body(1, "1")]).await;
     let keys = [format!("cs:journal:{id}"), format!("cs:stream:{{{id}}}")];
     let result = RedisSettings::new("").result_expires.as_secs();
@@ -104,7 +140,7 @@ async fn what_a_task_leaves_outlives_its_result_while_it_runs_and_not_after() {
         let left: u64 = server.ask(&["TTL", key]).await;
         assert!(left > result, "{key}: {left} s");
     }
-    store.ended(&id);
+    store.ended(&id, &run("one").digest);
     // It is written in order.
     append(&store, &TaskId::random(), &[body(1, "1")]).await;
     for key in &keys {

@@ -1,0 +1,254 @@
+//! Several tasks under one id, on servers and on a database: whose journal and whose suspension is it?
+//! Each test counts the runs of its handler and reads what its waiters are told.
+#![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use countersign::backend::{Parcel, Queue};
+use countersign::protocol::{Arguments, Envelope, Message, Ticket, TicketKind};
+use countersign::{ApprovalId, Config, Context, Handle, Policy, Task, TaskError, TaskId};
+use redis::AsyncCommands;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use support::{Running, approve, parked, queue_name, scratch, servers};
+use tokio::time::timeout;
+
+/// The first suspension on a new broker makes all of its delay exchanges.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Work {
+    n: usize,
+    how: String,
+}
+
+impl Task for Work {
+    const NAME: &'static str = "test.work";
+    /// Its argument, and which run of the handler its step was done by.
+    type Output = (usize, usize);
+}
+
+/// A worker on one of the backends.
+struct Pool {
+    running: Running,
+    runs: Arc<AtomicUsize>,
+    /// Of the database; `None`: servers.
+    file: Option<PathBuf>,
+}
+
+impl Pool {
+    async fn start(file: Option<PathBuf>) -> Self {
+        let mut config = match &file {
+            Some(file) => Config::embedded(&format!("sqlite:{}", file.display())).unwrap(),
+            None => Config::new(&servers().broker_url, &servers().store_url).unwrap(),
+        };
+        config.hold = Duration::ZERO;
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let work = move |ctx: Context, Work { n, how }: Work| {
+            let run = counted.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                let step = ctx.step("s", || async { Ok::<_, TaskError>(run) }).await?;
+                match how.as_str() {
+                    "ask" => {
+                        let ask = ctx.approval("go").ask("Go on?").action("go", json!({ "n": n }));
+                        ask.await?.approved()?;
+                    }
+                    "sleep" => ctx.sleep("nap", Duration::from_secs(6)).await?,
+                    _ => {}
+                }
+                Ok((n, step))
+            }
+        };
+        let running =
+            Running::start_with(&config, |worker| worker.handle(work, Policy::default())).await;
+        Self { running, runs, file }
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::SeqCst)
+    }
+
+    async fn send(&self, id: &TaskId, n: usize, how: &str) -> Handle<(usize, usize)> {
+        let task = Work { n, how: how.to_owned() };
+        self.running.client.enqueue(task).queue(&self.running.queue).id(id.as_str()).await.unwrap()
+    }
+
+    async fn result(&self, handle: Handle<(usize, usize)>) -> (usize, usize) {
+        handle.result_within(PATIENCE).await.unwrap()
+    }
+
+    /// What a Celery client's `AsyncResult.forget()` does.
+    async fn forget_result(&self, id: &TaskId) {
+        match &self.file {
+            Some(file) => {
+                let database = rusqlite::Connection::open(file).unwrap();
+                database.busy_timeout(PATIENCE).unwrap();
+                database.execute("DELETE FROM results WHERE id = ?", [id.as_str()]).unwrap();
+            }
+            None => {
+                let redis = redis::Client::open(servers().store_url).unwrap();
+                let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+                let _: u8 = redis.del(format!("celery-task-meta-{id}")).await.unwrap();
+            }
+        }
+    }
+
+    async fn publish(&self, message: Message, queue: Queue) {
+        let parcel = Parcel { message, queue, delay: None, timeout: PATIENCE };
+        let _ = self.running.client.backends().broker.publish(parcel).await.unwrap();
+    }
+
+    async fn approve(&self, id: &TaskId) {
+        parked(&self.running.client, id).await;
+        approve(&self.running.client, &ApprovalId::of(id, "go", 0)).await;
+    }
+}
+
+/// The message of such a task, as a client would send it.
+fn envelope(id: &TaskId, n: usize, how: &str) -> Envelope {
+    let arguments = Arguments::of(&Work { n, how: how.to_owned() }).unwrap();
+    let mut envelope = Envelope::new(Work::NAME, arguments);
+    envelope.id = id.clone();
+    envelope
+}
+
+fn new_id() -> TaskId {
+    TaskId::from(queue_name())
+}
+
+/// Once on the servers, once on a database.
+async fn on_both(test: impl AsyncFn(&Pool)) {
+    let folder = scratch();
+    for file in [None, Some(folder.join("same-id.db"))] {
+        println!("on {}", file.as_ref().map_or("servers", |_| "a database"));
+        let pool = Pool::start(file).await;
+        test(&pool).await;
+        pool.running.drain().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_of_an_earlier_task_answers_no_later_one() {
+    on_both(async |pool| {
+        let id = new_id();
+        assert_eq!(pool.result(pool.send(&id, 1, "").await).await, (1, 1));
+        for (n, run) in [(2, 2), (2, 3), (1, 4)] {
+            pool.forget_result(&id).await;
+            assert_eq!(pool.result(pool.send(&id, n, "").await).await, (n, run));
+        }
+        pool.running.client.forget(&id).await.unwrap();
+        assert_eq!(pool.result(pool.send(&id, 1, "").await).await, (1, 5));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_whose_suspension_has_ended_is_suspended_again() {
+    on_both(async |pool| {
+        let id = new_id();
+        for (n, how) in [(1, "ask"), (2, "ask"), (1, "sleep"), (1, "sleep")] {
+            let before = pool.runs();
+            let handle = pool.send(&id, n, how).await;
+            if how == "ask" {
+                pool.approve(&id).await;
+            } else {
+                parked(&pool.running.client, &id).await;
+            }
+            // One run before it is suspended, and one after.
+            assert_eq!(pool.result(handle).await, (n, before + 1));
+            assert_eq!(pool.runs(), before + 2);
+            pool.forget_result(&id).await;
+        }
+    })
+    .await;
+}
+
+/// Its worker died before it could be suspended: that is no late copy of the task that has ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redelivered_message_of_a_later_task_runs() {
+    on_both(async |pool| {
+        let id = new_id();
+        let first = pool.send(&id, 1, "ask").await;
+        pool.approve(&id).await;
+        assert_eq!(pool.result(first).await, (1, 1));
+        for n in [1, 2] {
+            pool.forget_result(&id).await;
+            let mut message = envelope(&id, n, "ask").encode();
+            message.mark_returned();
+            pool.publish(message, Queue::new(&pool.running.queue)).await;
+            if n == 2 {
+                pool.approve(&id).await;
+            }
+            let handle = pool.running.client.handle::<(usize, usize)>(id.as_str());
+            assert_eq!(pool.result(handle).await.0, n);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
+    on_both(async |pool| {
+        let (id, lost) = (new_id(), new_id());
+        let resume = Queue::new(&pool.running.queue).resume();
+        let wake = |id, number| {
+            Ticket { kind: TicketKind::Wake, number }.on(envelope(id, 1, "ask").encode())
+        };
+        let first = pool.send(&id, 1, "ask").await;
+        pool.approve(&id).await;
+        pool.result(first).await;
+        pool.running.client.forget(&id).await.unwrap();
+        pool.publish(wake(&id, 1), resume.clone()).await;
+        let second = pool.send(&id, 2, "ask").await;
+        parked(&pool.running.client, &id).await;
+        for number in [1, 2, 3] {
+            pool.publish(wake(&id, number), resume.clone()).await;
+        }
+        // A wake message that is alone says that those before it were looked at.
+        pool.publish(wake(&lost, 1), resume).await;
+        let handle = pool.running.client.handle::<(usize, usize)>(lost.as_str());
+        assert!(handle.result_within(PATIENCE).await.unwrap_err().failure().is_some());
+        assert_eq!(pool.runs(), 3, "two of the first task, and one of the second");
+        pool.approve(&id).await;
+        assert_eq!(pool.result(second).await, (2, 3));
+        assert_eq!(pool.runs(), 4);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_message_under_the_id_of_a_suspended_task_is_dead_lettered() {
+    on_both(async |pool| {
+        let id = new_id();
+        let client = &pool.running.client;
+        let first = pool.send(&id, 1, "ask").await;
+        parked(client, &id).await;
+        let error = client.forget(&id).await.unwrap_err();
+        assert!(error.is_unfinished() && error.to_string().contains("suspended"), "{error}");
+
+        let second = pool.send(&id, 2, "ask").await;
+        let dead = client.dead_letters(&pool.running.queue);
+        let letter = async {
+            loop {
+                if let Some(letter) = dead.browse(1).await.unwrap().pop() {
+                    return letter;
+                }
+            }
+        };
+        let letter = timeout(PATIENCE, letter).await.unwrap();
+        let reason = letter.reason.unwrap();
+        assert!(reason.contains("test.work") && reason.contains(id.as_str()), "{reason}");
+
+        // Sent again it finds the same. The task that is suspended goes on.
+        dead.replay(&id).await.unwrap();
+        parked(client, &id).await;
+        pool.approve(&id).await;
+        assert_eq!(pool.result(first).await.0, 1);
+        assert_eq!(pool.result(second).await.0, 1, "the result of this id");
+    })
+    .await;
+}
