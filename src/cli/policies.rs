@@ -113,7 +113,7 @@ mod tests {
         }
         assert!(loss(&info(&json!({}), &json!({"x-max-length": 10}))).is_some());
         assert!(
-            loss(&info(json!({"max-length": 10, "overflow": "reject-publish"}), json!({})))
+            loss(&info(&json!({"max-length": 10, "overflow": "reject-publish"}), &json!({})))
                 .is_none()
         );
         assert!(loss(&info(&json!({"ha-mode": "all"}), &json!({}))).is_none());
