@@ -198,7 +198,7 @@ async fn a_message_that_cannot_be_dead_lettered_is_kept_without_a_slot() {
 
     rabbit.control(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
     assert_eq!(dead(&client, &queue, 1).await.len(), 1);
-    worker.says("dead-lettered to").await;
+    worker.says("its copy was sent to").await;
     assert_eq!(worker.stderr().matches("no handler for demo.none").count(), 1);
     client.close().await;
 }
