@@ -92,11 +92,7 @@ async fn claim(
             None
         }
         Taken::Newer => {
-            static SAID: Once = Once::new();
-            SAID.call_once(|| {
-                warn!(task.id = %delivery.id(), "a newer Countersign has parked it: left to newer workers");
-            });
-            put_off(crew, queue, &claim, delivery, NEWER_PAUSE).await;
+            leave_to_newer(crew, queue, &claim, delivery).await;
             None
         }
         Taken::StateLost => {
@@ -117,6 +113,14 @@ async fn claim(
             None
         }
     }
+}
+
+async fn leave_to_newer(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        warn!(task.id = %delivery.id(), "a newer Countersign has parked it: left to newer workers");
+    });
+    put_off(crew, queue, claim, delivery, NEWER_PAUSE).await;
 }
 
 /// Why a message cannot run while another task is suspended under its id.

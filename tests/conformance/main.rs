@@ -21,6 +21,7 @@ mod approvals;
 mod audit;
 mod broker;
 mod delivery;
+mod forget;
 mod ground;
 mod holder;
 mod journal;
@@ -54,6 +55,7 @@ fn promises() -> Vec<Promise> {
         streams::promises(),
         revocations::promises(),
         parks::promises(),
+        forget::promises(),
         approvals::promises(),
         verdicts::promises(),
         outbox::promises(),

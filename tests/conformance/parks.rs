@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use countersign::TaskId;
 use countersign::approval::{ApprovalId, Choice, Decision, Question, Standing};
-use countersign::backend::{
-    Capability, Crashes, Deed, Forget, Line, Parked, Parking, Said, Scope, Taken,
-};
+use countersign::backend::{Capability, Deed, Parked, Parking, Taken};
 use countersign::lifecycle::park::RECHECK;
-use countersign::protocol::{Message, PARKED, State, TaskDigest, Ticket, TicketKind};
+use countersign::protocol::{Message, TaskDigest, Ticket, TicketKind};
 
 use crate::approvals::{question, read};
-use crate::ground::{Ground, HOUR, eventually, message, race, run};
+use crate::ground::{Ground, HOUR, eventually, message, race};
 use crate::promise::{Promise, promise};
 use crate::rules;
 use crate::verdicts::approve;
@@ -40,8 +38,6 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(messages_of_another_task_change_nothing),
         promise(a_new_task_replaces_a_record_that_has_ended),
         promise(a_reopened_id_keeps_a_suspended_task),
-        promise(a_forgotten_task_leaves_nothing),
-        promise(a_task_that_may_run_is_not_forgotten),
         promise(what_one_parks_another_resumes).needs(Capability::SeveralProcesses),
     ]
 }
@@ -451,54 +447,6 @@ async fn a_reopened_id_keeps_a_suspended_task(ground: Ground) {
     let (id, queue, by) = (asker.id().clone(), "q.dead".into(), "ana".into());
     ground.store.reopen(Deed { what: "replay", id, queue, by }, 1).await.unwrap();
     assert!(matches!(asker.take(&ground, WAKE, 1, "b").await, Taken::Postpone(_)));
-}
-
-async fn a_forgotten_task_leaves_nothing(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let asker = parked(&ground).await;
-    let id = asker.id();
-    let run = run("one");
-    store.record(id, &run, "s", "1".into()).await.unwrap();
-    let line = Line { scope: Scope::Body, number: 1, said: Said::Output, json: "1".into() };
-    store.append(id, &run, line).await.unwrap();
-    for attempt in [1, 2, 3] {
-        assert!(store.take(id, attempt).await.unwrap());
-    }
-    store.note_run(id, true).await.unwrap();
-    assert_eq!(store.forget(id).await.unwrap(), Forget::Unfinished(Some(State::named(PARKED))));
-    ground.finish(id, "FAILURE", "").await;
-    assert_eq!(store.forget(id).await.unwrap(), Forget::Unfinished(Some(State::named(PARKED))));
-    assert_eq!(store.kept(id, None).await.unwrap().steps.len(), 1, "nothing was deleted");
-    store.end_parked(id, Some(&run.digest)).await.unwrap();
-    for _ in 0..2 {
-        assert_eq!(store.forget(id).await.unwrap(), Forget::Forgotten);
-        assert!(store.read(id).await.unwrap().is_none());
-        let kept = store.kept(id, None).await.unwrap();
-        assert!(kept.steps.is_empty() && kept.streamed.is_empty());
-        assert_eq!(store.entries(id, 0).await.unwrap(), []);
-        assert_eq!(store.crashes(id).await.unwrap(), Crashes::default());
-    }
-    assert!(store.take(id, 3).await.unwrap());
-    // Late messages of it are told from the same message that is sent anew.
-    let late = store.take_parked(id, ticket(WAKE, 1), Some(&run.digest), "b", HOUR).await.unwrap();
-    assert!(matches!(late, Taken::Over(_)), "{late:?}");
-    let first = ticket(ORIGINAL, 0);
-    let anew = store.take_parked(id, first, Some(&run.digest), "b", HOUR).await.unwrap();
-    assert!(matches!(anew, Taken::Unclaimed), "{anew:?}");
-    let begun = store.begin_park(id, &run.digest, false, "b", HOUR).await.unwrap();
-    assert!(is_claimed(&begun, 2), "{begun:?}");
-}
-
-async fn a_task_that_may_run_is_not_forgotten(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let id = TaskId::random();
-    store.record(&id, &run("one"), "s", "1".into()).await.unwrap();
-    assert_eq!(store.forget(&id).await.unwrap(), Forget::Unfinished(None));
-    ground.finish(&id, "RETRY", "").await;
-    assert_eq!(store.forget(&id).await.unwrap(), Forget::Unfinished(Some(State::named("RETRY"))));
-    ground.finish(&id, "REVOKED", "").await;
-    assert_eq!(store.forget(&id).await.unwrap(), Forget::Forgotten);
-    assert_eq!(store.forget(&TaskId::random()).await.unwrap(), Forget::Forgotten);
 }
 
 async fn what_one_parks_another_resumes(ground: Ground) {
