@@ -205,7 +205,7 @@ async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
         pool.publish(wake(&id, 1), resume.clone()).await;
         let second = pool.send(&id, 2, "ask").await;
         parked(&pool.running.client, &id).await;
-        for number in [1, 2, 3] {
+        for number in [1, 2, 3, 9] {
             pool.publish(wake(&id, number), resume.clone()).await;
         }
         // A wake message that is alone says that those before it were looked at.
