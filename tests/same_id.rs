@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use countersign::backend::{Parcel, Queue};
 use countersign::protocol::{Arguments, Envelope, Message, Ticket, TicketKind};
-use countersign::{ApprovalId, Config, Context, Handle, Policy, Task, TaskError, TaskId};
+use countersign::{ApprovalId, Config, Context, Handle, Policy, Retry, Task, TaskError, TaskId};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -57,14 +57,18 @@ impl Pool {
                         let ask = ctx.approval("go").ask("Go on?").action("go", json!({ "n": n }));
                         ask.await?.approved()?;
                     }
+                    "fail" if ctx.attempt() == 1 => {
+                        return Err(TaskError::retry_after(Duration::ZERO, "once more"));
+                    }
                     "sleep" => ctx.sleep("nap", Duration::from_secs(6)).await?,
                     _ => {}
                 }
                 Ok((n, step))
             }
         };
-        let running =
-            Running::start_with(&config, |worker| worker.handle(work, Policy::default())).await;
+        let retry = Retry::exponential(Duration::from_millis(10)).attempts(2);
+        let policy = Policy { retry, ..Policy::default() };
+        let running = Running::start_with(&config, |worker| worker.handle(work, policy)).await;
         Self { running, runs, file }
     }
 
@@ -146,6 +150,20 @@ async fn a_step_of_an_earlier_task_answers_no_later_one() {
     .await;
 }
 
+/// The attempts of a task are not taken for those of an earlier one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_task_is_tried_again() {
+    on_both(async |pool| {
+        let id = new_id();
+        for n in [1, 2] {
+            let handle = pool.send(&id, n, "fail").await;
+            assert_eq!(pool.result(handle).await.0, n);
+            pool.forget_result(&id).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_whose_suspension_has_ended_is_suspended_again() {
     on_both(async |pool| {
@@ -205,7 +223,7 @@ async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
         pool.publish(wake(&id, 1), resume.clone()).await;
         let second = pool.send(&id, 2, "ask").await;
         parked(&pool.running.client, &id).await;
-        for number in [1, 2, 3] {
+        for number in [1, 2, 3, 9] {
             pool.publish(wake(&id, number), resume.clone()).await;
         }
         // A wake message that is alone says that those before it were looked at.

@@ -313,8 +313,14 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// The proof for a task that wants no result stored.
     fn ignore(&self, id: &TaskId) -> Recorded;
 
-    /// Takes an attempt of a task for one copy of its message: false when another copy has it.
-    fn take(&self, id: &TaskId, attempt: u32) -> BoxFuture<'_, Result<bool, Error>>;
+    /// Takes an attempt of a task for one copy of its message: false when another copy has it. An attempt
+    /// of another task with the same id does not count.
+    fn take(
+        &self,
+        id: &TaskId,
+        digest: &TaskDigest,
+        attempt: u32,
+    ) -> BoxFuture<'_, Result<bool, Error>>;
 
     /// Notes that a task which may have ended a worker runs now, alone or among others.
     fn note_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>>;

@@ -137,7 +137,8 @@ async fn is_repeated(
     if envelope.attempt == 1 && !handler.policy.once {
         return false;
     }
-    match crew.backends.store.take(&envelope.id, envelope.attempt).await {
+    let digest = envelope.digest();
+    match crew.backends.store.take(&envelope.id, &digest, envelope.attempt).await {
         Ok(taken) => !taken && !delivery.redelivered,
         Err(error) => {
             warn!(task.id = %envelope.id, "cannot take attempt {}: {error}", envelope.attempt);

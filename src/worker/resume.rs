@@ -50,16 +50,15 @@ async fn claim(
     ticket: Option<Ticket>,
 ) -> Option<(Delivery, Claim)> {
     let mut claim = Claim::of(ticket);
-    let ticket_or_first = ticket.unwrap_or(Ticket { kind: TicketKind::Original, number: 0 });
+    let carried = ticket.unwrap_or(Ticket { kind: TicketKind::Original, number: 0 });
     // A resume message has no arguments: it runs what the store has. An unreadable one is buried later.
-    let task = match ticket_or_first.kind {
+    let task = match carried.kind {
         TicketKind::Resume => None,
         _ => Envelope::decode(&delivery.message, crew.config.max_arguments).ok(),
     };
     let digest = task.as_ref().map(Envelope::digest);
     faults::point("message taken");
-    let taken = take(crew, &delivery, ticket_or_first, digest.as_ref(), &mut claim);
-    let Some(taken) = taken.await else {
+    let Some(taken) = take(crew, &delivery, carried, digest.as_ref(), &mut claim).await else {
         drop(delivery.release());
         return None;
     };

@@ -21,7 +21,7 @@ async fn a_forgotten_task_leaves_nothing(ground: Ground) {
     let line = Line { scope: Scope::Body, number: 1, said: Said::Output, json: "1".into() };
     store.append(id, &run, line).await.unwrap();
     for attempt in [1, 2, 3] {
-        assert!(store.take(id, attempt).await.unwrap());
+        assert!(store.take(id, &run.digest, attempt).await.unwrap());
     }
     store.note_run(id, true).await.unwrap();
     assert_eq!(store.forget(id).await.unwrap(), Forget::Unfinished(Some(State::named(PARKED))));
@@ -37,7 +37,7 @@ async fn a_forgotten_task_leaves_nothing(ground: Ground) {
         assert_eq!(store.entries(id, 0).await.unwrap(), []);
         assert_eq!(store.crashes(id).await.unwrap(), Crashes::default());
     }
-    assert!(store.take(id, 3).await.unwrap());
+    assert!(store.take(id, &run.digest, 3).await.unwrap());
     // Late messages of it are told from the same message that is sent anew.
     let late = store
         .take_parked(id, Ticket { kind: TicketKind::Wake, number: 1 }, Some(&run.digest), "b", HOUR)

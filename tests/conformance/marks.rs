@@ -3,7 +3,7 @@
 use countersign::TaskId;
 use countersign::backend::{Capability, Crashes};
 
-use crate::ground::{Ground, race};
+use crate::ground::{Ground, race, run};
 use crate::promise::{Promise, promise};
 
 pub(crate) fn promises() -> Vec<Promise> {
@@ -20,9 +20,11 @@ async fn an_attempt_is_taken_once(ground: Ground) {
     let Ground { store, .. } = &ground;
     let [id, other] = [TaskId::random(), TaskId::random()];
     for attempt in [1, 2, u32::MAX] {
-        assert!(store.take(&id, attempt).await.unwrap());
-        assert!(!store.take(&id, attempt).await.unwrap());
-        assert!(store.take(&other, attempt).await.unwrap());
+        assert!(store.take(&id, &run("one").digest, attempt).await.unwrap());
+        assert!(!store.take(&id, &run("one").digest, attempt).await.unwrap());
+        assert!(store.take(&other, &run("one").digest, attempt).await.unwrap());
+        // Another task with the same id.
+        assert!(store.take(&id, &run("two").digest, attempt).await.unwrap());
     }
 }
 
@@ -30,7 +32,7 @@ async fn one_of_many_takes_an_attempt(ground: Ground) {
     let id = TaskId::random();
     let taken = race(50, |_| {
         let (store, id) = (ground.store.clone(), id.clone());
-        async move { store.take(&id, 1).await.unwrap() }
+        async move { store.take(&id, &run("one").digest, 1).await.unwrap() }
     });
     assert_eq!(taken.await.into_iter().filter(|taken| *taken).count(), 1);
 }
@@ -64,8 +66,8 @@ async fn runs_at_once_are_all_counted(ground: Ground) {
 async fn what_one_marks_another_sees(ground: Ground) {
     let other = ground.open().await.store;
     let id = TaskId::random();
-    assert!(ground.store.take(&id, 1).await.unwrap());
-    assert!(!other.take(&id, 1).await.unwrap());
+    assert!(ground.store.take(&id, &run("one").digest, 1).await.unwrap());
+    assert!(!other.take(&id, &run("one").digest, 1).await.unwrap());
     other.note_run(&id, true).await.unwrap();
     assert_eq!(ground.store.crashes(&id).await.unwrap(), Crashes { runs: 1, alone: 1 });
     ground.store.acquit(&id).await.unwrap();

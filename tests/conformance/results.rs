@@ -6,7 +6,7 @@ use countersign::TaskId;
 use countersign::backend::{Backends, Capability, Deed, Finish};
 use countersign::protocol::{PARKED, State};
 
-use crate::ground::{Ground, document, eventually, finish, race, text};
+use crate::ground::{Ground, document, eventually, finish, race, run, text};
 use crate::promise::{Promise, promise};
 
 pub(crate) fn promises() -> Vec<Promise> {
@@ -169,10 +169,13 @@ async fn reopening_leaves_a_success_and_a_revocation(ground: Ground) {
     for state in [State::Success, State::Revoked] {
         let id = TaskId::random();
         let stored = ground.finish(&id, state.as_str(), "").await;
-        assert!(store.take(&id, 1).await.unwrap());
+        assert!(store.take(&id, &run("one").digest, 1).await.unwrap());
         assert_eq!(store.reopen(replay(&id), 3).await.unwrap(), Some(state));
         assert_eq!(store.read(&id).await.unwrap(), Some(stored));
-        assert!(!store.take(&id, 1).await.unwrap(), "its attempt is still taken");
+        assert!(
+            !store.take(&id, &run("one").digest, 1).await.unwrap(),
+            "its attempt is still taken"
+        );
     }
     assert_eq!(store.audit_entries(10).await.unwrap(), [], "nothing was done");
 }
@@ -182,13 +185,20 @@ async fn reopening_forgets_the_attempts_that_ran(ground: Ground) {
     let [id, other] = [TaskId::random(), TaskId::random()];
     ground.finish(&id, "FAILURE", "").await;
     for attempt in 1..=4 {
-        assert!(store.take(&id, attempt).await.unwrap());
-        assert!(store.take(&other, attempt).await.unwrap());
+        assert!(store.take(&id, &run("one").digest, attempt).await.unwrap());
+        assert!(store.take(&other, &run("one").digest, attempt).await.unwrap());
     }
     store.reopen(replay(&id), 3).await.unwrap();
     for attempt in 1..=4 {
-        assert_eq!(store.take(&id, attempt).await.unwrap(), attempt < 4, "attempt {attempt}");
-        assert!(!store.take(&other, attempt).await.unwrap(), "another task's {attempt}");
+        assert_eq!(
+            store.take(&id, &run("one").digest, attempt).await.unwrap(),
+            attempt < 4,
+            "attempt {attempt}"
+        );
+        assert!(
+            !store.take(&other, &run("one").digest, attempt).await.unwrap(),
+            "another task's {attempt}"
+        );
     }
 }
 
@@ -210,7 +220,7 @@ async fn a_closed_store_takes_nothing(ground: Ground) {
     let finish = Finish { document: document(&id, "SUCCESS", ""), reply_to: None, received: None };
     assert!(store.finish(finish).await.is_err());
     assert!(store.read(&id).await.is_err());
-    assert!(store.take(&id, 1).await.is_err());
+    assert!(store.take(&id, &run("one").digest, 1).await.is_err());
     assert!(store.kept(&id, None).await.is_err());
     assert!(store.audit_entries(1).await.is_err());
 }

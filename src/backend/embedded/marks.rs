@@ -12,6 +12,7 @@ use super::db::Db;
 use super::txn::{Done, Txn};
 use crate::backend::{Crashes, KeyedTask, Presence, Revocation};
 use crate::error::{Error, Kind};
+use crate::protocol::TaskDigest;
 use crate::task::{Revoke, TaskId};
 
 const DAY: i64 = 24 * 60 * 60 * 1000;
@@ -55,9 +56,13 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Takes an attempt; false when somebody has taken it before.
-pub(super) fn take(txn: &Txn<'_>, id: &TaskId, attempt: u32) -> Done<bool> {
-    claim(txn, &format!("run:{id}:{attempt}"), "", DAY)
+/// Takes an attempt; false when somebody has taken it before. One of another task with the same id does
+/// not count; of what an older process wrote, it is not known.
+pub(super) fn take(txn: &Txn<'_>, id: &TaskId, digest: &TaskDigest, attempt: u32) -> Done<bool> {
+    let (name, digest) = (format!("run:{id}:{attempt}"), digest.as_str());
+    let another = "DELETE FROM marks WHERE name = ? AND value <> '' AND value <> ?";
+    txn.execute(another, params![name, digest])?;
+    claim(txn, &name, digest, DAY)
 }
 
 /// Attempts that were taken before would be refused to the message that is sent again.

@@ -90,9 +90,14 @@ impl Store for EmbeddedStore {
         Recorded::new(id.clone())
     }
 
-    fn take(&self, id: &TaskId, attempt: u32) -> BoxFuture<'_, Result<bool, Error>> {
-        let id = id.clone();
-        Box::pin(self.db.write(move |txn| marks::take(txn, &id, attempt)))
+    fn take(
+        &self,
+        id: &TaskId,
+        digest: &TaskDigest,
+        attempt: u32,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        let (id, digest) = (id.clone(), digest.clone());
+        Box::pin(self.db.write(move |txn| marks::take(txn, &id, &digest, attempt)))
     }
 
     fn note_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>> {

@@ -7,11 +7,20 @@ use super::RedisStore;
 use super::link::{Session, said};
 use crate::backend::Crashes;
 use crate::error::{Error, Kind};
+use crate::protocol::TaskDigest;
 use crate::task::TaskId;
 
 /// Marks outlive every retry that anybody waits for.
 const KEEP_SECONDS: u64 = 24 * 60 * 60;
 
+/// Writes a digest where there is none, or another one. What an older worker wrote is shorter, and stays.
+const TAKE: &str = "#!lua
+local taken = redis.call('GET', KEYS[1])
+if taken and (taken == ARGV[1] or #taken < #ARGV[1]) then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1";
 /// A count that another worker has deleted, or that has expired, stays away.
 const UNCOUNT: &str = "#!lua
 for field, by in pairs({ runs = 1, alone = tonumber(ARGV[1]) }) do
@@ -23,11 +32,16 @@ return 1";
 
 impl RedisStore {
     /// Takes an attempt; false when somebody has taken it before.
-    pub(super) async fn take_attempt(&self, id: &TaskId, attempt: u32) -> Result<bool, Error> {
-        let mut set = Pipeline::with_capacity(1);
+    pub(super) async fn take_attempt(
+        &self,
+        id: &TaskId,
+        digest: &TaskDigest,
+        attempt: u32,
+    ) -> Result<bool, Error> {
+        let mut eval = Pipeline::with_capacity(1);
         let key = format!("cs:run:{id}:{attempt}");
-        set.cmd("SET").arg(key).arg("1").arg("NX").arg("EX").arg(KEEP_SECONDS);
-        Ok(matches!(self.ask(set).await?.pop(), Some(Value::Okay)))
+        eval.cmd("EVAL").arg(TAKE).arg(1).arg(key).arg(digest.as_str()).arg(KEEP_SECONDS);
+        Ok(matches!(self.ask(eval).await?.pop(), Some(Value::Int(1))))
     }
 
     pub(super) async fn count_run(&self, id: &TaskId, alone: bool) -> Result<(), Error> {

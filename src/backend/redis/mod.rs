@@ -274,9 +274,14 @@ impl Store for RedisStore {
         Recorded::new(id.clone())
     }
 
-    fn take(&self, id: &TaskId, attempt: u32) -> BoxFuture<'_, Result<bool, Error>> {
-        let id = id.clone();
-        Box::pin(async move { self.take_attempt(&id, attempt).await })
+    fn take(
+        &self,
+        id: &TaskId,
+        digest: &TaskDigest,
+        attempt: u32,
+    ) -> BoxFuture<'_, Result<bool, Error>> {
+        let (id, digest) = (id.clone(), digest.clone());
+        Box::pin(async move { self.take_attempt(&id, &digest, attempt).await })
     }
 
     fn note_run(&self, id: &TaskId, alone: bool) -> BoxFuture<'_, Result<(), Error>> {
