@@ -6,9 +6,9 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -48,10 +48,16 @@ impl LogWriter {
 
     /// Waits until what was queued before is written, for half a second at most.
     pub(super) fn flush(&self) {
-        let (done, written) = sync_channel(1);
-        if self.queue.try_send(Entry::Flush(done)).is_ok() {
-            let _ = written.recv_timeout(FLUSH);
+        let ((done, written), until) = (sync_channel(1), Instant::now() + FLUSH);
+        let mut entry = Entry::Flush(done);
+        while let Err(TrySendError::Full(back)) = self.queue.try_send(entry) {
+            if Instant::now() >= until {
+                return;
+            }
+            entry = back;
+            thread::sleep(Duration::from_millis(1));
         }
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 
     /// How many lines were lost so far and are not yet reported.
@@ -163,7 +169,12 @@ mod tests {
         }
         assert_eq!(writer.dropped(), 3, "two lines fit into the queue");
         drop(open);
-        writer.flush();
+        // However long the thread takes on a loaded machine.
+        while writer.dropped() > 0
+            || written.lock().unwrap().iter().filter(|b| **b == b'\n').count() < 4
+        {
+            writer.flush();
+        }
         let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         assert_eq!(text.matches("more").count(), 2);
         assert!(text.contains("\"dropped\":3"), "{text}");
@@ -183,7 +194,9 @@ mod tests {
         }
         let mut writer = LogWriter::start(Full);
         writer.write_all(b"line\n").unwrap();
-        writer.flush();
+        while writer.dropped() == 0 {
+            writer.flush();
+        }
         assert_eq!(writer.dropped(), 1);
     }
 }
