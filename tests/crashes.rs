@@ -285,6 +285,13 @@ fn most_runs(place: &str) -> usize {
     }
 }
 
+/// How often the last step may be done: once, unless the process died at no chosen place of the run. Then
+/// it may have died between the step's effect and its record, and a step may run again until its result
+/// is recorded.
+fn most_captures(place: &str) -> usize {
+    if place == "outbox sent" { 2 } else { 1 }
+}
+
 async fn ends_once(dies: Dies, place: &'static str) {
     let store = Server::redis().await;
     let client = Client::connect(&config(store.url())).await.unwrap();
@@ -307,7 +314,8 @@ async fn ends_once(dies: Dies, place: &'static str) {
     field.settled().await;
     assert_eq!(ends.count().await, 1);
     let runs = effects.runs().await;
-    assert_eq!((runs["reserved"], runs["captured"]), (1, 1), "{runs:?}");
+    assert_eq!(runs["reserved"], 1, "{runs:?}");
+    assert!((1..=most_captures(place)).contains(&runs["captured"]), "{runs:?}");
     assert!(runs["resumed"] <= most_runs(place), "{runs:?}");
     assert_eq!(field.decisions().await, usize::from(dies != Dies::Expiring));
     heir.drain().await;
