@@ -395,6 +395,11 @@ mod tests {
     fn a_drain_must_end_before_the_broker_takes_tasks_back() {
         let mut config = Config::new("amqp://localhost", "redis://localhost").unwrap();
         assert_eq!(deadlines(&config).level, Level::Ok);
+        config.kill_after = Some(Duration::from_secs(45));
+        assert_eq!(deadlines(&config).level, Level::Ok);
+        config.kill_after = Some(Duration::from_secs(31));
+        assert_eq!(deadlines(&config).level, Level::Error);
+        config.kill_after = None;
         config.drain_deadline = config.consumer_timeout;
         assert_eq!(deadlines(&config).level, Level::Error);
         assert_eq!(deadlines(&config).mend, "export COUNTERSIGN_DRAIN_DEADLINE=900s");

@@ -101,15 +101,21 @@ impl Reader {
 
     pub(super) fn duration(&mut self, name: &'static str) -> Duration {
         let (value, origin) = self.text(name);
-        parse_duration(&value).unwrap_or_else(|| {
+        self.timed(name, &value, &origin)
+    }
+
+    fn timed(&mut self, name: &'static str, value: &str, origin: &str) -> Duration {
+        parse_duration(value).unwrap_or_else(|| {
             let why = format!("{value:?} is no duration such as 500ms, 30s or 24h");
-            self.fault(&origin, name, why);
+            self.fault(origin, name, why);
             Duration::ZERO
         })
     }
 
     pub(super) fn optional_duration(&mut self, name: &'static str) -> Option<Duration> {
-        if self.text(name).0.is_empty() { None } else { Some(self.duration(name)) }
+        // A value is taken once: asked for again, it would be the default.
+        let (value, origin) = self.text(name);
+        if value.is_empty() { None } else { Some(self.timed(name, &value, &origin)) }
     }
 
     pub(super) fn size(&mut self, name: &'static str) -> usize {

@@ -25,6 +25,18 @@ fn the_defaults_are_valid() {
 }
 
 #[test]
+fn an_optional_duration_is_read_where_it_is_set() {
+    let set = checked("", &[("COUNTERSIGN_DRAIN_KILL_AFTER", "45s")]).unwrap();
+    assert_eq!(set.kill_after, Some(Duration::from_secs(45)));
+    assert_eq!(checked("", &[]).unwrap().kill_after, None);
+    let told = checked("", &[("COUNTERSIGN_DRAIN_KILL_AFTER", "soon")]).unwrap_err();
+    assert!(
+        told.contains("drain.kill_after (from COUNTERSIGN_DRAIN_KILL_AFTER): \"soon\""),
+        "{told}"
+    );
+}
+
+#[test]
 fn every_fault_is_told_at_once_with_its_place() {
     let text = "[broker]\nheartbeet = \"5s\"\nconsumer_timeout = \"soon\"\n\n[limits]\nresult = 7.5\n\
                 [queues.a]\ntype = \"quorum\"\nmax_priority = 300\nmax_prio = 3\n";
