@@ -158,17 +158,16 @@ impl Others {
         let is_gap = rings.first().is_some_and(|(seq, ..)| *seq != self.heard + 1);
         if is_gap || rings.len() == HEARD_AT_ONCE {
             let newest = "SELECT coalesce(max(seq), 0) FROM rings";
-            self.heard = connection.prepare_cached(newest)?.query_row([], |row| row.get(0))?;
+            let newest = connection.prepare_cached(newest)?.query_row([], |row| row.get(0))?;
             shared.bells.ring_all();
             let waited: Vec<_> = shared.bells.waiters().ids().cloned().collect();
-            return waited.iter().try_for_each(|id| resolve(connection, shared, id));
+            waited.iter().try_for_each(|id| resolve(connection, shared, id))?;
+            self.heard = newest;
+            return Ok(());
         }
         for (seq, by, what, name) in rings {
-            self.heard = seq;
-            if by == shared.identity {
-                continue;
-            }
             match what {
+                _ if by == shared.identity => {}
                 ENDED => {
                     let ids: Vec<TaskId> = serde_json::from_str(&name).unwrap_or_default();
                     for id in ids {
@@ -184,6 +183,8 @@ impl Others {
                 // Of a newer version.
                 _ => {}
             }
+            // What could not be read is heard again.
+            self.heard = seq;
         }
         Ok(())
     }
@@ -275,6 +276,37 @@ mod tests {
     use crate::backend::Origin;
     use crate::protocol::{Arguments, Envelope};
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_end_that_could_not_be_read_is_heard_again() {
+        let folder = Folder::new();
+        let db = Db::open(&folder.file()).unwrap();
+        let id = Envelope::new("t", Arguments::default()).id;
+        let shared = Shared::in_memory(false);
+        let (answer, mut ended) = tokio::sync::oneshot::channel();
+        shared.bells.waiters().add(id.clone(), Origin::Foreign, None, answer);
+        let connection = file::open(&folder.file()).unwrap();
+        let mut others = Others::of(&connection);
+        end_elsewhere(&db, &id).await;
+        connection.execute_batch("ALTER TABLE results RENAME TO unreadable").unwrap();
+        assert!(others.hear(&connection, &shared).is_err());
+        connection.execute_batch("ALTER TABLE unreadable RENAME TO results").unwrap();
+        others.hear(&connection, &shared).unwrap();
+        assert!(ended.try_recv().is_ok(), "the end of the task is heard");
+    }
+
+    /// Another process stores the end of a task.
+    async fn end_elsewhere(db: &Db, id: &TaskId) {
+        let json = r#"{"status": "SUCCESS", "result": 1}"#;
+        let (task, said) = (id.clone(), serde_json::json!([id.as_str()]).to_string());
+        db.write(move |txn| {
+            let result = "INSERT INTO results (id, state, json) VALUES (?, 'SUCCESS', ?)";
+            txn.execute(result, params![task.as_str(), json.as_bytes()])?;
+            add(txn, ENDED, &said)
+        })
+        .await
+        .unwrap();
+    }
+
     /// As on a slow disk: the bytes of a commit are in the log before others see it.
     #[tokio::test(flavor = "multi_thread")]
     async fn a_commit_that_is_seen_long_after_its_bytes_were_written_is_heard() {
@@ -292,15 +324,7 @@ mod tests {
         let before = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         log.set_modified(before).unwrap();
         others.listen(&connection, &shared);
-        let json = r#"{"status": "SUCCESS", "result": 1}"#;
-        let (task, said) = (id.clone(), serde_json::json!([id.as_str()]).to_string());
-        db.write(move |txn| {
-            let result = "INSERT INTO results (id, state, json) VALUES (?, 'SUCCESS', ?)";
-            txn.execute(result, params![task.as_str(), json.as_bytes()])?;
-            add(txn, ENDED, &said)
-        })
-        .await
-        .unwrap();
+        end_elsewhere(&db, &id).await;
         log.set_modified(before).unwrap();
         for _ in 0..=QUIET_LOOKS {
             others.listen(&connection, &shared);
