@@ -1,4 +1,4 @@
-//! A task that was running during crashes of workers runs in a process of its own, and holds up nobody.
+//! A task that was running during crashes of workers runs in a process of its own, and holds up no other task.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::time::Duration;

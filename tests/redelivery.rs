@@ -226,7 +226,7 @@ async fn an_id_that_failed_before_may_be_used_again() {
     running.drain().await;
 }
 
-/// A copy that is sent on its way again is marked: whoever takes it reads the stored result first.
+/// A copy that is sent on its way again is marked: the worker that takes it reads the stored result first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postponed_task_that_has_ended_meanwhile_does_not_run() {
     let runs = Arc::new(AtomicUsize::new(0));

@@ -20,7 +20,7 @@ pub(super) enum Database {
     /// Check that the database is undamaged and that its tables agree; exit code 1 if not
     Check,
     /// Rewrite the database without its unused pages, so that it shrinks by itself from then on.
-    /// Workers cannot write meanwhile, and try again
+    /// Workers cannot write during that time, and retry
     Compact,
 }
 

@@ -97,7 +97,7 @@ async fn send_one(
     let delay = envelope.eta.and_then(|eta| settle::ahead(eta, clock::now()));
     let mut message = envelope.encode();
     if is_rerun {
-        // The run before may have sent it: whoever takes this one reads the stored result first.
+        // The run before may have sent it: the worker that takes this one reads the stored result first.
         message.mark_returned();
     }
     let sent = settle::publish(crew, message, to, delay).await;

@@ -1,5 +1,5 @@
 //! Copies of messages: what is sent in place of a delivery that cannot stay where it is, and how a copy
-//! is told from a message that was never delivered before.
+//! is distinguished from a message that was never delivered before.
 
 use std::time::Duration;
 
@@ -109,7 +109,7 @@ pub(super) async fn replace(crew: &Crew, queue: &Queue, source: &Queue, delivery
 }
 
 /// The same message without the broker's history. Marked, since the original may be delivered again
-/// before its ack arrives: whoever takes the copy reads the stored result first.
+/// before its ack arrives: the worker that takes the copy reads the stored result first.
 fn fresh_copy(delivery: &Delivery) -> Message {
     let mut copy = delivery.message.clone();
     copy.strip_history();

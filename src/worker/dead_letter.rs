@@ -1,4 +1,4 @@
-//! Dead letters: what no worker can run goes to `<queue>.dead` with its reason, and its waiter is told.
+//! Dead letters: what no worker can run goes to `<queue>.dead` with its reason, and its waiter gets a failure.
 
 use serde_json::Value;
 use tracing::{error, warn};
@@ -19,7 +19,7 @@ use crate::protocol::{
 /// attempts failed.
 pub(super) const HEADER_ROOM: usize = HEADER_LIMIT / 2;
 
-/// A message that is no task: into the dead letters, and whoever waits for its id is told.
+/// A message that is no task: into the dead letters; a waiter for its id gets a failure.
 pub(super) async fn bury_unreadable(
     crew: &Crew,
     queue: &Queue,
@@ -59,7 +59,7 @@ pub(super) async fn bury_task(
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;
 }
 
-/// Copies a message to the dead-letter queue, does what is to be done beside, then acks.
+/// Copies a message to the dead-letter queue, runs `beside`, then acks.
 pub(super) async fn bury(
     crew: &Crew,
     queue: &Queue,

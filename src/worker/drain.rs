@@ -53,7 +53,7 @@ impl Drained {
     }
 }
 
-/// What runs beside the tasks of a worker.
+/// What a worker runs besides its tasks.
 pub(super) struct Running {
     pub(super) consumers: JoinSet<usize>,
     /// Completes when the child process for quarantined tasks has ended.

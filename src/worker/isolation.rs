@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::Crew;
 
-/// How often the quarantine queues are looked at without being told to: another worker may have died
+/// How often the quarantine queues are looked at without a notification: another worker may have died
 /// before its child ran what it had moved there.
 const LOOK: Duration = Duration::from_secs(30);
 /// The same after a child has crashed: the broker returns its message within moments.

@@ -91,7 +91,7 @@ async fn settle_undone(
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
             ack(delivery, crew.backends.store.ignore(&envelope.id));
         }
-        // Whoever waits for this id waits for the other task.
+        // Waiters for this id wait for the other task.
         Outcome::Occupied(reason) => bury(crew, queue, delivery, &reason, async {}).await,
         Outcome::Refused(failure) => {
             bury_task(crew, queue, delivery, envelope, &failure.message(), &failure, &claim).await;

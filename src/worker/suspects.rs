@@ -24,7 +24,7 @@ const SUSPECT: u32 = 2;
 const CONVICT: u32 = 2;
 /// A suspect waits this long for the others to end; then it runs beside them after all.
 const SOLITUDE: Duration = Duration::from_secs(5);
-/// How long workers that are alive have to take their notes back before a task is convicted.
+/// How long workers that are alive have to take their notes back before a task counts as poison.
 const RECONSIDER: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 

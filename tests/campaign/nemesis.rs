@@ -146,7 +146,7 @@ pub(crate) async fn attack<K, F>(
     wait(&mut running, 0, ledger).await;
 }
 
-/// Waits until at most so many faults are left.
+/// Waits until at most this number of faults are left.
 async fn wait(running: &mut JoinSet<()>, left: usize, ledger: &Ledger) {
     while running.len() > left {
         if let Some(Err(error)) = running.join_next().await {

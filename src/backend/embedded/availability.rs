@@ -10,7 +10,7 @@ enum State {
     /// The last transaction could not be committed. The next one may be.
     Failing,
     /// The file was deleted or replaced, and why this is so. It stays so: what is written into an
-    /// open file without a name is seen by nobody.
+    /// open file without a name is visible to no process.
     Gone(String),
 }
 

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Copies the database at `path` to a new file `to`, as it is at one moment, and returns the size of
-/// the copy in bytes. Workers may go on meanwhile. The copy has no log beside it, and only its user
+/// the copy in bytes. Workers go on during the copy. The copy has no log beside it, and only its user
 /// can read it. It appears under its name when it is complete and synced.
 ///
 /// # Errors
@@ -68,7 +68,7 @@ impl Drop for Part {
 
 /// Rewrites the database at `path` without its unused pages; returns its size before and after, in
 /// bytes. From then on it shrinks by itself when much has expired. Needs as much free space as the
-/// database is large. Others cannot write meanwhile: they try again.
+/// database is large. Other processes cannot write during that time, and retry.
 ///
 /// # Errors
 /// As [`back_up`]; and somebody has written for 30 s without a pause.

@@ -53,7 +53,7 @@ pub(crate) struct Checked {
     pub(crate) faults: Vec<String>,
 }
 
-/// Checks the database at `path`, and changes nothing. Others may go on meanwhile.
+/// Checks the database at `path`, and changes nothing. Other processes may go on.
 ///
 /// # Errors
 /// There is no such file; it is not ours; it is newer; it cannot be read at all.

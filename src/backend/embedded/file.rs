@@ -156,7 +156,7 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
 #[cfg(unix)]
 fn make_private(path: &Path) {
     use std::os::unix::fs::OpenOptionsExt;
-    // Where this fails, opening it says why. No lock is lost: nobody had the file open.
+    // Where this fails, opening it says why. No lock is lost: no process had the file open.
     let _ = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
 }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 
 /// Calls that share a transaction at most.
 const BATCH: usize = 1024;
-/// Whoever was answered just now may ask again at once: so long they are waited for, so that they
+/// The group commit delay: callers that were just answered often write again at once, so that they
 /// pay for one sync of the disk, and not for two.
 const GATHER: Duration = Duration::from_micros(100);
 /// How long the writer waits for calls before it looks whether another process has written.

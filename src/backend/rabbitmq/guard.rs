@@ -183,7 +183,7 @@ impl Frames {
                 match self.next_frame() {
                     Ok(true) => {}
                     Ok(false) => break,
-                    // Told when lapin comes again: what was before is good.
+                    // Returned at the next read: the bytes before it are good.
                     Err(_) if written > 0 => break,
                     Err(why) => return Err(io::Error::new(ErrorKind::InvalidData, why)),
                 }

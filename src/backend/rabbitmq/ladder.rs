@@ -205,7 +205,7 @@ impl<'c> Declarer<'c> {
         made.map_err(access_refused("configure"))
     }
 
-    /// A queue that exists is taken as it is: Kombu may have been told to make classic ones.
+    /// A queue that exists is taken as it is: Kombu may be configured to make classic ones.
     async fn delay_queue(&mut self, name: &str, ttl: i64, to: &str) -> Result<(), Undeclared> {
         let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let make = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };

@@ -185,7 +185,7 @@ impl Supervisor {
             let since = Instant::now();
             let ended = self.watch(connection, &address).await;
             self.live.send_replace(None);
-            // Whoever still uses the connection is interrupted, and lapin's thread ends.
+            // Users of the connection are interrupted, and lapin's thread ends.
             drop(hangup);
             let Some(lost) = ended else { return };
             warn!(role = self.role, "lost RabbitMQ at {address}: {}", lost.why);

@@ -71,7 +71,7 @@ impl Tls {
     }
 }
 
-/// Shuts the socket of a connection down when it is dropped, whoever else holds the connection.
+/// Shuts the socket of a connection down when it is dropped, even if the connection has other owners.
 #[derive(Debug)]
 pub(super) struct Hangup(Socket);
 

@@ -36,7 +36,7 @@ impl RedisStore {
         if !self.forget_park(id.clone()).await? {
             return Ok(Forget::Unfinished(Some(State::named(PARKED))));
         }
-        // A success that nobody has waited for is kept by this process, until it is asked for.
+        // A success without a waiter is kept by this process, until it is asked for.
         drop(self.watch(id.clone(), Origin::Own, Some(Duration::ZERO)));
         self.delete_left(&id).await?;
         let key = self.keys.of(&id);
