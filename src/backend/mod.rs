@@ -412,9 +412,10 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
         line: Line,
     ) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// What a task has left is needed no longer than its result. Best effort: else it is kept for
-    /// a week more.
-    fn ended(&self, id: &TaskId, digest: &TaskDigest);
+    /// Notes that the task has ended, before its result is stored: a later message of the same id
+    /// and arguments does not find the steps of this one. They are kept as long as the result.
+    /// Tries again until the store has answered; fails only when the store is closed.
+    fn ended(&self, id: &TaskId, digest: &TaskDigest) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Entries of a task's stream after that number, as they are now: the first few of them. Gives
     /// up like [`Store::read`].

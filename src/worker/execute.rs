@@ -227,7 +227,9 @@ impl Running<'_> {
         drop_guarded(run);
         context.run().over();
         if outcome.ends_its_task() && context.run().leaves_something() {
-            crew.backends.store.ended(context.id(), &context.run().owner().digest);
+            let ended = crew.backends.store.ended(context.id(), &context.run().owner().digest);
+            // A store that is closed fails the result, too.
+            let _ = crew.give_up.run_until_cancelled(ended).await;
         }
         outcome
     }

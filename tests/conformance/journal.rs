@@ -86,7 +86,7 @@ async fn what_a_task_left_outlives_its_end(ground: Ground) {
     let id = TaskId::random();
     store.record(&id, &run("one"), "s", Bytes::from_static(b"1")).await.unwrap();
     ground.finish(&id, "FAILURE", "").await;
-    store.ended(&id, &run("one").digest);
+    store.ended(&id, &run("one").digest).await.unwrap();
     // What is written after it comes after it.
     store.record(&TaskId::random(), &run("one"), "s", Bytes::new()).await.unwrap();
     assert_eq!(store.kept(&id, None).await.unwrap().steps["s"], "1");
@@ -108,7 +108,7 @@ async fn a_journal_belongs_to_one_task(ground: Ground) {
     assert_eq!((kept.steps.len(), &kept.steps["s"]), (1, &second));
     assert!(store.kept(&id, Some(&one)).await.unwrap().steps.is_empty());
     // The end of the task before says nothing about this one.
-    store.ended(&id, &one);
+    store.ended(&id, &one).await.unwrap();
     let fresh = RunOwner { is_fresh: true, ..run("two") };
     assert_eq!(store.record(&id, &fresh, "s", first).await.unwrap(), Some(second));
 }
@@ -121,9 +121,9 @@ async fn a_fresh_run_replaces_the_journal_of_an_ended_one(ground: Ground) {
     let fresh = RunOwner { is_fresh: true, ..run("one") };
     assert_eq!(store.record(&id, &fresh, "s", first.clone()).await.unwrap(), None);
     assert_eq!(store.record(&id, &fresh, "s", second.clone()).await.unwrap(), Some(first.clone()));
-    store.ended(&id, &fresh.digest);
+    store.ended(&id, &fresh.digest).await.unwrap();
     assert_eq!(store.record(&id, &run("one"), "s", second.clone()).await.unwrap(), Some(first));
-    store.ended(&id, &fresh.digest);
+    store.ended(&id, &fresh.digest).await.unwrap();
     assert_eq!(store.record(&id, &fresh, "s", second.clone()).await.unwrap(), None);
     assert_eq!(store.kept(&id, Some(&fresh.digest)).await.unwrap().steps["s"], second);
 }

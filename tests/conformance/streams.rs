@@ -177,7 +177,7 @@ async fn a_stream_belongs_to_one_task(ground: Ground) {
         store.append(&id, &two, line).await.unwrap();
     }
     assert_eq!(short(store, &id).await, ["3 1 1", "4 1 2"]);
-    store.ended(&id, &two.digest);
+    store.ended(&id, &two.digest).await.unwrap();
     let fresh = RunOwner { is_fresh: true, ..two };
     for line in lines {
         store.append(&id, &fresh, line).await.unwrap();

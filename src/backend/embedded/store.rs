@@ -222,9 +222,9 @@ impl Store for EmbeddedStore {
         Box::pin(self.insist(move |txn| journal::append(txn, &id, &writer, &line, retention)))
     }
 
-    fn ended(&self, id: &TaskId, digest: &TaskDigest) {
+    fn ended(&self, id: &TaskId, digest: &TaskDigest) -> BoxFuture<'_, Result<(), Error>> {
         let (id, digest, retention) = (id.clone(), digest.clone(), self.retention);
-        self.db.post(move |txn| journal::ended(txn, &id, &digest, retention), drop);
+        Box::pin(self.insist(move |txn| journal::ended(txn, &id, &digest, retention)))
     }
 
     fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {

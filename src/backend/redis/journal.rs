@@ -85,28 +85,31 @@ impl RedisStore {
         }
     }
 
-    /// What a task leaves is kept from now on as long as its result. Returns at once.
-    pub(super) fn keep_as_result(&self, id: &TaskId, digest: &TaskDigest) {
+    /// Marks the journal and the stream as those of a task that has ended, to be kept as long as
+    /// its result. Returns when both are marked.
+    pub(super) async fn keep_as_result(
+        &self,
+        id: &TaskId,
+        digest: &TaskDigest,
+    ) -> Result<(), Error> {
         let seconds = match self.result_seconds {
             0 => WEEK_SECONDS,
             seconds => seconds.max(HOUR_SECONDS),
         };
-        self.keep(id, seconds, Some(digest));
+        let [journal, stream] = kept_keys(id).map(|(keys, owner)| {
+            let arguments = [&seconds.to_string(), owner, digest.as_str()].map(text);
+            self.call(Script::Keep, keys, arguments.to_vec())
+        });
+        let (journal, stream) = tokio::join!(journal, stream);
+        journal.and(stream).map(drop)
     }
 
-    /// What a parked task has left outlives the park, however long: each wake keeps it anew, and
-    /// one comes every hour. Returns at once.
+    /// Extends the lifetime of the journal and the stream of a suspended task. Every wake message
+    /// does so, and one arrives every hour. Returns at once; under load they may be skipped.
     pub(super) fn keep_while_parked(&self, id: &TaskId) {
-        self.keep(id, self.kept_while_running(), None);
-    }
-
-    fn keep(&self, id: &TaskId, seconds: u64, ended: Option<&TaskDigest>) {
-        let streams = vec![stream::key(id), stream::heads_key(id)];
-        for (keys, owner) in [(vec![key(id)], OWNER), (streams, stream::OWNER)] {
+        for (keys, _) in kept_keys(id) {
             let (answer, _) = oneshot::channel();
-            let mut arguments = vec![text(&seconds.to_string())];
-            arguments.extend(ended.into_iter().flat_map(|it| [text(owner), text(it.as_str())]));
-            // Under load it expires later.
+            let arguments = vec![text(&self.kept_while_running().to_string())];
             let _ = self.calls.try_send(Call { script: Script::Keep, keys, arguments, answer });
         }
     }
@@ -127,6 +130,12 @@ impl RedisStore {
         self.calls.send(call).await.map_err(|_| Kind::Closed)?;
         wait.await.map_err(|_| Kind::Closed)?
     }
+}
+
+/// The keys of a journal and of a stream, each with the field of its last key that names the owner.
+fn kept_keys(id: &TaskId) -> [(Vec<String>, &'static str); 2] {
+    let stream = vec![stream::key(id), stream::heads_key(id)];
+    [(vec![key(id)], OWNER), (stream, stream::OWNER)]
 }
 
 pub(super) fn text(text: &str) -> Bytes {

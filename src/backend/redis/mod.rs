@@ -409,8 +409,9 @@ impl Store for RedisStore {
         Box::pin(async move { self.append_line(&id, &writer, line).await })
     }
 
-    fn ended(&self, id: &TaskId, digest: &TaskDigest) {
-        self.keep_as_result(id, digest);
+    fn ended(&self, id: &TaskId, digest: &TaskDigest) -> BoxFuture<'_, Result<(), Error>> {
+        let (id, digest) = (id.clone(), digest.clone());
+        Box::pin(async move { self.keep_as_result(&id, &digest).await })
     }
 
     fn entries(&self, id: &TaskId, after: u64) -> BoxFuture<'_, Result<Vec<StreamEntry>, Error>> {
