@@ -24,6 +24,7 @@
 #[cfg(feature = "cli")]
 extern crate self as countersign;
 
+mod address;
 pub mod approval;
 pub mod backend;
 pub mod blocking;

@@ -259,6 +259,54 @@ fn a_server_that_is_away_is_named() {
 }
 
 #[test]
+fn a_wrong_password_is_named() {
+    let with_wrong_password = |url: &str| {
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+        format!("{scheme}://guest:s3cret@{host}")
+    };
+    let servers = servers();
+    let variables = [
+        ("COUNTERSIGN_CONNECT_TIMEOUT", "3s"),
+        ("COUNTERSIGN_BROKER_URL", &with_wrong_password(&servers.broker_url)),
+        ("COUNTERSIGN_STORE_URL", &with_wrong_password(&servers.store_url)),
+    ];
+    for verb in ["health", "doctor"] {
+        let output = countersign(&[verb], &variables);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(text.matches("password is wrong").count(), 2, "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}
+
+#[test]
+fn a_part_of_a_url_that_is_not_honoured_is_refused_with_the_remedy() {
+    for (broker, store, remedy) in [
+        ("amqp://u:s3;cret@h", "redis://h", "`;` is %3B"),
+        ("amqp://h?heartbeat=3", "redis://h", "set broker.heartbeat"),
+        ("amqp://h", "redis://:s3/cret@h", "`/` is %2F"),
+        ("amqp://h", "redis://h?socket_timeout=3", "set store.command_timeout"),
+        ("amqp://h", "rediss://h?ssl_ca_certs=/missing.pem", "cannot read /missing.pem"),
+        ("amqp://h", "unix://h", "unix:///path"),
+        ("sqlite:x.db?mode=ro", "", "%3F"),
+        ("sqlite://x.db", "", "sqlite:///x"),
+    ] {
+        let variables = [("COUNTERSIGN_BROKER_URL", broker), ("COUNTERSIGN_STORE_URL", store)];
+        let checked = countersign(&["config", "check"], &variables);
+        let shown = countersign(&["config", "show"], &variables);
+        assert_eq!(checked.status.code(), Some(78), "{broker} {store}");
+        let text = String::from_utf8(checked.stderr).unwrap();
+        assert!(text.contains(remedy), "{broker} {store}: {text}");
+        let shown = String::from_utf8([shown.stdout, shown.stderr].concat()).unwrap();
+        assert!(!(text + &shown).contains("cret"), "{shown}");
+    }
+    for store in ["redis+socket:///run/redis.sock?virtual_host=2", "redis://h?db=3", "redis://h;"] {
+        let variables = [("COUNTERSIGN_BROKER_URL", "amqp://h;"), ("COUNTERSIGN_STORE_URL", store)];
+        assert!(countersign(&["config", "check"], &variables).status.success(), "{store}");
+    }
+}
+
+#[test]
 fn the_brokers_version_is_read_over_tls_too() {
     let servers = servers();
     let variables = [

@@ -213,6 +213,9 @@ pub trait Broker: sealed::Sealed + fmt::Debug + Send + Sync {
     /// Both connections are up right now.
     fn is_connected(&self) -> bool;
 
+    /// Why the latest attempt to connect failed; `None` when it succeeded, or none has ended yet.
+    fn connect_error(&self) -> Option<String>;
+
     /// What the broker refuses to this process's user, if anything: a line that names the object and
     /// the permission.
     fn refusal(&self) -> Option<String> {
@@ -451,6 +454,9 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
 
     /// The store answers right now.
     fn is_connected(&self) -> bool;
+
+    /// Why the latest attempt to connect failed; `None` when it succeeded, or none has ended yet.
+    fn connect_error(&self) -> Option<String>;
 
     /// Ends every wait with an error and closes the connections.
     fn close(&self) -> BoxFuture<'_, ()>;

@@ -1,6 +1,5 @@
 //! `countersign dev`: everything in one process, and something that already waits for a decision.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tokio::time::timeout;
 use super::output::{Format, plain};
 use super::signals::drain_signals;
 use super::{exit, streams};
+use crate::address::sqlite::url_of;
 use crate::backend::Asked;
 use crate::client::{Client, hostname};
 use crate::config::Config;
@@ -74,13 +74,8 @@ fn make_private(folder: &Path) -> std::io::Result<()> {
 /// The URL of that file, if `countersign dev` has made it.
 pub(super) fn default_database() -> Option<String> {
     let file = default_file().filter(|file| file.is_file())?;
-    if std::io::stderr().is_terminal() {
-        streams::note(format_args!(
-            "countersign: no broker is configured; using {}",
-            file.display()
-        ));
-    }
-    Some(format!("sqlite:{}", file.display()))
+    streams::note(format_args!("countersign: no broker is configured; using {}", file.display()));
+    Some(url_of(&file))
 }
 
 impl Dev {
@@ -123,7 +118,7 @@ impl Dev {
         let flags = if is_default { String::new() } else { flag(&file) };
         let kept = "kept when this ends; to begin anew, delete it";
         let data = format!("{} ({kept})", file.display());
-        Ok(Place { url: format!("sqlite:{}", file.display()), data, flags: Some(flags) })
+        Ok(Place { url: url_of(&file), data, flags: Some(flags) })
     }
 
     async fn run(
@@ -204,7 +199,7 @@ fn end(child: &Child) {
 }
 
 fn flag(file: &Path) -> String {
-    format!(" --broker sqlite:{}", file.display())
+    format!(" --broker {}", url_of(file))
 }
 
 /// What waits for a person: of an earlier time, or a refund that is made to.

@@ -173,7 +173,11 @@ async fn reach_broker(client: &Client, findings: &mut Vec<Finding>) -> Option<Ve
     if timeout(patience, broker.connected()).await.is_err() {
         findings.push(Finding::new(
             Level::Error,
-            format!("no connection to RabbitMQ at {}", client.config().broker_url),
+            format!(
+                "no connection to RabbitMQ at {}{}",
+                client.config().broker_url,
+                because(broker.connect_error())
+            ),
             "nothing can be enqueued or consumed",
             "countersign config show    # is this the right URL? then: systemctl status rabbitmq-server",
         ));
@@ -201,6 +205,10 @@ async fn reach_broker(client: &Client, findings: &mut Vec<Finding>) -> Option<Ve
     Some(version)
 }
 
+fn because(why: Option<String>) -> String {
+    why.map_or_else(String::new, |why| format!(": {why}"))
+}
+
 async fn reach_store(client: &Client, findings: &mut Vec<Finding>) -> Option<StoreServer> {
     let (store, patience) = (&client.backends().store, client.config().connect_timeout);
     let reached = timeout(patience, store.connected()).await.is_ok();
@@ -208,7 +216,11 @@ async fn reach_store(client: &Client, findings: &mut Vec<Finding>) -> Option<Sto
     let Some(server) = asked else {
         findings.push(Finding::new(
             Level::Error,
-            format!("no answer from Redis at {}", client.config().store_url),
+            format!(
+                "no answer from Redis at {}{}",
+                client.config().store_url,
+                because(store.connect_error())
+            ),
             "workers start no task while results cannot be stored",
             "countersign config show    # is this the right URL? then: systemctl status redis-server",
         ));

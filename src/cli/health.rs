@@ -33,9 +33,12 @@ impl Health {
             timeout(patience, backends.broker.connected()),
             timeout(patience, backends.store.connected()),
         );
+        let unreachable = |why: Option<String>| why.unwrap_or_else(|| silent.clone());
+        let (broker_error, store_error) =
+            (backends.broker.connect_error(), backends.store.connect_error());
         let mut checks = vec![
-            ("broker".to_owned(), broker.err().map(|_| silent.clone())),
-            ("store".to_owned(), store.err().map(|_| silent.clone())),
+            ("broker".to_owned(), broker.err().map(|_| unreachable(broker_error))),
+            ("store".to_owned(), store.err().map(|_| unreachable(store_error))),
         ];
         let consumed = self.queues.iter().map(|queue| async move {
             let fault = match backends.broker.inspect(queue).await {

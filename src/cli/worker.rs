@@ -8,6 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::signals::drain_signals;
 use super::{exit, logs, streams};
+use crate::address::sqlite::{self, Database};
 use crate::client::{Client, hostname};
 use crate::clock;
 use crate::config::{Config, SETTINGS, parse_duration};
@@ -120,7 +121,7 @@ async fn work(
         }
     };
     let client = Client::start(&config)?;
-    let is_shared = config.broker_url.reveal() != "sqlite::memory:";
+    let is_shared = sqlite::parse(config.broker_url.reveal()) != Ok(Database::Memory);
     let settings = config.worker;
     let mut worker = Worker::new(&client)
         .name(node)

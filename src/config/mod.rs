@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::address::sqlite::is_database;
 use crate::approval::{AutoPolicy, SealKey};
 use crate::error::{Error, Kind};
 use read::Reader;
@@ -127,7 +128,7 @@ impl Config {
     /// One database is broker and store.
     #[must_use]
     pub fn is_embedded(&self) -> bool {
-        self.broker_url.reveal().starts_with("sqlite:")
+        is_database(self.broker_url.reveal())
     }
 
     /// The settings of this process: environment, `countersign.toml` in the working directory (or
@@ -204,12 +205,12 @@ impl Config {
         let mut read = Reader { sources };
         read.share_database();
         let mut config = Self {
-            broker_url: read.url("broker.url", &["amqp", "amqps", "pyamqp"]),
+            broker_url: read.url("broker.url", read::check_broker),
             heartbeat: read.duration("broker.heartbeat"),
             consumer_timeout: read.duration("broker.consumer_timeout"),
             publish_timeout: read.duration("broker.publish_timeout"),
             management_url: read.optional("broker.management_url"),
-            store_url: read.url("store.url", &["redis", "rediss"]),
+            store_url: read.url("store.url", read::check_store),
             result_expires: read.duration("store.result_expires"),
             key_prefix: read.text("store.key_prefix").0,
             command_timeout: read.duration("store.command_timeout"),

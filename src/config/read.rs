@@ -7,14 +7,10 @@ use std::time::Duration;
 use super::secret::SecretUrl;
 use super::settings::named;
 use super::sources::{Given, Sources};
+use crate::address;
+use crate::address::redis::Endpoint;
+use crate::address::sqlite::{self, is_database};
 use crate::approval::SealKey;
-
-/// What the URL of a database begins with.
-const DATABASE: &str = "sqlite:";
-
-fn is_database(url: &str) -> bool {
-    url.starts_with(DATABASE)
-}
 
 /// Reads values one by one and collects what is wrong with them.
 pub(super) struct Reader {
@@ -79,21 +75,22 @@ impl Reader {
         (is_ours || is_database(&given.value)).then(|| given.value.clone())
     }
 
-    pub(super) fn url(&mut self, name: &'static str, schemes: &[&str]) -> SecretUrl {
+    /// A list of server URLs, or the URL of a database.
+    pub(super) fn url(
+        &mut self,
+        name: &'static str,
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> SecretUrl {
         let (value, origin) = self.text(name);
         if is_database(&value) {
-            if value.len() == DATABASE.len() {
-                let why = "a database is written sqlite:path/to/file.db, or sqlite::memory:";
+            if let Err(why) = sqlite::parse(&value) {
                 self.fault(&origin, name, why);
             }
             return SecretUrl(value);
         }
-        for one in value.split(';') {
-            let scheme = one.trim().split_once("://").map_or("", |(scheme, _)| scheme);
-            if !schemes.contains(&scheme) {
-                let known = schemes.join(":// or ");
-                let why = format!("a URL begins with {known}://, or is sqlite:path/to/file.db");
-                self.fault(&origin, name, why);
+        for (n, one) in address::each(&value).into_iter().enumerate() {
+            if let Err(why) = check(one) {
+                self.fault(&origin, name, format!("URL no. {}: {why}", n + 1));
             }
         }
         SecretUrl(value)
@@ -234,4 +231,17 @@ fn parse_size(text: &str) -> Option<usize> {
         _ => return None,
     };
     number.checked_mul(unit).filter(|&size| size > 0)
+}
+
+/// Checks the URL of a broker.
+pub(super) fn check_broker(url: &str) -> Result<(), String> {
+    address::amqp::parse(url).map(drop)
+}
+
+/// Checks the URL of a store, and that the files which it names can be read.
+pub(super) fn check_store(url: &str) -> Result<(), String> {
+    match address::redis::parse(url)?.endpoint {
+        Endpoint::Tls { tls, .. } => tls.certificates().map(drop),
+        Endpoint::Tcp { .. } | Endpoint::Unix(_) => Ok(()),
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::address;
+
 /// A URL whose password is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(pub(super) String);
@@ -16,17 +18,8 @@ impl SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (n, one) in self.0.split(';').enumerate() {
-            let separator = if n == 0 { "" } else { ";" };
-            match one.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
-                Some((scheme, Some((login, host)))) => {
-                    let user = login.split(':').next().unwrap_or_default();
-                    write!(f, "{separator}{scheme}://{user}:***@{host}")?;
-                }
-                _ => write!(f, "{separator}{one}")?,
-            }
-        }
-        Ok(())
+        let shown: Vec<_> = address::each(&self.0).into_iter().map(address::masked).collect();
+        f.write_str(&shown.join(";"))
     }
 }
 

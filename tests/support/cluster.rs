@@ -84,6 +84,9 @@ impl Cluster {
     async fn create(&self, node: usize, label: &str) {
         let conf = format!("{CONF}default_user = {USER}\ndefault_pass = {PASSWORD}\n");
         let conf = crate::file("cluster.conf", &conf);
+        // The server in the container runs as another user.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(&conf, readable).expect("our own file");
         let mount = format!("{conf}:/etc/rabbitmq/conf.d/20-cluster.conf:ro");
         let hostname = format!("rabbit{node}");
         docker(&[
@@ -126,13 +129,16 @@ impl Cluster {
             let mut ticks = interval(Duration::from_secs(1));
             loop {
                 ticks.tick().await;
-                let said = Command::new("docker").args(check).output().await;
-                if said.expect("docker").status.success() {
+                let checked = Command::new("docker").args(check).output().await;
+                if checked.expect("docker").status.success() {
                     return;
                 }
             }
         };
-        timeout(PATIENCE, ready).await.expect("the node is ready in time");
+        if timeout(PATIENCE, ready).await.is_err() {
+            let logs = docker(&["logs", "--tail", "40", &container]).await;
+            panic!("node {node} is not ready within {PATIENCE:?}; its log ends with\n{logs}");
+        }
     }
 
     fn node(&self, node: usize) -> String {

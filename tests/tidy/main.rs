@@ -14,6 +14,7 @@ const FUNCTION_LINES: usize = 70;
 
 /// Who may name whom: a room, and the rooms that it may import.
 const ROOMS: &[(&str, &[&str])] = &[
+    ("address", &[]),
     ("approval", &["task"]),
     ("task", &["breaker", "error", "retry", "protocol"]),
     ("error", &["approval", "task"]),
@@ -25,9 +26,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
     ("lifecycle", &["approval", "error", "task", "protocol"]),
-    ("config", &["approval", "error"]),
+    ("config", &["address", "approval", "error"]),
     ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
-    ("backend", &["approval", "clock", "config", "error", "lifecycle", "protocol", "task"]),
+    (
+        "backend",
+        &["address", "approval", "clock", "config", "error", "lifecycle", "protocol", "task"],
+    ),
     ("handle", &["backend", "error", "protocol", "task"]),
     ("context", &["approval", "backend", "error", "journal", "protocol", "task", "trace"]),
     (
@@ -70,8 +74,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "approval", "backend", "client", "clock", "config", "error", "handle", "protocol",
-            "task", "worker",
+            "address", "approval", "backend", "client", "clock", "config", "error", "handle",
+            "protocol", "task", "worker",
         ],
     ),
 ];

@@ -272,6 +272,10 @@ impl Broker for EmbeddedBroker {
         !self.closing.is_cancelled() && self.db.shared().availability.is_available()
     }
 
+    fn connect_error(&self) -> Option<String> {
+        None
+    }
+
     /// Takes at most a second: what is not settled then goes back to its queue with the session.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {

@@ -77,11 +77,10 @@ use self::broker::EmbeddedBroker;
 use self::db::Db;
 use self::store::EmbeddedStore;
 use super::{Backends, Capability};
+use crate::address::sqlite::{self, Database};
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
-const SCHEME: &str = "sqlite:";
-const MEMORY: &str = ":memory:";
 const FILE_LACKS: &[Capability] = &[Capability::QueueTypes, Capability::RemoteControl];
 const MEMORY_LACKS: &[Capability] = &[
     Capability::QueueTypes,
@@ -92,17 +91,19 @@ const MEMORY_LACKS: &[Capability] = &[
 
 /// Opens the database that this URL names: `sqlite::memory:`, or `sqlite:` and a path.
 pub(super) fn open(url: &str, config: &Config) -> Result<Backends, Error> {
-    let db = match file_of(url) {
-        None => Db::in_memory()?,
-        Some(path) => Db::open(&path)?,
+    let db = match sqlite::parse(url).map_err(|fault| Error::new(Kind::Config(vec![fault])))? {
+        Database::Memory => Db::in_memory()?,
+        Database::File(path) => Db::open(&path)?,
     };
     Ok(backends(db, config))
 }
 
-/// The file that this URL names; `None` when it is in memory.
+/// The file that this URL names; `None` when it is in memory, or names no database.
 pub(crate) fn file_of(url: &str) -> Option<PathBuf> {
-    let place = url.strip_prefix(SCHEME).unwrap_or(url);
-    (place != MEMORY).then(|| PathBuf::from(place))
+    match sqlite::parse(url) {
+        Ok(Database::File(path)) => Some(path),
+        Ok(Database::Memory) | Err(_) => None,
+    }
 }
 
 fn backends(db: Db, config: &Config) -> Backends {

@@ -288,6 +288,10 @@ impl Store for EmbeddedStore {
         !self.closing.is_cancelled() && self.db.shared().availability.is_available()
     }
 
+    fn connect_error(&self) -> Option<String> {
+        None
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.closing.cancel();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -70,6 +70,8 @@ pub(super) struct Link {
     live: watch::Receiver<Option<Live>>,
     broken: mpsc::UnboundedSender<u64>,
     closing: CancellationToken,
+    /// Why the latest attempt to connect failed.
+    failed: Arc<Mutex<Option<String>>>,
 }
 
 impl fmt::Debug for Link {
@@ -89,7 +91,9 @@ impl Link {
         let (live, watched) = watch::channel(None);
         let (broken, reports) = mpsc::unbounded_channel();
         let closing = CancellationToken::new();
+        let failed = Arc::<Mutex<_>>::default();
         let supervisor = Supervisor {
+            failed: Arc::clone(&failed),
             settings,
             role,
             live,
@@ -99,7 +103,7 @@ impl Link {
             refusals,
         };
         tasks.spawn(supervisor.run());
-        Self { live: watched, broken, closing }
+        Self { live: watched, broken, closing, failed }
     }
 
     /// The connection, as soon as there is one; `None` once the link is closed.
@@ -111,6 +115,11 @@ impl Link {
             () = self.closing.cancelled() => None,
         };
         live
+    }
+
+    /// Why the latest attempt to connect failed, unless it succeeded.
+    pub(super) fn connect_error(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The connection, if there is one right now.
@@ -164,7 +173,17 @@ impl Lost {
     }
 }
 
+/// Why connecting failed. A refused login is named as such.
+fn refused(error: &lapin::Error) -> String {
+    let text = error.to_string();
+    if text.contains("ACCESS_REFUSED") {
+        return format!("the user name or the password is wrong: {text}");
+    }
+    text
+}
+
 struct Supervisor {
+    failed: Arc<Mutex<Option<String>>>,
     settings: Arc<RabbitSettings>,
     role: &'static str,
     live: watch::Sender<Option<Live>>,
@@ -215,13 +234,15 @@ impl Supervisor {
                 match timeout(self.settings.connect_timeout, self.attempt(&address)).await {
                     Ok(Ok((connection, hangup))) => {
                         info!(role = self.role, "connected to RabbitMQ at {address}");
+                        self.set_failed(None);
                         return (connection, hangup, address);
                     }
                     failed => {
                         let why = match failed {
-                            Ok(Err(error)) => error.to_string(),
+                            Ok(Err(error)) => refused(&error),
                             _ => format!("no answer in {:?}", self.settings.connect_timeout),
                         };
+                        self.set_failed(Some(why.clone()));
                         if said {
                             debug!(role = self.role, "no RabbitMQ at {address}: {why}");
                         } else {
@@ -238,6 +259,10 @@ impl Supervisor {
             sleep(pause.max(BACKOFF_FLOOR / 4)).await;
             backoff = (backoff * 2).min(BACKOFF_CEILING);
         }
+    }
+
+    fn set_failed(&self, why: Option<String>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     async fn attempt(&self, address: &Address) -> Result<(Connection, Hangup), lapin::Error> {

@@ -307,6 +307,10 @@ impl Broker for Rabbit {
         self.publishing.current().is_some() && self.consuming.current().is_some()
     }
 
+    fn connect_error(&self) -> Option<String> {
+        self.publishing.connect_error().or_else(|| self.consuming.connect_error())
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         async {
             drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());

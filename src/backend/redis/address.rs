@@ -6,9 +6,12 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    Client, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisError, TlsCertificates,
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion,
+    RedisConnectionInfo, RedisError, TlsCertificates,
 };
 
+use crate::address;
+use crate::address::redis::{Certificates, Endpoint, RedisAddress};
 use crate::error::{Error, Kind};
 
 /// One host, ready to be connected to.
@@ -29,7 +32,7 @@ impl Addresses {
         install_crypto();
         let mut faults = Vec::new();
         let mut addresses = Vec::new();
-        for (index, url) in urls.split(';').map(str::trim).enumerate() {
+        for (index, url) in address::each(urls).into_iter().enumerate() {
             match Address::parse(url, ca_pem) {
                 Ok(address) => addresses.push(address),
                 Err(error) => faults.push(format!("Redis URL no. {}: {error}", index + 1)),
@@ -51,32 +54,46 @@ impl Addresses {
 }
 
 impl Address {
-    fn parse(url: &str, ca_pem: Option<&[u8]>) -> Result<Self, RedisError> {
-        let info = kombu_socket(url).as_str().into_connection_info()?;
-        let scheme = url.split(':').next().unwrap_or("redis");
-        let shown = format!("{scheme}://{}", info.addr());
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_tcp_settings(tcp_settings()).set_redis_settings(redis);
-        Ok(Self { client: client(info, scheme, ca_pem)?, shown })
-    }
-}
-
-fn client(info: ConnectionInfo, scheme: &str, ca: Option<&[u8]>) -> Result<Client, RedisError> {
-    match ca {
-        Some(pem) if matches!(scheme, "rediss" | "valkeys") => {
-            let root_cert = Some(pem.to_vec());
-            Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert })
+    fn parse(url: &str, ca_pem: Option<&[u8]>) -> Result<Self, String> {
+        let RedisAddress { endpoint, database, user, password } = address::redis::parse(url)?;
+        let mut login = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
+        login = login.set_db(database.into());
+        if let Some(user) = user {
+            login = login.set_username(user);
         }
-        _ => Client::open(info),
+        if let Some(password) = password {
+            login = login.set_password(password);
+        }
+        let (address, certificates) = match endpoint {
+            Endpoint::Tcp { host, port } => (ConnectionAddr::Tcp(host, port), None),
+            Endpoint::Unix(path) => (ConnectionAddr::Unix(path), None),
+            Endpoint::Tls { host, port, tls } => {
+                let insecure = tls.is_insecure;
+                let address = ConnectionAddr::TcpTls { host, port, insecure, tls_params: None };
+                (address, Some(tls.certificates()?))
+            }
+        };
+        let shown = format!("{}://{address}", address::scheme(url));
+        let info = address.into_connection_info().map_err(|error| error.to_string())?;
+        let info = info.set_tcp_settings(tcp_settings()).set_redis_settings(login);
+        let client = client(info, certificates, ca_pem).map_err(|error| error.to_string())?;
+        Ok(Self { client, shown })
     }
 }
 
-/// Kombu's spelling of a Unix socket in the terms of this client.
-fn kombu_socket(url: &str) -> String {
-    match url.strip_prefix("redis+socket://").or_else(|| url.strip_prefix("socket://")) {
-        Some(rest) => format!("unix://{}", rest.replace("virtual_host=", "db=")),
-        None => url.to_owned(),
-    }
+/// `ca_pem` is trusted unless the URL names other authorities.
+fn client(
+    info: ConnectionInfo,
+    certificates: Option<Certificates>,
+    ca_pem: Option<&[u8]>,
+) -> Result<Client, RedisError> {
+    let Some(Certificates { authorities, client }) = certificates else {
+        return Client::open(info);
+    };
+    let client_tls =
+        client.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    let root_cert = authorities.or_else(|| ca_pem.map(<[u8]>::to_vec));
+    Client::build_with_tls(info, TlsCertificates { client_tls, root_cert })
 }
 
 fn tcp_settings() -> TcpSettings {

@@ -4,7 +4,7 @@
 //! A connection that answers late is as bad as one that is gone: a call that passes its deadline
 //! drops it. redis-rs would keep such a connection for ever.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::Rng;
@@ -36,6 +36,8 @@ pub(super) type PushHandler = Arc<dyn Fn(PushInfo) + Send + Sync>;
 #[derive(Clone, Debug)]
 pub(super) struct Link {
     sessions: watch::Receiver<Option<Session>>,
+    /// Why the latest attempt to connect failed.
+    failed: Arc<Mutex<Option<String>>>,
 }
 
 /// One connection, from its making until the first doubt.
@@ -77,6 +79,11 @@ impl Link {
     /// There is a connection right now.
     pub(super) fn is_live(&self) -> bool {
         self.sessions.borrow().as_ref().is_some_and(Session::is_live)
+    }
+
+    /// Why the latest attempt to connect failed, unless it succeeded.
+    pub(super) fn connect_error(&self) -> Option<String> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Completes when there is no connection, and none will be made.
@@ -225,16 +232,19 @@ impl Keeper {
     /// Starts keeping a connection up, in the background.
     pub(super) fn start(self) -> Link {
         let (publish, sessions) = watch::channel(None);
+        let failed = Arc::<Mutex<_>>::default();
+        let link = Link { sessions, failed: Arc::clone(&failed) };
         tokio::spawn(async move {
             let closing = self.closing.clone();
-            closing.run_until_cancelled(self.keep(&publish)).await;
+            closing.run_until_cancelled(self.keep(&publish, &failed)).await;
             // The channel would keep the last connection open.
             publish.send_replace(None);
         });
-        Link { sessions }
+        link
     }
 
-    async fn keep(&self, publish: &watch::Sender<Option<Session>>) {
+    async fn keep(&self, publish: &watch::Sender<Option<Session>>, failed: &Mutex<Option<String>>) {
+        let set_failed = |why| *failed.lock().unwrap_or_else(PoisonError::into_inner) = why;
         let mut backoff = Backoff::default();
         let mut lost = false;
         loop {
@@ -244,6 +254,7 @@ impl Keeper {
             match self.connect(address).await {
                 Ok(session) => {
                     self.say_found(address, lost);
+                    set_failed(None);
                     // It has answered: the next loss is another story.
                     backoff = Backoff::default();
                     publish.send_replace(Some(session.clone()));
@@ -253,6 +264,7 @@ impl Keeper {
                 }
                 Err(cause) => {
                     self.say_lost(address, &cause, lost);
+                    set_failed(Some(cause));
                     lost = true;
                 }
             }
@@ -279,7 +291,7 @@ impl Keeper {
         let connection = timeout(self.deadlines.connect, connecting)
             .await
             .map_err(|_| format!("no connection within {:?}", self.deadlines.connect))?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| refused(&error))?;
         let (identity, script, finish) = ("".into(), FINISH.into(), "".into());
         let deadline = self.deadlines.command;
         let client = None;
@@ -308,8 +320,10 @@ impl Keeper {
 impl Session {
     /// Asks who the server is, refuses a replica, and loads the script.
     async fn introduced(mut self) -> Result<Self, String> {
-        let mut who = Pipeline::with_capacity(3);
+        let mut who = Pipeline::with_capacity(4);
         who.cmd("INFO").arg("server").cmd("INFO").arg("replication").cmd("CLIENT").arg("ID");
+        // Every user may say HELLO, without which there is no RESP3.
+        who.cmd("HELLO");
         let answers = self.send(&who).await.map_err(|error| error.to_string())?;
         let mut info = String::new();
         for answer in answers {
@@ -318,6 +332,7 @@ impl Session {
                 // INFO may be forbidden: then nothing is known, and nothing is refused.
                 Value::ServerError(error) if error.code() == "NOPERM" => {}
                 Value::ServerError(error) => return Err(RedisError::from(error).to_string()),
+                Value::Map(hello) => refuse_mode(&hello)?,
                 other => {
                     info.push_str(&redis::from_redis_value::<String>(other).unwrap_or_default())
                 }
@@ -359,6 +374,37 @@ impl Session {
             }
         };
         self.broken.run_until_cancelled(probe).await;
+    }
+}
+
+/// Why connecting failed. A refused login is named as such.
+fn refused(error: &RedisError) -> String {
+    match error.code() {
+        Some("NOAUTH") => format!("a password is needed: {error}"),
+        Some("WRONGPASS") => format!("the user name or the password is wrong: {error}"),
+        _ if error.kind() == redis::ErrorKind::AuthenticationFailed => {
+            format!("the user name or the password is wrong: {error}")
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Refuses a server on which keys of one script may live on several nodes, or that keeps none.
+fn refuse_mode(hello: &[(Value, Value)]) -> Result<(), String> {
+    let text = |value: &Value| redis::from_redis_value_ref::<String>(value).unwrap_or_default();
+    let mode = hello.iter().find(|(name, _)| text(name) == "mode").map(|(_, mode)| text(mode));
+    match mode.as_deref() {
+        Some("cluster") => {
+            Err("this server is a node of a Redis Cluster, which is not supported: use \
+                                one with cluster-enabled no"
+                .to_owned())
+        }
+        Some("sentinel") => {
+            Err("this server is a Sentinel: give the address of the primary, or of a \
+                                 proxy that follows it"
+                .to_owned())
+        }
+        _ => Ok(()),
     }
 }
 

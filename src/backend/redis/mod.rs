@@ -458,6 +458,10 @@ impl Store for RedisStore {
         self.link.is_live()
     }
 
+    fn connect_error(&self) -> Option<String> {
+        self.link.connect_error()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.closing.cancel();

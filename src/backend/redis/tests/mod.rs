@@ -1,5 +1,6 @@
 //! The store against real servers, each a test's own.
 
+mod addresses;
 mod approvals;
 mod faults;
 mod kept;

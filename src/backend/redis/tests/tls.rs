@@ -36,9 +36,12 @@ fn certificates(dir: &Path) {
 }
 
 async fn attempt(host: &str, port: &str, ca: Vec<u8>) -> Result<(), String> {
-    let url = format!("rediss://{host}:{port}");
+    attempt_with(&format!("rediss://{host}:{port}"), Some(&ca)).await
+}
+
+async fn attempt_with(url: &str, ca: Option<&[u8]>) -> Result<(), String> {
     let keeper = Keeper {
-        addresses: Addresses::parse(&url, Some(&ca)).unwrap(),
+        addresses: Addresses::parse(url, ca).unwrap(),
         deadlines: Deadlines { connect: SOON, command: SOON },
         closing: CancellationToken::new(),
         pushes: None,
@@ -75,7 +78,6 @@ async fn only_the_given_authority_and_the_right_name_are_trusted() {
     .await;
     let read = |name: &str| std::fs::read(dir.join(name)).unwrap();
     let (ours, other) = (read("ca.pem"), read("other.pem"));
-    std::fs::remove_dir_all(&dir).unwrap();
     let Some(_server) = started else { return };
 
     assert_eq!(attempt("localhost", &port, ours.clone()).await, Ok(()));
@@ -83,4 +85,16 @@ async fn only_the_given_authority_and_the_right_name_are_trusted() {
     assert!(wrong_authority.contains("certificate"), "{wrong_authority}");
     let wrong_name = attempt("127.0.0.1", &port, ours).await.unwrap_err();
     assert!(wrong_name.contains("not valid for name"), "{wrong_name}");
+
+    let by_url = |options: &str| format!("rediss://127.0.0.1:{port}{options}");
+    let files = format!("rediss://localhost:{port}?ssl_cert_reqs=required&ssl_ca_certs={ca}");
+    assert_eq!(attempt_with(&files, None).await, Ok(()));
+    for options in ["#insecure", "?ssl_cert_reqs=CERT_NONE"] {
+        assert_eq!(attempt_with(&by_url(options), None).await, Ok(()), "{options}");
+    }
+    assert!(attempt_with(&by_url("?ssl_cert_reqs=required"), None).await.is_err());
+    let missing = format!("rediss://localhost:{port}?ssl_ca_certs={ca}.missing");
+    let error = Addresses::parse(&missing, None).unwrap_err().to_string();
+    assert!(error.contains("ssl_ca_certs: cannot read"), "{error}");
+    std::fs::remove_dir_all(&dir).unwrap();
 }
