@@ -17,6 +17,11 @@ pub struct Decision {
     pub approval: ApprovalId,
     /// The digest of the action that the person saw.
     pub digest: Digest,
+    /// The nonce of the request that the person saw: the decision counts for no other request, not even
+    /// for one that asks the same under the same id. Without one, the decision is about the request that
+    /// is there when it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
     /// Who decides.
     pub by: String,
     /// What.
@@ -37,6 +42,7 @@ impl Decision {
             id: uuid::Uuid::new_v4().to_string(),
             approval: question.id.clone(),
             digest: question.digest(),
+            nonce: None,
             by: by.to_owned(),
             choice,
             reason: None,

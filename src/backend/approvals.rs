@@ -16,7 +16,7 @@ use crate::task::TaskId;
 pub(in crate::backend) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Questions of an ended task can be looked at for a week.
 pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// A decision outlives every rerun of its task.
+/// A decision outlives the runs of its task.
 pub(in crate::backend) const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Whoever publishes a resume message himself has done it by then.
 pub(in crate::backend) const OVERDUE: Duration = Duration::from_secs(1);
@@ -114,6 +114,9 @@ impl Resume {
 pub struct Asked {
     /// What is asked.
     pub question: Question,
+    /// Which request it is: one that is made anew under the same id has another nonce. A request that
+    /// version 0.1 made has none.
+    pub nonce: Option<String>,
     /// How it stands.
     pub standing: Standing,
     /// When it was asked, in milliseconds.
@@ -247,6 +250,11 @@ pub trait Approvals: sealed::Sealed {
 
     /// Rings likewise whenever something is asked.
     fn questions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
+}
+
+/// What no other request has.
+pub(in crate::backend) fn nonce() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
 }
 
 /// What of a question's format is read before the rest.

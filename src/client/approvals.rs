@@ -26,7 +26,7 @@ impl Asked {
     /// Yes, by this person.
     #[must_use]
     pub fn approve(&self, by: &str) -> Decision {
-        Decision::on(&self.question, by, Choice::Approve)
+        self.decision(by, Choice::Approve)
     }
 
     /// Yes, by this person, with these arguments in place of those that were asked for.
@@ -38,13 +38,17 @@ impl Asked {
     /// No, by this person, for this reason.
     #[must_use]
     pub fn reject(&self, by: &str, reason: impl Into<String>) -> Decision {
-        Decision::on(&self.question, by, Choice::Reject).because(reason)
+        self.decision(by, Choice::Reject).because(reason)
     }
 
     /// It is not to be asked any more.
     #[must_use]
     pub fn withdraw(&self, by: &str) -> Decision {
-        Decision::on(&self.question, by, Choice::Withdraw)
+        self.decision(by, Choice::Withdraw)
+    }
+
+    fn decision(&self, by: &str, choice: Choice) -> Decision {
+        Decision { nonce: self.nonce.clone(), ..Decision::on(&self.question, by, choice) }
     }
 }
 

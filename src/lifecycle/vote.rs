@@ -8,6 +8,9 @@ use crate::approval::{Answer, Choice, Digest, Standing};
 pub struct Terms {
     /// Of what is asked.
     pub digest: Digest,
+    /// Which request it is: one that is made anew has another nonce. A request that version 0.1 made has
+    /// none.
+    pub nonce: Option<String>,
     /// Since when.
     pub asked_at: i64,
     /// Until then, unless it was extended.
@@ -26,11 +29,13 @@ pub struct Terms {
     pub withdrawn: bool,
 }
 
-/// What was said to a question so far, under one digest.
+/// What was said to one request so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ballot {
     /// What the votes are about.
     pub digest: Option<Digest>,
+    /// The nonce of the request that the votes are about.
+    pub nonce: Option<String>,
     /// Who approved, and by which decision.
     pub votes: Vec<(String, String)>,
     /// What counts.
@@ -64,21 +69,37 @@ pub struct Vote<'a> {
     pub by: &'a str,
     /// Of what the person saw.
     pub digest: &'a Digest,
+    /// The nonce of the request that the person saw, if the vote says that.
+    pub nonce: Option<&'a str>,
     /// With changed arguments.
     pub edited: bool,
 }
 
 impl Ballot {
-    /// This, if it is about what has this digest.
+    /// An empty one for this request.
     #[must_use]
-    pub fn of(&self, digest: &Digest) -> Option<&Self> {
-        Some(self).filter(|ballot| ballot.digest.as_ref() == Some(digest))
+    pub fn empty(terms: &Terms) -> Self {
+        let (digest, nonce) = (Some(terms.digest.clone()), terms.nonce.clone());
+        Self { digest, nonce, ..Self::default() }
     }
 
-    /// Forgets what was said to another question under the same id.
-    fn about(&mut self, digest: &Digest) -> &mut Self {
-        if self.of(digest).is_none() {
-            *self = Self { digest: Some(digest.clone()), ..Self::default() };
+    /// This, if it is about this request, and not about an earlier one with the same id.
+    ///
+    /// A decider of version 0.1 writes no nonce. Its decision counts if it was made after the request;
+    /// its votes on a request with a nonce do not, since nothing says when they were given.
+    #[must_use]
+    pub fn of(&self, terms: &Terms) -> Option<&Self> {
+        let is_same = match (&self.nonce, &terms.nonce) {
+            (None, Some(_)) => self.decided.as_ref().is_some_and(|it| it.at >= terms.asked_at),
+            (nonce, wanted) => nonce == wanted,
+        };
+        Some(self).filter(|ballot| is_same && ballot.digest.as_ref() == Some(&terms.digest))
+    }
+
+    /// Forgets what was said to another request under the same id.
+    fn about(&mut self, terms: &Terms) -> &mut Self {
+        if self.of(terms).is_none() {
+            *self = Self::empty(terms);
         }
         self
     }
@@ -99,7 +120,7 @@ pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
     if terms.withdrawn {
         return Standing::Decided(Choice::Withdraw);
     }
-    let extended = ballot.of(&terms.digest).and_then(|ballot| ballot.extended);
+    let extended = ballot.of(terms).and_then(|ballot| ballot.extended);
     let deadline = extended.filter(|until| *until > terms.asked_at).unwrap_or(terms.deadline);
     if now > deadline { Standing::Expired(deadline) } else { Standing::Open(deadline) }
 }
@@ -108,7 +129,7 @@ pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
 /// the question.
 #[must_use]
 pub fn decided<'b>(terms: &Terms, ballot: &'b Ballot) -> Option<&'b Decided> {
-    ballot.of(&terms.digest).and_then(|ballot| ballot.decided.as_ref())
+    ballot.of(terms).and_then(|ballot| ballot.decided.as_ref())
 }
 
 /// Since when a question stands as it does; the deadline of one that is open, or has expired. The
@@ -121,26 +142,22 @@ pub fn since(terms: &Terms, ballot: &Ballot, now: i64) -> i64 {
     }
 }
 
-/// Whether a question stays as it is, with its deadline, when the same is asked again. One that the
-/// asker withdrew is asked anew. So is one that has expired, unless `awaits`: who asks was told to
-/// wait for it, and is to hear what became of it.
+/// Whether a request stays as it is, with its deadline and what was said to it, when its task asks the
+/// same again. `awaits`: the record of the task's suspension has the request. Once the task has ended, or
+/// its record is lost, the record has none, so that a decision counts for one run of a task to its end.
+/// A request that the asker withdrew is made anew, too.
 #[must_use]
 pub fn stays(terms: &Terms, ballot: &Ballot, digest: &Digest, awaits: bool, now: i64) -> bool {
-    if terms.digest != *digest {
-        return false;
-    }
-    match standing(terms, ballot, now) {
-        Standing::Decided(Choice::Withdraw) => !terms.withdrawn,
-        Standing::Expired(_) => awaits,
-        Standing::Open(_) | Standing::Decided(_) => true,
-    }
+    let is_withdrawn =
+        || terms.withdrawn && standing(terms, ballot, now) == Standing::Decided(Choice::Withdraw);
+    awaits && terms.digest == *digest && !is_withdrawn()
 }
 
 /// A decision arrives. The first one that is enough wins, and whoever is later is told so.
 pub fn decide(terms: Option<&Terms>, ballot: &mut Ballot, vote: &Vote<'_>, now: i64) -> Answer {
     let Some(terms) = terms else { return Answer::Unknown };
     let standing = standing(terms, ballot, now);
-    let ballot = ballot.about(&terms.digest);
+    let ballot = ballot.about(terms);
     if ballot.has(vote) {
         return Answer::Replayed;
     }
@@ -153,7 +170,8 @@ pub fn decide(terms: Option<&Terms>, ballot: &mut Ballot, vote: &Vote<'_>, now: 
         (Standing::Expired(at), _) => return Answer::Expired { at },
         (Standing::Open(_), _) => {}
     }
-    if *vote.digest != terms.digest {
+    let is_of_another = vote.nonce.is_some_and(|nonce| terms.nonce.as_deref() != Some(nonce));
+    if *vote.digest != terms.digest || is_of_another {
         return Answer::DigestMismatch;
     }
     if !may(terms, vote) {
@@ -193,7 +211,7 @@ fn may(terms: &Terms, vote: &Vote<'_>) -> bool {
 pub fn extend(terms: Option<&Terms>, ballot: &mut Ballot, until: i64, now: i64) -> Answer {
     let Some(terms) = terms else { return Answer::Unknown };
     let standing = standing(terms, ballot, now);
-    let ballot = ballot.about(&terms.digest);
+    let ballot = ballot.about(terms);
     match (standing, &ballot.decided) {
         (Standing::Open(_), _) => {
             ballot.extended = Some(until);

@@ -44,6 +44,8 @@ struct Model {
     asked: Vec<usize>,
     terms: [Option<Terms>; 2],
     ballots: [Ballot; 2],
+    /// So many requests were made: each has a nonce of its own.
+    requests: u32,
 }
 
 impl Model {
@@ -58,11 +60,14 @@ impl Model {
     }
 
     fn ask(&mut self, n: usize, question: &Question) {
-        let is_over = self.terms[n].as_ref().is_some_and(|it| it.withdrawn)
-            && self.ballots[n].decided.is_none();
-        if self.terms[n].is_none() || is_over {
+        let (awaits, ballot, digest) =
+            (self.asked.contains(&n), &self.ballots[n], question.digest());
+        let stays = |terms| vote::stays(terms, ballot, &digest, awaits, 0);
+        if !self.terms[n].as_ref().is_some_and(stays) {
+            self.requests += 1;
             self.terms[n] = Some(Terms {
-                digest: question.digest(),
+                digest,
+                nonce: Some(self.requests.to_string()),
                 asked_at: 0,
                 deadline: LEASE,
                 quorum: question.quorum,
@@ -110,7 +115,8 @@ impl Pair {
         };
         let questions = [question("first", quorum), question("second", 1)];
         let ballots = [Ballot::default(), Ballot::default()];
-        let model = Model { park: None, asked: Vec::new(), terms: [None, None], ballots };
+        let (park, asked, terms) = (None, Vec::new(), [None, None]);
+        let model = Model { park, asked, terms, ballots, requests: 0 };
         Self { store, asker, questions, model }
     }
 
@@ -173,6 +179,7 @@ impl Pair {
             choice: decision.choice,
             by: &decision.by,
             digest: &decision.digest,
+            nonce: None,
             edited: decision.edited.is_some(),
         };
         let expected =

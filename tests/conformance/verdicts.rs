@@ -34,6 +34,7 @@ pub(crate) fn decision(question: &Question, by: &str, choice: Choice) -> Decisio
         id: TaskId::random().to_string(),
         approval: question.id.clone(),
         digest: question.digest(),
+        nonce: None,
         by: by.into(),
         choice,
         reason: (choice == Choice::Reject).then(|| "too much".into()),

@@ -155,10 +155,11 @@ fn asked(txn: &Txn<'_>, id: &ApprovalId) -> Done<Found> {
         Ok(question) => question,
         Err(error) => return Ok(Found::Unreadable(standing, error)),
     };
-    let votes = said.ballot.of(&terms.digest).map(|ballot| ballot.votes.len());
+    let votes = said.ballot.of(&terms).map(|ballot| ballot.votes.len());
     let decision = said.document.filter(|_| votes.is_some());
     Ok(Found::Asked(Box::new(Asked {
         question,
+        nonce: terms.nonce.clone(),
         standing,
         asked_at: terms.asked_at,
         at: vote::since(&terms, &said.ballot, txn.now),
@@ -178,10 +179,11 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
     else {
         return Ok((Answer::Unknown, None));
     };
-    let was_of_another = said.turn_to(&terms.digest);
+    let was_of_another = said.turn_to(&terms);
     let votes = said.ballot.votes.len();
     let (choice, edited) = (*choice, edited.is_some());
-    let vote = Vote { decision: name, choice, by, digest, edited };
+    let nonce = decision.nonce.as_deref();
+    let vote = Vote { decision: name, choice, by, digest, nonce, edited };
     let answer = vote::decide(Some(&terms), &mut said.ballot, &vote, txn.now);
     let is_applied = answer == Answer::Applied;
     if !is_applied && !matches!(answer, Answer::Counted { .. }) {
@@ -202,7 +204,7 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
     }
     said.document = is_applied.then_some(document);
     let expires = txn.now + milliseconds(DECISION_KEPT);
-    said.store(txn, approval, &terms.digest, Some(expires))?;
+    said.store(txn, approval, Some(expires))?;
     if !is_applied {
         return Ok((answer, None));
     }
@@ -225,7 +227,7 @@ fn extend(txn: &Txn<'_>, id: &ApprovalId, by: &str, time: Duration) -> Done<Answ
     else {
         return Ok(Answer::Unknown);
     };
-    said.turn_to(&terms.digest);
+    said.turn_to(&terms);
     let until = txn.now + milliseconds(time);
     let answer = vote::extend(Some(&terms), &mut said.ballot, until, txn.now);
     if answer != Answer::Applied {
@@ -233,7 +235,7 @@ fn extend(txn: &Txn<'_>, id: &ApprovalId, by: &str, time: Duration) -> Done<Answ
     }
     // People are warned of the new deadline anew.
     said.warned = None;
-    said.store(txn, id, &terms.digest, None)?;
+    said.store(txn, id, None)?;
     let (task, until) = (task.unwrap_or_default(), until.to_string());
     let what = [("what", "extend"), ("approval", id.as_str()), ("task", &task)];
     audit::add(txn, &[&what[..], &[("by", by), ("until", &until)]].concat())?;
@@ -250,13 +252,13 @@ fn warn(txn: &Txn<'_>, id: &ApprovalId, percent: u8) -> Done<bool> {
     let Standing::Open(deadline) = vote::standing(&terms, &said.ballot, txn.now) else {
         return Ok(false);
     };
-    said.turn_to(&terms.digest);
+    said.turn_to(&terms);
     if !warning::is_new(terms.asked_at, deadline, said.warned, percent, txn.now) {
         return Ok(false);
     }
     said.warned = Some(percent);
     let expires = deadline.saturating_add(milliseconds(DECISION_KEPT));
-    said.store(txn, id, &terms.digest, Some(expires))?;
+    said.store(txn, id, Some(expires))?;
     let task = task.unwrap_or_default();
     let (percent, deadline) = (percent.to_string(), deadline.to_string());
     let what = [("what", "warn"), ("approval", id.as_str()), ("task", &task)];

@@ -92,6 +92,7 @@ impl RedisStore {
             eval.arg(serde_json::to_string(&decision).unwrap_or_default()).arg(BELL);
             eval.arg(KEPT).arg(DECISION_KEPT.as_secs());
             eval.arg(decision.edited_digest.as_ref().map_or("", Digest::as_str));
+            eval.arg(decision.nonce.as_deref().unwrap_or_default());
             eval
         });
         let texts = texts(answers.await?, "decide.lua")?;
@@ -195,9 +196,9 @@ fn standing(state: &str, at: i64) -> Option<Standing> {
     }
 }
 
-/// Eight texts of `read.lua`.
+/// Nine texts of `read.lua`.
 fn read_question(row: &[String]) -> Found {
-    let [state, at, document, decision, votes, asked_at, read_at, warned] = row else {
+    let [state, at, document, decision, votes, asked_at, read_at, warned, nonce] = row else {
         return Found::Nothing;
     };
     let at = at.parse().unwrap_or(0);
@@ -208,6 +209,7 @@ fn read_question(row: &[String]) -> Found {
     };
     Found::Asked(Box::new(Asked {
         question,
+        nonce: Some(nonce.clone()).filter(|nonce| !nonce.is_empty()),
         standing,
         asked_at: asked_at.parse().unwrap_or(0),
         at,

@@ -5,19 +5,20 @@
 -- KEYS[3] the audit stream
 -- ARGV    approval id, decision id, choice, who, digest, edited, the decision, channel of the bell,
 --         how many entries the audit keeps about, how long a decision is kept in seconds, digest of
---         the edited arguments
+--         the edited arguments, nonce of the request that was seen ('': not said)
 -- Returns the answer, and what belongs to it; for one that is applied, what to send.
 local PARK = 'cs:park:{cs}:'
 local id, decision, choice, by, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local now = now_in_ms()
 
-local fields = { 'digest', 'quorum', 'requester', 'self', 'approvers', 'editable', 'task' }
+local fields = { 'digest', 'quorum', 'requester', 'self', 'approvers', 'editable', 'task',
+  'nonce' }
 local ask = redis.call('HMGET', ASK .. id, unpack(fields))
 if not ask[1] then
   return { 'unknown' }
 end
-local state, at = standing(id, now)
-if redis.call('HGET', KEYS[1], 'digest') ~= ask[1] then
+local state, at, is_same = standing(id, now)
+if not is_same then
   redis.call('DEL', KEYS[1])
 end
 local ballot = redis.call('HMGET', KEYS[1], 'decision', 'by', 'vote:' .. by, 'votes')
@@ -29,7 +30,7 @@ elseif state == 'approve' or state == 'reject' then
   return { 'decided', ballot[2], whole(at), state }
 elseif state == 'expired' then
   return { 'expired', whole(at) }
-elseif digest ~= ask[1] then
+elseif digest ~= ask[1] or (ARGV[12] ~= '' and ARGV[12] ~= (ask[8] or '')) then
   return { 'digest' }
 end
 
@@ -48,7 +49,9 @@ local audit = { 'XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'what', choice, 'a
 if ARGV[11] ~= '' then
   audit[#audit + 1], audit[#audit + 2] = 'edited_digest', ARGV[11]
 end
-redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest)
+if not is_same then
+  turn_to(id)
+end
 redis.call('EXPIRE', KEYS[1], ARGV[10])
 if choice == 'approve' then
   local votes = tonumber(ballot[4] or '0')

@@ -4,7 +4,7 @@
 -- ARGV    approval id, how much longer from now in ms, who, how many entries the audit keeps about
 -- Returns the answer, and what belongs to it.
 local id, now = ARGV[1], now_in_ms()
-local state, at = standing(id, now)
+local state, at, is_same = standing(id, now)
 if state == 'unknown' then
   return { 'unknown' }
 elseif state == 'withdraw' then
@@ -14,12 +14,11 @@ elseif state == 'expired' then
 elseif state ~= 'open' then
   return { 'decided', redis.call('HGET', KEYS[1], 'by'), whole(at), state }
 end
-local digest = redis.call('HGET', ASK .. id, 'digest')
-if redis.call('HGET', KEYS[1], 'digest') ~= digest then
-  redis.call('DEL', KEYS[1])
+if not is_same then
+  turn_to(id)
 end
 local deadline = whole(now + tonumber(ARGV[2]))
-redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest, 'deadline', deadline)
+redis.call('HSET', KEYS[1], 'deadline', deadline)
 -- People are warned of the new deadline anew.
 redis.call('HDEL', KEYS[1], 'warned')
 redis.call('PERSIST', KEYS[1])

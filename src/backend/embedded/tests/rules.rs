@@ -72,6 +72,8 @@ struct Model {
     has_message: bool,
     asked: Vec<usize>,
     known: [Known; 2],
+    /// So many requests were made: each has a nonce of its own.
+    requests: u32,
     /// When the note of the task's end is forgotten.
     gone: Option<i64>,
 }
@@ -93,8 +95,10 @@ impl Model {
             return;
         }
         let deadline = now + 3_600_000;
+        self.requests += 1;
         known.terms = Some(Terms {
             digest,
+            nonce: Some(self.requests.to_string()),
             asked_at: now,
             deadline,
             quorum: question.quorum,
@@ -291,12 +295,13 @@ impl Pair {
             choice: decision.choice,
             by: &decision.by,
             digest: &decision.digest,
+            nonce: None,
             edited: decision.edited.is_some(),
         };
         let known = &mut self.model.known[n];
-        let digest = known.ballot.digest.clone();
+        let about = (known.ballot.digest.clone(), known.ballot.nonce.clone());
         let expected = vote::decide(known.terms.as_ref(), &mut known.ballot, &vote, now);
-        if known.ballot.digest != digest {
+        if (&known.ballot.digest, &known.ballot.nonce) != (&about.0, &about.1) {
             known.warned = None;
         }
         let (found, resume) = self.store.decide(decision).await.unwrap();
@@ -325,10 +330,10 @@ impl Pair {
         let known = &mut self.model.known[n];
         let mut expected = false;
         if let (Some(Standing::Open(deadline)), Some(terms)) = (known.standing(now), &known.terms) {
-            let warned = known.warned.filter(|_| known.ballot.of(&terms.digest).is_some());
+            let warned = known.warned.filter(|_| known.ballot.of(terms).is_some());
             expected = warning::is_new(terms.asked_at, deadline, warned, percent, now);
-            if expected && known.ballot.of(&terms.digest).is_none() {
-                known.ballot = Ballot { digest: Some(terms.digest.clone()), ..Ballot::default() };
+            if expected && known.ballot.of(terms).is_none() {
+                known.ballot = Ballot::empty(terms);
             }
         }
         if expected {
@@ -348,7 +353,7 @@ impl Pair {
                 (digest, asked.standing, times, asked.votes, asked.warned)
             };
             let expected = known.terms.as_ref().map(|terms| {
-                let ballot = known.ballot.of(&terms.digest);
+                let ballot = known.ballot.of(terms);
                 let votes = ballot.map_or(0, |ballot| u32::try_from(ballot.votes.len()).unwrap());
                 let standing = vote::standing(terms, &known.ballot, now);
                 let times = (terms.asked_at, known.since(now), now);
