@@ -9,11 +9,13 @@ use tokio::sync::broadcast;
 use super::{Recorded, sealed};
 use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
 use crate::error::{Error, Kind};
+use crate::lifecycle::park;
 use crate::protocol::{Message, TaskDigest, Ticket};
 use crate::task::TaskId;
 
-/// The note of a task's end outlives every wake.
-pub(in crate::backend) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the note of a task's end is kept.
+pub(in crate::backend) const ENDED_KEPT: Duration =
+    Duration::from_millis(park::ENDED_KEPT.unsigned_abs());
 /// Questions of an ended task can be looked at for a week.
 pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// A decision outlives the runs of its task.
@@ -41,7 +43,8 @@ pub enum Taken {
     Over(Recorded),
     /// Look at it again after this long.
     Postpone(Duration),
-    /// The park is not there any more: the task has failed.
+    /// The park is not there any more: the task has failed, or has ended long ago. See
+    /// [`crate::lifecycle::park::is_lost`].
     StateLost,
     /// A newer Countersign has parked it.
     Newer,

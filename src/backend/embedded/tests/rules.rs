@@ -21,6 +21,14 @@ const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const TASKS: [&str; 2] = ["one", "two"];
+/// In which the time passes. The last one is longer than anything of a task that has ended is kept.
+const JUMPS: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(20 * 60),
+    Duration::from_secs(30 * 60 * 60),
+    Duration::from_secs(200 * 60 * 60),
+];
 const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
 
 /// Numbers that look random, and are the same in every run.
@@ -129,7 +137,7 @@ impl Model {
         for n in asked {
             (self.known[n].listed, self.known[n].gone) = (None, Some(now + 7 * DAY));
         }
-        (self.has_message, self.gone) = (false, Some(now + DAY));
+        (self.has_message, self.gone) = (false, Some(now + park::ENDED_KEPT));
         withdrawn
     }
 
@@ -416,9 +424,7 @@ impl Pair {
                 let found = self.store.end_parked(&self.id, known).await.unwrap();
                 assert_eq!(found, expected.collect::<Vec<_>>());
             }
-            9 | 10 => {
-                advance(draw.of(&[Duration::from_millis(1), HOUR / 4, HOUR / 3, HOUR * 30])).await
-            }
+            9 | 10 => advance(draw.of(&JUMPS)).await,
             11 => self.extend(n, draw.of(&[HOUR / 60, HOUR * 3])).await,
             12 | 17 => self.take(Err(draw.below(2) == 0), Some(&task), holder).await,
             14 if draw.below(4) == 0 => {
