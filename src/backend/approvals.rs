@@ -229,11 +229,13 @@ pub trait Approvals: sealed::Sealed {
     fn decide(&self, decision: &Decision)
     -> BoxFuture<'_, Result<(Answer, Option<Resume>), Error>>;
 
-    /// Gives a question this long from now.
+    /// Gives a request this long from now, with its audit entry, in one step; see
+    /// [`crate::lifecycle::vote::extend`].
     fn extend(
         &self,
         id: &ApprovalId,
         by: &str,
+        is_operator: bool,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>>;
 

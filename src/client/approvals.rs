@@ -191,7 +191,8 @@ impl Client {
         self.backends().store.resume_sent(resume).await
     }
 
-    /// Gives a question this long from now.
+    /// Gives a request this long from now. One of its approvers may, and the names in
+    /// `approvals.operators`; a deadline is never brought forward.
     ///
     /// # Errors
     /// A person without a name; the store does not answer.
@@ -204,7 +205,8 @@ impl Client {
         if let Some(fault) = name_fault(by) {
             return Err(Kind::Decision(fault).into());
         }
-        self.backends().store.extend(id, by, time).await
+        let is_operator = self.config().operators.iter().any(|name| name == by);
+        self.backends().store.extend(id, by, is_operator, time).await
     }
 
     /// Asks a question that no task waits for, for any service. It is there when this returns.

@@ -83,6 +83,7 @@ pub struct Config {
     pub idempotency_expires: Duration,
     pub hold: Duration,
     pub lease: Duration,
+    pub operators: Vec<String>,
     pub seal_key: Option<SealKey>,
     pub policies: Vec<AutoPolicy>,
     pub worker: WorkerSettings,
@@ -224,6 +225,7 @@ impl Config {
             idempotency_expires: read.duration("client.idempotency_expires"),
             hold: read.duration("approvals.hold"),
             lease: read.duration("approvals.lease"),
+            operators: read.list("approvals.operators"),
             seal_key: read.seal_key("approvals.seal_key_file"),
             policies: Vec::new(),
             worker: WorkerSettings {

@@ -197,23 +197,55 @@ pub fn decide(terms: Option<&Terms>, ballot: &mut Ballot, vote: &Vote<'_>, now: 
 
 /// Whether this person may say this. Who asks may take the question back.
 fn may(terms: &Terms, vote: &Vote<'_>) -> bool {
-    let is_requester = terms.requester.as_deref() == Some(vote.by);
-    if vote.choice == Choice::Withdraw && is_requester {
-        return true;
-    }
-    let is_named = terms.approvers.is_empty() || terms.approvers.iter().any(|by| by == vote.by);
-    let is_own = vote.choice == Choice::Approve && is_requester && !terms.self_approval;
     let is_editable = terms.editable && terms.quorum == 1;
-    is_named && !is_own && (!vote.edited || is_editable)
+    match vote.choice {
+        Choice::Withdraw if terms.requester.as_deref() == Some(vote.by) => true,
+        Choice::Approve => may_approve(terms, vote.by) && (!vote.edited || is_editable),
+        _ => is_named(terms, vote.by) && (!vote.edited || is_editable),
+    }
 }
 
-/// Somebody gives a question more time, until then.
-pub fn extend(terms: Option<&Terms>, ballot: &mut Ballot, until: i64, now: i64) -> Answer {
+fn is_named(terms: &Terms, person: &str) -> bool {
+    terms.approvers.is_empty() || terms.approvers.iter().any(|by| by == person)
+}
+
+/// Whether this person is one of the request's approvers: who wants it is not, unless it says so.
+fn may_approve(terms: &Terms, person: &str) -> bool {
+    let is_own = terms.requester.as_deref() == Some(person) && !terms.self_approval;
+    is_named(terms, person) && !is_own
+}
+
+/// More time for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Extension<'a> {
+    /// Who gives it.
+    pub by: &'a str,
+    /// This person is one of the operators of the configuration.
+    pub is_operator: bool,
+    /// The new deadline.
+    pub until: i64,
+}
+
+/// Somebody gives a request more time: one of its approvers, or an operator. Its deadline is never brought
+/// forward, since a deadline may approve.
+pub fn extend(
+    terms: Option<&Terms>,
+    ballot: &mut Ballot,
+    extension: Extension<'_>,
+    now: i64,
+) -> Answer {
     let Some(terms) = terms else { return Answer::Unknown };
     let standing = standing(terms, ballot, now);
     let ballot = ballot.about(terms);
     match (standing, &ballot.decided) {
-        (Standing::Open(_), _) => {
+        (Standing::Open(deadline), _) => {
+            let Extension { by, is_operator, until } = extension;
+            if !is_operator && !may_approve(terms, by) {
+                return Answer::NotAllowed;
+            }
+            if until < deadline {
+                return Answer::Earlier { deadline };
+            }
             ballot.extended = Some(until);
             Answer::Applied
         }

@@ -380,13 +380,14 @@ async fn a_reopened_task_asks_anew_with_all_of_its_time(ground: Ground) {
     let asker = parked(&ground).await;
     let question = asker.question("pay");
     let standing = async || read(&ground.store, &question).await.standing;
-    ground.store.extend(&question.id, "ana", Duration::from_millis(1)).await.unwrap();
-    let is_expired = async || matches!(standing().await, Standing::Expired(_));
-    eventually("it has expired", is_expired).await;
+    let extended = ground.store.extend(&question.id, "ana", false, 3 * HOUR).await.unwrap();
+    assert_eq!(extended, Answer::Applied);
+    let Standing::Open(before) = standing().await else { panic!("{:?}", standing().await) };
     reopen(&ground, &asker).await;
     let parked = asker.park(&ground, 1, &["pay"]).await;
     assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
-    assert!(matches!(standing().await, Standing::Open(_)), "{:?}", standing().await);
+    let Standing::Open(deadline) = standing().await else { panic!("{:?}", standing().await) };
+    assert!(deadline < before - 3_600_000, "{before} {deadline}");
 }
 
 fn other() -> TaskDigest {

@@ -15,7 +15,7 @@ use crate::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
 use crate::backend::approvals::{DECISION_KEPT, stored_question};
 use crate::backend::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
-use crate::lifecycle::vote::{self, Vote};
+use crate::lifecycle::vote::{self, Extension, Vote};
 use crate::lifecycle::warning;
 use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
@@ -116,10 +116,11 @@ impl Approvals for EmbeddedStore {
         &self,
         id: &ApprovalId,
         by: &str,
+        is_operator: bool,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>> {
         let (id, by) = (id.clone(), by.to_owned());
-        Box::pin(self.db.write(move |txn| extend(txn, &id, &by, time)))
+        Box::pin(self.db.write(move |txn| extend(txn, &id, (&by, is_operator), time)))
     }
 
     fn warn(&self, id: &ApprovalId, percent: u8) -> BoxFuture<'_, Result<bool, Error>> {
@@ -222,14 +223,20 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
 }
 
 /// Gives a question more time.
-fn extend(txn: &Txn<'_>, id: &ApprovalId, by: &str, time: Duration) -> Done<Answer> {
+fn extend(
+    txn: &Txn<'_>,
+    id: &ApprovalId,
+    (by, is_operator): (&str, bool),
+    time: Duration,
+) -> Done<Answer> {
     let Case { asking: Some(Asking { terms, task, .. }), mut said } = questions::find(txn, id)?
     else {
         return Ok(Answer::Unknown);
     };
     said.turn_to(&terms);
     let until = txn.now + milliseconds(time);
-    let answer = vote::extend(Some(&terms), &mut said.ballot, until, txn.now);
+    let extension = Extension { by, is_operator, until };
+    let answer = vote::extend(Some(&terms), &mut said.ballot, extension, txn.now);
     if answer != Answer::Applied {
         return Ok(answer);
     }

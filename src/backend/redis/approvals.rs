@@ -104,12 +104,14 @@ impl RedisStore {
         &self,
         id: ApprovalId,
         by: String,
+        is_operator: bool,
         time: Duration,
     ) -> Result<Answer, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(EXTEND)).arg(2).arg(decision_key(&id)).arg(STREAM);
             eval.arg(id.as_str()).arg(milliseconds(time)).arg(by).arg(KEPT);
+            eval.arg(u8::from(is_operator));
             eval
         });
         Ok(answer(&texts(answers.await?, "extend.lua")?))
@@ -167,6 +169,7 @@ fn answer(texts: &[String]) -> Answer {
         "expired" => Answer::Expired { at: at(1) },
         "digest" => Answer::DigestMismatch,
         "forbidden" => Answer::NotAllowed,
+        "earlier" => Answer::Earlier { deadline: at(1) },
         "withdrawn" => Answer::Withdrawn,
         _ => Answer::Unknown,
     }

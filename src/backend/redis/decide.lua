@@ -35,8 +35,7 @@ elseif digest ~= ask[1] or (ARGV[12] ~= '' and ARGV[12] ~= (ask[8] or '')) then
 end
 
 local quorum = tonumber(ask[2])
-local is_requester = ask[3] ~= '' and ask[3] == by
-local is_named = ask[5] == '' or string.find(ask[5], '\n' .. by .. '\n', 1, true)
+local is_named, is_requester = roles(ask[3], ask[5], by)
 local is_own = choice == 'approve' and is_requester and ask[4] ~= '1'
 local is_refused_edit = ARGV[6] == '1' and not (ask[6] == '1' and quorum == 1)
 if not (choice == 'withdraw' and is_requester)

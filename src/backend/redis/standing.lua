@@ -46,6 +46,13 @@ local function standing(id, now)
   return 'open', deadline, is_same
 end
 
+-- Whether this person is named as an approver, and whether it is the requester. Of the request: requester,
+-- approvers.
+local function roles(requester, approvers, by)
+  local is_named = approvers == '' or string.find(approvers, '\n' .. by .. '\n', 1, true)
+  return is_named, requester ~= '' and requester == by
+end
+
 -- What is written down is about this request from now on: what was said to another one is forgotten.
 local function turn_to(id)
   local ask = redis.call('HMGET', ASK .. id, 'digest', 'nonce')

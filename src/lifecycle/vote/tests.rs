@@ -25,6 +25,39 @@ fn vote<'a>(by: &'a str, choice: Choice, digest: &'a Digest) -> Vote<'a> {
     Vote { decision: by, choice, by, digest, nonce: None, edited: false }
 }
 
+/// Somebody who may gives more time.
+fn extend(terms: Option<&Terms>, ballot: &mut Ballot, until: i64, now: i64) -> Answer {
+    super::extend(terms, ballot, Extension { by: "ana", is_operator: false, until }, now)
+}
+
+#[test]
+fn approvers_and_operators_give_more_time_and_never_less() {
+    let named = Terms { approvers: vec!["ana".into(), "rita".into()], ..terms() };
+    let anybody = terms();
+    let selfish = Terms { self_approval: true, ..terms() };
+    let earlier = Answer::Earlier { deadline: 100 };
+    for (terms, by, is_operator, until, answer) in [
+        (&named, "ana", false, 300, Answer::Applied),
+        (&named, "eve", false, 300, Answer::NotAllowed),
+        (&named, "eve", true, 300, Answer::Applied),
+        (&named, "rita", false, 300, Answer::NotAllowed),
+        (&named, "rita", true, 300, Answer::Applied),
+        (&anybody, "eve", false, 300, Answer::Applied),
+        (&anybody, "rita", false, 300, Answer::NotAllowed),
+        (&selfish, "rita", false, 300, Answer::Applied),
+        (&named, "ana", false, 100, Answer::Applied),
+        (&named, "ana", false, 99, earlier.clone()),
+        (&named, "eve", true, 50, earlier),
+        (&named, "eve", false, 50, Answer::NotAllowed),
+    ] {
+        let (mut ballot, extension) = (Ballot::default(), Extension { by, is_operator, until });
+        let told = super::extend(Some(terms), &mut ballot, extension, 50);
+        assert_eq!(told, answer, "{by}, {is_operator}, {until}");
+        let deadline = if answer == Answer::Applied { until } else { 100 };
+        assert_eq!(standing(terms, &ballot, 50), Standing::Open(deadline));
+    }
+}
+
 #[test]
 fn the_first_decision_wins_and_the_loser_is_told_the_winner() {
     let (terms, seen, mut ballot) = (terms(), digest("d"), Ballot::default());

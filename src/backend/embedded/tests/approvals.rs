@@ -97,7 +97,7 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     assert!(matches!(standing().await, Standing::Expired(_)));
     let decision = Decision::on(&question, "ana", Choice::Approve);
     assert!(matches!(store.decide(&decision).await.unwrap().0, Answer::Expired { .. }));
-    let extended = store.extend(&question.id, "ana", HOUR).await.unwrap();
+    let extended = store.extend(&question.id, "ana", false, HOUR).await.unwrap();
     assert!(matches!(extended, Answer::Expired { .. }));
     Approvals::ask(&store, question.clone()).await.unwrap();
     assert!(matches!(standing().await, Standing::Expired(_)), "it stays as it is");
@@ -124,7 +124,7 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     assert!(store.warn(&id, 90).await.unwrap());
     assert!(!store.warn(&id, 50).await.unwrap());
     assert_eq!(warned().await, Some(90));
-    assert_eq!(store.extend(&id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&id, "ana", false, HOUR).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None, "the new deadline is another one");
     assert!(store.warn(&id, 50).await.unwrap());
     assert_eq!(store.pending(0, 10).await.unwrap(), [(id, store.clock().await.unwrap())]);
@@ -274,7 +274,7 @@ async fn what_was_said_to_another_question_under_the_same_id_is_forgotten() {
     assert!(store.warn(&first.id, 10).await.unwrap(), "it is asked anew, and has a new deadline");
     assert_eq!(warned().await, Some(10));
     store.park(parking(&id, 3, vec![first.clone()])).await.unwrap();
-    assert_eq!(store.extend(&first.id, "ana", HOUR * 4).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&first.id, "ana", false, HOUR * 4).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None);
     advance(HOUR).await;
     assert!(store.warn(&first.id, 10).await.unwrap());

@@ -10,7 +10,7 @@ use super::*;
 use crate::approval::{Answer, Choice, Decision, Ruling, Standing};
 use crate::backend::{Forget, Parked, Store, Taken};
 use crate::lifecycle::park::{self, Due, Park, Take};
-use crate::lifecycle::vote::{self, Ballot, Terms, Vote};
+use crate::lifecycle::vote::{self, Ballot, Extension, Terms, Vote};
 use crate::lifecycle::warning;
 use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
@@ -21,13 +21,12 @@ const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const TASKS: [&str; 2] = ["one", "two"];
-/// In which the time passes. The last one is longer than anything of a task that has ended is kept.
-const JUMPS: [Duration; 5] = [
+/// In which the time passes.
+const JUMPS: [Duration; 4] = [
     Duration::from_millis(1),
     Duration::from_secs(15 * 60),
     Duration::from_secs(20 * 60),
     Duration::from_secs(30 * 60 * 60),
-    Duration::from_secs(200 * 60 * 60),
 ];
 const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
 
@@ -321,16 +320,18 @@ impl Pair {
         assert_eq!(resume, park.map(|park| (self.id.clone(), park.number, "q".to_owned())));
     }
 
-    async fn extend(&mut self, n: usize, time: Duration) {
+    async fn extend(&mut self, n: usize, (by, is_operator): (&str, bool), time: Duration) {
         let now = self.now();
         let until = now + i64::try_from(time.as_millis()).unwrap();
         let known = &mut self.model.known[n];
         let mut ballot = known.ballot.clone();
-        let expected = vote::extend(known.terms.as_ref(), &mut ballot, until, now);
+        let extension = Extension { by, is_operator, until };
+        let expected = vote::extend(known.terms.as_ref(), &mut ballot, extension, now);
         if expected == Answer::Applied {
             (known.ballot, known.warned) = (ballot, None);
         }
-        assert_eq!(self.store.extend(&self.ids()[n], "ana", time).await.unwrap(), expected);
+        let found = self.store.extend(&self.ids()[n], by, is_operator, time).await.unwrap();
+        assert_eq!(found, expected, "{by}");
     }
 
     async fn warn(&mut self, n: usize, percent: u8) {
@@ -425,7 +426,10 @@ impl Pair {
                 assert_eq!(found, expected.collect::<Vec<_>>());
             }
             9 | 10 => advance(draw.of(&JUMPS)).await,
-            11 => self.extend(n, draw.of(&[HOUR / 60, HOUR * 3])).await,
+            11 => {
+                let by = (draw.of(&PEOPLE), draw.below(4) == 0);
+                self.extend(n, by, draw.of(&[HOUR / 60, HOUR * 3])).await;
+            }
             12 | 17 => self.take(Err(draw.below(2) == 0), Some(&task), holder).await,
             14 if draw.below(4) == 0 => {
                 let is_ended = park::forget(&mut self.model.park);

@@ -147,7 +147,7 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     let decision = Decision::on(&question, "ana", Choice::Approve);
     assert!(matches!(store.decide(&decision).await.unwrap().0, Answer::Expired { .. }));
     assert!(matches!(
-        store.extend(&question.id, "ana", HOUR).await.unwrap(),
+        store.extend(&question.id, "ana", false, HOUR).await.unwrap(),
         Answer::Expired { .. }
     ));
 }
@@ -165,7 +165,7 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     let [expired, decided, extended] = [ask("E?").await, ask("D?").await, ask("X?").await];
     let decision = Decision::on(&decided, "ana", Choice::Approve);
     assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
-    assert_eq!(store.extend(&extended.id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&extended.id, "ana", false, HOUR * 48).await.unwrap(), Answer::Applied);
     let task = TaskId::from("t");
     let parking = Parking {
         id: task.clone(),
@@ -233,7 +233,7 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     assert!(store.warn(&id, 90).await.unwrap());
     assert!(!store.warn(&id, 50).await.unwrap());
     assert_eq!(warned().await, Some(90));
-    assert_eq!(store.extend(&id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&id, "ana", false, HOUR).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None, "the new deadline is another one");
     assert!(store.warn(&id, 50).await.unwrap());
     let entries = store.audit_entries(10).await.unwrap();
