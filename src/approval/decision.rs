@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::{ApprovalId, Choice, Digest, Question, name_fault};
 
+/// What the name of a policy begins with, where it decides.
+const POLICY: &str = "policy:";
 /// A reason is held under this.
 const MAX_REASON: usize = 4 * 1024;
 
@@ -28,6 +30,10 @@ pub struct Decision {
     pub choice: Choice,
     /// Why. A rejection has one.
     pub reason: Option<String>,
+    /// A policy decides, and says that it counts towards a quorum of people. Otherwise a policy approves only
+    /// what one approval is enough for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_quorum: bool,
     /// The arguments that are approved in place of those that were asked for.
     pub edited: Option<Value>,
     /// The digest of the action with those. Written when the decision is taken; records from before
@@ -46,6 +52,7 @@ impl Decision {
             by: by.to_owned(),
             choice,
             reason: None,
+            in_quorum: false,
             edited: None,
             edited_digest: None,
         }
@@ -70,6 +77,12 @@ impl Decision {
         }
         name_fault(&self.by)
     }
+}
+
+/// Whether this is the name that a policy decides under.
+#[must_use]
+pub fn is_policy(by: &str) -> bool {
+    by.starts_with(POLICY)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::task::TaskId;
 
 pub use audit::{AuditEntry, Seal, SealKey, Verified};
 pub(crate) use audit::{KEPT, Verifier};
-pub use decision::Decision;
+pub use decision::{Decision, is_policy};
 pub use digest::Digest;
 pub use policy::{AutoPolicy, Then};
 

@@ -22,6 +22,7 @@
 //! task = "billing.*"              # `*` is any text; also: action, requester
 //! max_risk = "medium"             # unless it is said, nothing irreversible is approved
 //! max = { "/cents" = 5000 }       # by JSON pointer into the action's arguments; also: min
+//! in_quorum = false               # true: its approval is one of those that a quorum needs
 //! then = "approve"                # or "reject", or "ask": a person decides
 //! reason = "under the limit"
 //! ```

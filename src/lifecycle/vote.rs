@@ -1,7 +1,7 @@
 //! Who has decided what. `backend/redis/decide.lua` and `standing.lua` are this again, inside the
 //! store; `backend/embedded` calls it.
 
-use crate::approval::{Answer, Choice, Digest, Standing};
+use crate::approval::{Answer, Choice, Digest, Standing, is_policy};
 
 /// What a question says about who may decide it, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,10 @@ pub struct Vote<'a> {
     pub digest: &'a Digest,
     /// The nonce of the request that the person saw, if the vote says that.
     pub nonce: Option<&'a str>,
+    /// A policy that counts towards a quorum of people; see [`Decision::in_quorum`].
+    ///
+    /// [`Decision::in_quorum`]: crate::approval::Decision::in_quorum
+    pub in_quorum: bool,
     /// With changed arguments.
     pub edited: bool,
 }
@@ -120,9 +124,15 @@ pub fn standing(terms: &Terms, ballot: &Ballot, now: i64) -> Standing {
     if terms.withdrawn {
         return Standing::Decided(Choice::Withdraw);
     }
-    let extended = ballot.of(terms).and_then(|ballot| ballot.extended);
-    let deadline = extended.filter(|until| *until > terms.asked_at).unwrap_or(terms.deadline);
+    let deadline = deadline(terms, ballot);
     if now > deadline { Standing::Expired(deadline) } else { Standing::Open(deadline) }
+}
+
+/// Until when a request can be decided.
+#[must_use]
+pub fn deadline(terms: &Terms, ballot: &Ballot) -> i64 {
+    let extended = ballot.of(terms).and_then(|ballot| ballot.extended);
+    extended.filter(|until| *until > terms.asked_at).unwrap_or(terms.deadline)
 }
 
 /// The decision that counts. There is none when the deadline has passed, or the asker has withdrawn
@@ -178,7 +188,7 @@ pub fn decide(terms: Option<&Terms>, ballot: &mut Ballot, vote: &Vote<'_>, now: 
         return Answer::NotAllowed;
     }
     if vote.choice == Choice::Approve {
-        if !ballot.votes.iter().any(|(by, _)| by == vote.by) {
+        if !ballot.votes.iter().any(|(by, _)| is_same_voter(by, vote.by)) {
             ballot.votes.push((vote.by.to_owned(), vote.decision.to_owned()));
         }
         let votes = u32::try_from(ballot.votes.len()).unwrap_or(u32::MAX);
@@ -200,9 +210,17 @@ fn may(terms: &Terms, vote: &Vote<'_>) -> bool {
     let is_editable = terms.editable && terms.quorum == 1;
     match vote.choice {
         Choice::Withdraw if terms.requester.as_deref() == Some(vote.by) => true,
-        Choice::Approve => may_approve(terms, vote.by) && (!vote.edited || is_editable),
+        Choice::Approve => {
+            let counts = terms.quorum <= 1 || vote.in_quorum || !is_policy(vote.by);
+            counts && may_approve(terms, vote.by) && (!vote.edited || is_editable)
+        }
         _ => is_named(terms, vote.by) && (!vote.edited || is_editable),
     }
+}
+
+/// All policies have one vote, so that one that is renamed does not vote again.
+fn is_same_voter(one: &str, other: &str) -> bool {
+    one == other || (is_policy(one) && is_policy(other))
 }
 
 fn is_named(terms: &Terms, person: &str) -> bool {

@@ -20,7 +20,7 @@ const LEASE: i64 = 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const NAMES: [&str; 2] = ["one", "two"];
-const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
+const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
 /// Numbers that look random, and are the same in every run.
 struct Draw(u64);
@@ -180,6 +180,7 @@ impl Pair {
             by: &decision.by,
             digest: &decision.digest,
             nonce: None,
+            in_quorum: decision.in_quorum,
             edited: decision.edited.is_some(),
         };
         let expected =
@@ -240,6 +241,7 @@ impl Pair {
                 let mut decision =
                     decision(&self.questions[which], draw.of(&PEOPLE), draw.of(&choices));
                 decision.id = format!("decision-{}", draw.below(4));
+                decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
                 if draw.below(6) == 0 {
                     decision.digest = "0".repeat(64).into();

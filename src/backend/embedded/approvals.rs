@@ -181,10 +181,12 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
         return Ok((Answer::Unknown, None));
     };
     let was_of_another = said.turn_to(&terms);
+    let deadline = vote::deadline(&terms, &said.ballot);
     let votes = said.ballot.votes.len();
     let (choice, edited) = (*choice, edited.is_some());
     let nonce = decision.nonce.as_deref();
-    let vote = Vote { decision: name, choice, by, digest, nonce, edited };
+    let in_quorum = decision.in_quorum;
+    let vote = Vote { decision: name, choice, by, digest, nonce, in_quorum, edited };
     let answer = vote::decide(Some(&terms), &mut said.ballot, &vote, txn.now);
     let is_applied = answer == Answer::Applied;
     if !is_applied && !matches!(answer, Answer::Counted { .. }) {
@@ -204,8 +206,7 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
         audit::add(txn, &fields)?;
     }
     said.document = is_applied.then_some(document);
-    let expires = txn.now + milliseconds(DECISION_KEPT);
-    said.store(txn, approval, Some(expires))?;
+    said.store(txn, approval, kept_until(deadline, txn.now))?;
     if !is_applied {
         return Ok((answer, None));
     }
@@ -220,6 +221,11 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
         None => None,
     };
     Ok((answer, resume))
+}
+
+/// Until when what was said is kept: for as long as the request can be decided, and a while more.
+fn kept_until(deadline: i64, now: i64) -> i64 {
+    deadline.max(now).saturating_add(milliseconds(DECISION_KEPT))
 }
 
 /// Gives a question more time.
@@ -242,7 +248,7 @@ fn extend(
     }
     // People are warned of the new deadline anew.
     said.warned = None;
-    said.store(txn, id, None)?;
+    said.store(txn, id, kept_until(until, txn.now))?;
     let (task, until) = (task.unwrap_or_default(), until.to_string());
     let what = [("what", "extend"), ("approval", id.as_str()), ("task", &task)];
     audit::add(txn, &[&what[..], &[("by", by), ("until", &until)]].concat())?;
@@ -264,8 +270,7 @@ fn warn(txn: &Txn<'_>, id: &ApprovalId, percent: u8) -> Done<bool> {
         return Ok(false);
     }
     said.warned = Some(percent);
-    let expires = deadline.saturating_add(milliseconds(DECISION_KEPT));
-    said.store(txn, id, Some(expires))?;
+    said.store(txn, id, kept_until(deadline, txn.now))?;
     let task = task.unwrap_or_default();
     let (percent, deadline) = (percent.to_string(), deadline.to_string());
     let what = [("what", "warn"), ("approval", id.as_str()), ("task", &task)];

@@ -173,8 +173,8 @@ impl Said {
         was_there
     }
 
-    /// Stores it, until then if it is to be forgotten.
-    pub(super) fn store(&self, txn: &Txn<'_>, id: &ApprovalId, expires: Option<i64>) -> Done<()> {
+    /// Stores it, until then.
+    pub(super) fn store(&self, txn: &Txn<'_>, id: &ApprovalId, expires: i64) -> Done<()> {
         let Ballot { digest, nonce, votes, decided, extended } = &self.ballot;
         let votes = serde_json::json!(votes).to_string();
         let decided = decided.as_ref();

@@ -93,6 +93,7 @@ impl RedisStore {
             eval.arg(KEPT).arg(DECISION_KEPT.as_secs());
             eval.arg(decision.edited_digest.as_ref().map_or("", Digest::as_str));
             eval.arg(decision.nonce.as_deref().unwrap_or_default());
+            eval.arg(u8::from(decision.in_quorum));
             eval
         });
         let texts = texts(answers.await?, "decide.lua")?;
@@ -111,7 +112,7 @@ impl RedisStore {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(EXTEND)).arg(2).arg(decision_key(&id)).arg(STREAM);
             eval.arg(id.as_str()).arg(milliseconds(time)).arg(by).arg(KEPT);
-            eval.arg(u8::from(is_operator));
+            eval.arg(u8::from(is_operator)).arg(DECISION_KEPT.as_secs());
             eval
         });
         Ok(answer(&texts(answers.await?, "extend.lua")?))

@@ -2,7 +2,7 @@
 -- KEYS[1] the decision record
 -- KEYS[2] the audit stream
 -- ARGV    approval id, how much longer from now in ms, who, how many entries the audit keeps about, 1 if
---         that is an operator
+--         that is an operator, how long what was said is kept after the deadline in seconds
 -- Returns the answer, and what belongs to it.
 local id, now = ARGV[1], now_in_ms()
 local state, at, is_same = standing(id, now)
@@ -29,7 +29,7 @@ local deadline = whole(now + tonumber(ARGV[2]))
 redis.call('HSET', KEYS[1], 'deadline', deadline)
 -- People are warned of the new deadline anew.
 redis.call('HDEL', KEYS[1], 'warned')
-redis.call('PERSIST', KEYS[1])
+keep(id, tonumber(deadline), now, ARGV[6])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[4], '*', 'what', 'extend', 'approval', id,
   'task', ask[4] or '', 'by', ARGV[3], 'until', deadline)
 return { 'applied' }

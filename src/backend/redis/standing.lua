@@ -53,6 +53,12 @@ local function roles(requester, approvers, by)
   return is_named, requester ~= '' and requester == by
 end
 
+-- Keeps what was said for as long as the request can be decided, and so many seconds more.
+local function keep(id, deadline, now, seconds)
+  local left = math.max(deadline - now, 0)
+  redis.call('EXPIRE', DECISION .. id, whole(math.ceil(left / 1000) + tonumber(seconds)))
+end
+
 -- What is written down is about this request from now on: what was said to another one is forgotten.
 local function turn_to(id)
   local ask = redis.call('HMGET', ASK .. id, 'digest', 'nonce')

@@ -18,7 +18,7 @@ if percent <= tonumber(redis.call('HGET', KEYS[1], 'warned') or '0') then
   return 0
 end
 redis.call('HSET', KEYS[1], 'warned', ARGV[2])
-redis.call('EXPIRE', KEYS[1], whole(math.ceil((deadline - now) / 1000) + tonumber(ARGV[4])))
+keep(id, deadline, now, ARGV[4])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'what', 'warn', 'approval', id,
   'task', ask[2] or '', 'by', 'clerk', 'percent', ARGV[2], 'deadline', whole(deadline))
 return 1

@@ -169,7 +169,15 @@ impl Store {
         let (by, choice) = DECIDERS[who];
         let decision = format!("{by} on {n}");
         let digest = &*DIGEST;
-        let vote = Vote { decision: &decision, choice, by, digest, nonce: None, edited: false };
+        let vote = Vote {
+            decision: &decision,
+            choice,
+            by,
+            digest,
+            nonce: None,
+            in_quorum: false,
+            edited: false,
+        };
         let mut ballot = self.ballot(n);
         let answer = vote::decide(self.terms(n).as_ref(), &mut ballot, &vote, 0);
         (answer == Answer::Applied).then(|| self.write(n, who, variant))

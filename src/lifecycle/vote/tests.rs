@@ -22,7 +22,7 @@ fn terms() -> Terms {
 }
 
 fn vote<'a>(by: &'a str, choice: Choice, digest: &'a Digest) -> Vote<'a> {
-    Vote { decision: by, choice, by, digest, nonce: None, edited: false }
+    Vote { decision: by, choice, by, digest, nonce: None, in_quorum: false, edited: false }
 }
 
 /// Somebody who may gives more time.

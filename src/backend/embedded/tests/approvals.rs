@@ -103,6 +103,30 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     assert!(matches!(standing().await, Standing::Expired(_)), "it stays as it is");
 }
 
+/// Votes, more time and a decision are kept for as long as the request can be decided, and a month more.
+#[tokio::test(start_paused = true)]
+async fn what_was_said_lives_as_long_as_its_request() {
+    let store = in_memory();
+    let month = DAY * 30;
+    let question = Question { quorum: 2, expires_in: 90 * 24 * 3_600_000, ..Question::new("Pay?") };
+    Approvals::ask(&store, question.clone()).await.unwrap();
+    let ids = [question.id.clone()];
+    let asked = async || read(&store, &ids).await.remove(0).unwrap();
+    let approve = async |by| {
+        let decision = Decision::on(&question, by, Choice::Approve);
+        store.decide(&decision).await.unwrap().0
+    };
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    advance(month * 2).await;
+    assert_eq!(asked().await.votes, 1);
+    assert_eq!(store.extend(&question.id, "ana", false, month * 4).await.unwrap(), Answer::Applied);
+    advance(month * 3).await;
+    assert_eq!(asked().await.votes, 1);
+    assert!(matches!(asked().await.standing, Standing::Open(_)));
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    assert_eq!(approve("bob").await, Answer::Applied);
+}
+
 #[tokio::test(start_paused = true)]
 async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     let store = in_memory();

@@ -21,14 +21,15 @@ const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const TASKS: [&str; 2] = ["one", "two"];
-/// In which the time passes.
-const JUMPS: [Duration; 4] = [
+/// In which the time passes. The last one is longer than anything is kept.
+const JUMPS: [Duration; 5] = [
     Duration::from_millis(1),
     Duration::from_secs(15 * 60),
     Duration::from_secs(20 * 60),
     Duration::from_secs(30 * 60 * 60),
+    Duration::from_secs(40 * 24 * 60 * 60),
 ];
-const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
+const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
 /// Numbers that look random, and are the same in every run.
 struct Draw(u64);
@@ -52,6 +53,8 @@ struct Known {
     terms: Option<Terms>,
     ballot: Ballot,
     warned: Option<u8>,
+    /// Until then what was said is kept.
+    kept: i64,
     listed: Option<i64>,
     /// When the question is forgotten, and nothing of what was said to it.
     gone: Option<i64>,
@@ -64,6 +67,12 @@ impl Known {
 
     fn is_open(&self, now: i64) -> bool {
         matches!(self.standing(now), Some(Standing::Open(_)))
+    }
+
+    /// Something is written down: for as long as the request can be decided, and a month more.
+    fn keep(&mut self, now: i64) {
+        let deadline = self.terms.as_ref().map(|terms| vote::deadline(terms, &self.ballot));
+        self.kept = deadline.unwrap_or(now).max(now) + 30 * DAY;
     }
 
     fn since(&self, now: i64) -> i64 {
@@ -145,6 +154,9 @@ impl Model {
             (self.park, self.alarm, self.gone) = (None, None, None);
         }
         for known in &mut self.known {
+            if known.kept <= now {
+                (known.ballot, known.warned) = (Ballot::default(), None);
+            }
             known.terms.take_if(|_| known.gone.is_some_and(|gone| gone <= now));
         }
     }
@@ -303,6 +315,7 @@ impl Pair {
             by: &decision.by,
             digest: &decision.digest,
             nonce: None,
+            in_quorum: decision.in_quorum,
             edited: decision.edited.is_some(),
         };
         let known = &mut self.model.known[n];
@@ -310,6 +323,9 @@ impl Pair {
         let expected = vote::decide(known.terms.as_ref(), &mut known.ballot, &vote, now);
         if (&known.ballot.digest, &known.ballot.nonce) != (&about.0, &about.1) {
             known.warned = None;
+        }
+        if matches!(expected, Answer::Applied | Answer::Counted { .. }) {
+            known.keep(now);
         }
         let (found, resume) = self.store.decide(decision).await.unwrap();
         assert_eq!(expected, found, "{decision:?}");
@@ -329,6 +345,7 @@ impl Pair {
         let expected = vote::extend(known.terms.as_ref(), &mut ballot, extension, now);
         if expected == Answer::Applied {
             (known.ballot, known.warned) = (ballot, None);
+            known.keep(now);
         }
         let found = self.store.extend(&self.ids()[n], by, is_operator, time).await.unwrap();
         assert_eq!(found, expected, "{by}");
@@ -347,6 +364,7 @@ impl Pair {
         }
         if expected {
             known.warned = Some(percent);
+            known.keep(now);
         }
         assert_eq!(self.store.warn(&self.ids()[n], percent).await.unwrap(), expected);
     }
@@ -443,6 +461,7 @@ impl Pair {
                 let question = &self.questions[n][draw.below(5) / 4];
                 let mut decision = Decision::on(question, draw.of(&PEOPLE), choice);
                 decision.id = format!("decision-{}", draw.below(4));
+                decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
                 self.decide(n, &decision).await;
             }

@@ -203,6 +203,32 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     }
 }
 
+/// Votes, more time and a decision are kept for as long as the request can be decided, and a month more.
+#[tokio::test]
+async fn what_was_said_lives_as_long_as_its_request() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let day: i64 = 24 * 60 * 60;
+    let question = Question { quorum: 2, expires_in: 90 * 24 * 3_600_000, ..Question::new("Pay?") };
+    Approvals::ask(&*store, question.clone()).await.unwrap();
+    let key = format!("cs:dec:{{cs}}:{}", question.id);
+    let kept = async |days: i64| {
+        let left: i64 = server.ask(&["TTL", &key]).await;
+        assert!((days * day - 600..=days * day + 1).contains(&left), "{left} of {days} days");
+    };
+    let approve = async |by| {
+        let decision = Decision::on(&question, by, Choice::Approve);
+        store.decide(&decision).await.unwrap().0
+    };
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    kept(120).await;
+    let extended = store.extend(&question.id, "ana", false, HOUR * 24 * 100).await.unwrap();
+    assert_eq!(extended, Answer::Applied);
+    kept(130).await;
+    assert_eq!(approve("bob").await, Answer::Applied);
+    kept(130).await;
+}
+
 #[tokio::test]
 async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     let Some(server) = Server::start().await else { return };
