@@ -22,7 +22,9 @@ pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 *
 pub(in crate::backend) const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Whoever publishes a resume message himself has done it by then.
 pub(in crate::backend) const OVERDUE: Duration = Duration::from_secs(1);
-/// Entries of the outbox that one sweep takes.
+/// Requests of services that may be over are looked at whenever another one is made: so many.
+pub(in crate::backend) const TIDIED: u32 = 32;
+/// Entries of the outbox, and overdue requests, that one sweep takes.
 pub(in crate::backend) const SWEPT: u32 = 500;
 
 /// What is to be done with a message of a task that may have been parked.
@@ -216,8 +218,8 @@ pub trait Approvals: sealed::Sealed {
     /// These questions, each as it was found.
     fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Found>, Error>>;
 
-    /// The open questions, and some that were decided: with the deadlines that they were asked with,
-    /// the nearest first. Passes over the first `from`, and gives at most `limit`.
+    /// The open questions, and some that were decided or have just expired, the nearest deadline first. One
+    /// that was given more time is listed by its first deadline until that has passed. Passes over the first `from`, and gives at most `limit`.
     fn pending(
         &self,
         from: usize,
@@ -246,7 +248,9 @@ pub trait Approvals: sealed::Sealed {
     /// A resume message is confirmed: its entry leaves the outbox.
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Entries of the outbox that are older than a second. Nobody else is given them for a while.
+    /// What workers are to send: entries of the outbox that are older than a second, and new ones for the
+    /// tasks whose requests are overdue by the store's clock. Nobody else is given them for a while.
+    /// Requests that are over leave the list of open ones.
     fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>>;
 
     /// Rings whenever something is decided: with its id, or with `None` when rings may have been

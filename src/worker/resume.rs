@@ -18,7 +18,8 @@ use crate::lifecycle::{Outcome, park};
 use crate::protocol::{Envelope, Message, TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
-/// How often the outbox is looked at.
+/// How often the outbox and the list of open requests are looked at: a deadline is noticed within two
+/// seconds.
 const SWEEP: Duration = Duration::from_secs(1);
 /// What only a newer worker can go on with is offered again after this long.
 const NEWER_PAUSE: Duration = Duration::from_secs(5);
@@ -212,7 +213,8 @@ async fn lost(crew: &Crew, queue: &Queue, envelope: &Envelope) -> Outcome {
     Outcome::Failed(Failure::state_lost())
 }
 
-/// Sends the resume messages that whoever decided has not sent, until it is stopped.
+/// Sends the resume messages that deciders have not sent, and those of tasks whose requests are overdue,
+/// until it is stopped.
 pub(super) fn sweep(crew: &Arc<Crew>, stop: CancellationToken) {
     let worker = Arc::clone(crew);
     tokio::spawn(async move {

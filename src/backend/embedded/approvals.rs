@@ -12,7 +12,7 @@ use super::store::EmbeddedStore;
 use super::txn::{Done, Txn};
 use super::{audit, journal, outbox, parks, questions};
 use crate::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
-use crate::backend::approvals::{DECISION_KEPT, stored_question};
+use crate::backend::approvals::{DECISION_KEPT, SWEPT, TIDIED, stored_question};
 use crate::backend::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
 use crate::lifecycle::vote::{self, Extension, Vote};
@@ -87,7 +87,8 @@ impl Approvals for EmbeddedStore {
             if questions::find(txn, &question.id)?.asking.is_some() {
                 return Ok(());
             }
-            Asking::new(&question, None, txn.now).store(txn, &question.id)
+            Asking::new(&question, None, txn.now).store(txn, &question.id)?;
+            questions::tidy(txn, TIDIED).map(drop)
         }))
     }
 
@@ -134,7 +135,11 @@ impl Approvals for EmbeddedStore {
     }
 
     fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>> {
-        Box::pin(self.db.write(|txn| outbox::overdue(txn)))
+        Box::pin(self.db.write(|txn| {
+            let mut resumes = outbox::overdue(txn)?;
+            resumes.extend(questions::tidy(txn, SWEPT)?);
+            Ok(resumes)
+        }))
     }
 
     fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {

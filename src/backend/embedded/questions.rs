@@ -9,9 +9,11 @@ use rusqlite::{Row, params};
 use serde::de::DeserializeOwned;
 
 use super::bells::Ring;
-use super::parks::milliseconds;
+use super::outbox;
+use super::parks::{self, milliseconds};
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, Choice, Digest, Question, Ruling, Standing};
+use crate::backend::Resume;
 use crate::backend::approvals::{ASKED_KEPT, nonce};
 use crate::lifecycle::park::Due;
 use crate::lifecycle::vote::{self, Ballot, Decided, Terms};
@@ -286,6 +288,43 @@ pub(super) fn listed(txn: &Txn<'_>, from: usize, limit: usize) -> Done<Vec<(Appr
     let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
     let listed = txn.all(list, [number(limit), number(from)], read)?;
     Ok(listed.into_iter().filter_map(|(id, at)| Some((ApprovalId::parse(&id)?, at))).collect())
+}
+
+/// Requests that are listed by a deadline that has passed, at most so many: one that was given more time is
+/// listed by its new deadline, any other leaves the list. A task that waits for one that has expired is to be
+/// resumed, as the outbox says from now on.
+pub(super) fn tidy(txn: &Txn<'_>, limit: u32) -> Done<Vec<Resume>> {
+    let passed = "SELECT id FROM questions WHERE listed < ? ORDER BY listed, id LIMIT ?";
+    let passed = txn.all(passed, params![txn.now, limit], |row| row.get::<_, String>(0))?;
+    let mut resumes: Vec<Resume> = Vec::new();
+    for id in passed.iter().filter_map(|id| ApprovalId::parse(id)) {
+        let case = find(txn, &id)?;
+        let standing = case.standing(txn.now);
+        if let Some(Standing::Open(deadline)) = standing {
+            let list = "UPDATE questions SET listed = ? WHERE id = ?";
+            txn.execute(list, params![deadline, id.as_str()])?;
+            continue;
+        }
+        let task = case.asking.and_then(|asking| asking.task).map(TaskId::from);
+        let is_asked = match &task {
+            Some(task) => parks::is_suspended(txn, task)?,
+            None => false,
+        };
+        let Some(task) = task.filter(|_| is_asked) else {
+            // Nobody else will.
+            retire(txn, &id, false)?;
+            continue;
+        };
+        strike(txn, &id)?;
+        if matches!(standing, Some(Standing::Expired(_)))
+            && let Some((number, queue)) = parks::waiting(txn, &task, &id)?
+            && let Some(resume) = outbox::leave(txn, &task, number, &queue, txn.now)?
+            && !resumes.contains(&resume)
+        {
+            resumes.push(resume);
+        }
+    }
+    Ok(resumes)
 }
 
 /// The questions that one transaction is about: each is read once.

@@ -12,7 +12,9 @@ use super::parks::{self, milliseconds, texts};
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
 };
-use crate::backend::approvals::{ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, stored_question};
+use crate::backend::approvals::{
+    ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, TIDIED, stored_question,
+};
 use crate::backend::{Asked, Found, Resume};
 use crate::error::Error;
 
@@ -25,18 +27,26 @@ pub(super) const OUTBOX: &str = "cs:outbox:{cs}";
 const DECIDE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("decide.lua"));
 const EXTEND: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("extend.lua"));
 const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("read.lua"));
-const ASK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("ask.lua"));
+const ASK: &str = concat!(
+    "#!lua\n",
+    include_str!("standing.lua"),
+    include_str!("tidy.lua"),
+    include_str!("ask.lua")
+);
 const WARN: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("warn.lua"));
-const SWEEP: &str = include_str!("sweep.lua");
-/// So many questions that may be over are looked at whenever another one is asked.
-const TIDIED: usize = 32;
+const SWEEP: &str = concat!(
+    "#!lua\n",
+    include_str!("standing.lua"),
+    include_str!("tidy.lua"),
+    include_str!("sweep.lua")
+);
 
 impl RedisStore {
     pub(super) async fn ask_outside(&self, question: Question) -> Result<(), Error> {
         let asked = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             let key = format!("cs:ask:{{cs}}:{}", question.id);
-            eval.cmd("EVAL").arg(session.script(ASK)).arg(2).arg(key).arg(PENDING);
+            eval.cmd("EVAL").arg(session.script(ASK)).arg(3).arg(key).arg(PENDING).arg(OUTBOX);
             parks::add_question(&mut eval, &question);
             eval.arg(TIDIED).arg(ASKED_KEPT.as_secs());
             eval
@@ -130,8 +140,8 @@ impl RedisStore {
     pub(super) async fn sweep_outbox(&self) -> Result<Vec<Resume>, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(1).arg(OUTBOX);
-            eval.arg(milliseconds(OVERDUE)).arg(SWEPT);
+            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(2).arg(OUTBOX).arg(PENDING);
+            eval.arg(milliseconds(OVERDUE)).arg(SWEPT).arg(ASKED_KEPT.as_secs());
             eval
         });
         let entries = texts(answers.await?, "sweep.lua")?;
