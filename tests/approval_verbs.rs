@@ -108,6 +108,27 @@ async fn a_question_is_extended_and_withdrawn_and_the_audit_has_both() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn approvers_and_operators_of_the_configuration_extend() {
+    let office = Office::open("operators = [\"eve\", \"dan\"]\n").await;
+    let question = Question { approvers: vec!["ana".into()], ..Question::new("Deploy?") };
+    let requested = office.client.request_approval(question).await.unwrap();
+    let id = requested.id().to_string();
+    let not_allowed = "this person may not decide it";
+    for (by, time, code, answer) in [
+        ("bob", "48h", 1, not_allowed),
+        ("eve", "48h", 0, "applied"),
+        ("ana", "72h", 0, "applied"),
+        ("ana", "1h", 1, "is never brought forward"),
+        ("bob", "1h", 1, not_allowed),
+    ] {
+        let (found, said) = office.say(&["extend", &id, "--by", by, time]).await;
+        let told = said[0]["answer"].as_str().unwrap();
+        assert!(found == Some(code) && told.contains(answer), "{by} {time}: {told}");
+    }
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn questions_are_watched_as_they_come_and_warnings_are_shown() {
     let office = Office::open("").await;
     let first = office.ask("First?").await;

@@ -35,6 +35,7 @@ fn policy(name: &str, then: Then, max: u64) -> AutoPolicy {
         max_risk: None,
         min: [].into(),
         max: [("/cents".to_owned(), max.into())].into(),
+        in_quorum: false,
         then,
         reason: Some(format!("by {name}")),
     }

@@ -10,7 +10,7 @@ use countersign::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{DemoWorker, Running, Server, approve, parked, queue_name, servers, shown};
+use support::{DemoWorker, Running, Server, approve, parked, queue_name, scratch, servers, shown};
 use tokio::sync::{Notify, oneshot};
 
 /// The first park of a fresh broker makes the whole delay ladder.
@@ -159,6 +159,43 @@ async fn a_run_that_ends_although_its_park_was_forgotten_is_not_lost() {
     parked(client, last.id()).await;
     assert!(!is_audited_as_lost(client, &id).await);
     running.drain().await;
+}
+
+/// A sweep resumes it: its wake message comes in an hour, as if that were gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_without_a_wake_message_goes_on_at_its_deadline() {
+    let file = scratch().join("parked.db");
+    for config in [
+        Config::new(&servers().broker_url, &servers().store_url).unwrap(),
+        Config::embedded(&format!("sqlite:{}", file.display())).unwrap(),
+    ] {
+        let config = Config { hold: Duration::ZERO, ..config };
+        let asking = |ctx: Context, _: Ask| async move {
+            ctx.approval("long").ask("Now?").expires_in(DEADLINE * 900).await?.approved()
+        };
+        let running =
+            Running::start_with(&config, |worker| worker.handle(asking, Policy::default())).await;
+        let client = &running.client;
+        let handle = client.enqueue(Ask {}).queue(&running.queue).await.unwrap();
+        parked(client, handle.id()).await;
+        let (id, passed) = (question(handle.id(), "long"), 1);
+        if config.is_embedded() {
+            let database = rusqlite::Connection::open(&file).unwrap();
+            database.busy_timeout(PATIENCE).unwrap();
+            let pass = "UPDATE questions SET deadline = ?1, listed = ?1 WHERE id = ?2";
+            assert_eq!(database.execute(pass, (passed, id.as_str())).unwrap(), 1);
+        } else {
+            let redis = redis::Client::open(servers().store_url).unwrap();
+            let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+            let mut pass = redis::pipe();
+            pass.cmd("HSET").arg(format!("cs:ask:{{cs}}:{id}")).arg("deadline").arg(passed);
+            pass.cmd("ZADD").arg("cs:pending:{cs}").arg(passed).arg(id.as_str());
+            pass.exec_async(&mut redis).await.unwrap();
+        }
+        let error = handle.result_within(PATIENCE).await.unwrap_err();
+        assert!(error.to_string().contains("nobody approved it in time"), "{error}");
+        running.drain().await;
+    }
 }
 
 async fn flush(redis: &Server) {

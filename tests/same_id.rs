@@ -101,6 +101,22 @@ impl Pool {
         }
     }
 
+    /// The note of a task's end is not kept for ever.
+    async fn forget_end(&self, id: &TaskId) {
+        match &self.file {
+            Some(file) => {
+                let database = rusqlite::Connection::open(file).unwrap();
+                database.busy_timeout(PATIENCE).unwrap();
+                database.execute("DELETE FROM parks WHERE task = ?", [id.as_str()]).unwrap();
+            }
+            None => {
+                let redis = redis::Client::open(servers().store_url).unwrap();
+                let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+                let _: u8 = redis.del(format!("cs:park:{{cs}}:{id}")).await.unwrap();
+            }
+        }
+    }
+
     async fn publish(&self, message: Message, queue: Queue) {
         let parcel = Parcel { message, queue, delay: None, timeout: PATIENCE };
         let _ = self.running.client.backends().broker.publish(parcel).await.unwrap();
@@ -168,7 +184,8 @@ async fn a_later_task_is_tried_again() {
 async fn an_id_whose_suspension_has_ended_is_suspended_again() {
     on_both(async |pool| {
         let id = new_id();
-        for (n, how) in [(1, "ask"), (2, "ask"), (1, "sleep"), (1, "sleep")] {
+        // The same message again asks again: a decision counts for one run of a task to its end.
+        for (n, how) in [(1, "ask"), (1, "ask"), (2, "ask"), (1, "sleep"), (1, "sleep")] {
             let before = pool.runs();
             let handle = pool.send(&id, n, how).await;
             if how == "ask" {
@@ -198,9 +215,7 @@ async fn a_redelivered_message_of_a_later_task_runs() {
             let mut message = envelope(&id, n, "ask").encode();
             message.mark_returned();
             pool.publish(message, Queue::new(&pool.running.queue)).await;
-            if n == 2 {
-                pool.approve(&id).await;
-            }
+            pool.approve(&id).await;
             let handle = pool.running.client.handle::<(usize, usize)>(id.as_str());
             assert_eq!(pool.result(handle).await.0, n);
         }
@@ -234,6 +249,57 @@ async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
         pool.approve(&id).await;
         assert_eq!(pool.result(second).await, (2, 3));
         assert_eq!(pool.runs(), 4);
+    })
+    .await;
+}
+
+/// Its workers were away for longer than the note of the task's end and the result are kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wake_message_that_outlived_the_note_of_the_end_is_a_dead_letter() {
+    on_both(async |pool| {
+        let client = &pool.running.client;
+        let (id, errback) = (new_id(), new_id());
+        let first = pool.send(&id, 1, "ask").await;
+        pool.approve(&id).await;
+        assert_eq!(pool.result(first).await, (1, 1));
+        pool.forget_result(&id).await;
+        pool.forget_end(&id).await;
+        let mut late = envelope(&id, 1, "ask");
+        let follow = json!({
+            "task": Work::NAME, "args": [], "kwargs": { "n": 7, "how": "" }, "immutable": true,
+            "options": { "task_id": errback }, "subtask_type": null,
+        });
+        late.embed = serde_json::value::to_raw_value(&json!({ "errbacks": [follow] })).unwrap();
+        let mut late = Ticket { kind: TicketKind::Wake, number: 1 }.on(late.encode());
+        let week = Duration::from_secs(7 * 24 * 60 * 60);
+        let now = client.backends().store.clock().await.unwrap();
+        let sent = now - i64::try_from(week.as_millis()).unwrap();
+        late.headers.insert("x-countersign-sent".into(), sent.into());
+        let resume = Queue::new(&pool.running.queue).resume();
+        pool.publish(late.clone(), resume.clone()).await;
+        let letters = client.dead_letters(&pool.running.queue);
+        let letter = async {
+            loop {
+                if let Some(letter) = letters.find(&id).await.unwrap() {
+                    return letter;
+                }
+                let status = client.status(&id).await.unwrap();
+                assert!(status.is_none(), "{status:?}");
+            }
+        };
+        let letter = timeout(PATIENCE, letter).await.unwrap();
+        assert!(letter.reason.as_ref().is_some_and(|it| it.contains("7 days")), "{letter:?}");
+        assert!(client.status(&id).await.unwrap().is_none(), "no result is stored");
+        assert!(client.status(&errback).await.unwrap().is_none());
+
+        // A younger one says that the state was lost.
+        late.headers.insert("x-countersign-sent".into(), (sent + 600_000).into());
+        pool.publish(late, resume).await;
+        let lost = client.handle::<(usize, usize)>(id.as_str());
+        let lost = lost.result_within(PATIENCE).await.unwrap_err();
+        assert_eq!(lost.failure().unwrap().exc_type, "StateLost");
+        let followed = client.handle::<(usize, usize)>(errback.as_str());
+        assert_eq!(pool.result(followed).await.0, 7);
     })
     .await;
 }

@@ -5,6 +5,8 @@ use serde_json::Value;
 
 use super::{ApprovalId, Choice, Digest, Question, name_fault};
 
+/// What the name of a policy begins with, where it decides.
+const POLICY: &str = "policy:";
 /// A reason is held under this.
 const MAX_REASON: usize = 4 * 1024;
 
@@ -17,12 +19,21 @@ pub struct Decision {
     pub approval: ApprovalId,
     /// The digest of the action that the person saw.
     pub digest: Digest,
+    /// The nonce of the request that the person saw: the decision counts for no other request, not even
+    /// for one that asks the same under the same id. Without one, the decision is about the request that
+    /// is there when it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
     /// Who decides.
     pub by: String,
     /// What.
     pub choice: Choice,
     /// Why. A rejection has one.
     pub reason: Option<String>,
+    /// A policy decides, and says that it counts towards a quorum of people. Otherwise a policy approves only
+    /// what one approval is enough for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub in_quorum: bool,
     /// The arguments that are approved in place of those that were asked for.
     pub edited: Option<Value>,
     /// The digest of the action with those. Written when the decision is taken; records from before
@@ -37,9 +48,11 @@ impl Decision {
             id: uuid::Uuid::new_v4().to_string(),
             approval: question.id.clone(),
             digest: question.digest(),
+            nonce: None,
             by: by.to_owned(),
             choice,
             reason: None,
+            in_quorum: false,
             edited: None,
             edited_digest: None,
         }
@@ -64,6 +77,12 @@ impl Decision {
         }
         name_fault(&self.by)
     }
+}
+
+/// Whether this is the name that a policy decides under.
+#[must_use]
+pub fn is_policy(by: &str) -> bool {
+    by.starts_with(POLICY)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::task::TaskId;
 
 pub use audit::{AuditEntry, Seal, SealKey, Verified};
 pub(crate) use audit::{KEPT, Verifier};
-pub use decision::Decision;
+pub use decision::{Decision, is_policy};
 pub use digest::Digest;
 pub use policy::{AutoPolicy, Then};
 
@@ -302,8 +302,13 @@ pub enum Answer {
     },
     /// What is asked has changed since it was read.
     DigestMismatch,
-    /// This person may not decide it.
+    /// This person may not decide it, or give it more time.
     NotAllowed,
+    /// It would have less time: a deadline is never brought forward.
+    Earlier {
+        /// Its deadline, in milliseconds.
+        deadline: i64,
+    },
     /// It is not asked any more.
     Withdrawn,
     /// There is no such question.
@@ -331,6 +336,9 @@ impl fmt::Display for Answer {
             Self::Expired { at } => write!(f, "its deadline passed at {}", date(*at)),
             Self::DigestMismatch => f.write_str("what is asked has changed: look at it again"),
             Self::NotAllowed => f.write_str("this person may not decide it"),
+            Self::Earlier { deadline } => {
+                write!(f, "its deadline is {}: it is never brought forward", date(*deadline))
+            }
             Self::Withdrawn => f.write_str("it was withdrawn"),
             Self::Unknown => f.write_str("there is no such approval"),
         }

@@ -26,6 +26,8 @@ pub struct AutoPolicy {
     pub min: BTreeMap<String, Number>,
     /// By JSON pointer into the action's arguments: a number that is there, and not above.
     pub max: BTreeMap<String, Number>,
+    /// Its approval counts as one of those that a quorum needs. All policies together have one vote.
+    pub in_quorum: bool,
     /// What is said.
     pub then: Then,
     /// Why. A rejection has one.
@@ -88,6 +90,7 @@ impl AutoPolicy {
         Some(Decision {
             id: format!("{by}:{}", decision.digest),
             reason: self.reason.clone(),
+            in_quorum: self.in_quorum,
             ..decision
         })
     }
@@ -139,6 +142,7 @@ mod tests {
             max_risk: None,
             min: BTreeMap::new(),
             max: BTreeMap::new(),
+            in_quorum: false,
             then,
             reason: None,
         }

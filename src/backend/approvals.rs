@@ -9,18 +9,22 @@ use tokio::sync::broadcast;
 use super::{Recorded, sealed};
 use crate::approval::{Answer, ApprovalId, Decision, Question, Ruling, Standing};
 use crate::error::{Error, Kind};
+use crate::lifecycle::park;
 use crate::protocol::{Message, TaskDigest, Ticket};
 use crate::task::TaskId;
 
-/// The note of a task's end outlives every wake.
-pub(in crate::backend) const ENDED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the note of a task's end is kept.
+pub(in crate::backend) const ENDED_KEPT: Duration =
+    Duration::from_millis(park::ENDED_KEPT.unsigned_abs());
 /// Questions of an ended task can be looked at for a week.
 pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// A decision outlives every rerun of its task.
+/// A decision outlives the runs of its task.
 pub(in crate::backend) const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Whoever publishes a resume message himself has done it by then.
 pub(in crate::backend) const OVERDUE: Duration = Duration::from_secs(1);
-/// Entries of the outbox that one sweep takes.
+/// Requests of services that may be over are looked at whenever another one is made: so many.
+pub(in crate::backend) const TIDIED: u32 = 32;
+/// Entries of the outbox, and overdue requests, that one sweep takes.
 pub(in crate::backend) const SWEPT: u32 = 500;
 
 /// What is to be done with a message of a task that may have been parked.
@@ -41,7 +45,8 @@ pub enum Taken {
     Over(Recorded),
     /// Look at it again after this long.
     Postpone(Duration),
-    /// The park is not there any more: the task has failed.
+    /// The park is not there any more: the task has failed, or has ended long ago. See
+    /// [`crate::lifecycle::park::is_lost`].
     StateLost,
     /// A newer Countersign has parked it.
     Newer,
@@ -114,6 +119,9 @@ impl Resume {
 pub struct Asked {
     /// What is asked.
     pub question: Question,
+    /// Which request it is: one that is made anew under the same id has another nonce. A request that
+    /// version 0.1 made has none.
+    pub nonce: Option<String>,
     /// How it stands.
     pub standing: Standing,
     /// When it was asked, in milliseconds.
@@ -210,8 +218,8 @@ pub trait Approvals: sealed::Sealed {
     /// These questions, each as it was found.
     fn asked(&self, ids: &[ApprovalId]) -> BoxFuture<'_, Result<Vec<Found>, Error>>;
 
-    /// The open questions, and some that were decided: with the deadlines that they were asked with,
-    /// the nearest first. Passes over the first `from`, and gives at most `limit`.
+    /// The open questions, and some that were decided or have just expired, the nearest deadline first. One
+    /// that was given more time is listed by its first deadline until that has passed. Passes over the first `from`, and gives at most `limit`.
     fn pending(
         &self,
         from: usize,
@@ -223,11 +231,13 @@ pub trait Approvals: sealed::Sealed {
     fn decide(&self, decision: &Decision)
     -> BoxFuture<'_, Result<(Answer, Option<Resume>), Error>>;
 
-    /// Gives a question this long from now.
+    /// Gives a request this long from now, with its audit entry, in one step; see
+    /// [`crate::lifecycle::vote::extend`].
     fn extend(
         &self,
         id: &ApprovalId,
         by: &str,
+        is_operator: bool,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>>;
 
@@ -238,7 +248,9 @@ pub trait Approvals: sealed::Sealed {
     /// A resume message is confirmed: its entry leaves the outbox.
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// Entries of the outbox that are older than a second. Nobody else is given them for a while.
+    /// What workers are to send: entries of the outbox that are older than a second, and new ones for the
+    /// tasks whose requests are overdue by the store's clock. Nobody else is given them for a while.
+    /// Requests that are over leave the list of open ones.
     fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>>;
 
     /// Rings whenever something is decided: with its id, or with `None` when rings may have been
@@ -247,6 +259,11 @@ pub trait Approvals: sealed::Sealed {
 
     /// Rings likewise whenever something is asked.
     fn questions(&self) -> broadcast::Receiver<Option<ApprovalId>>;
+}
+
+/// What no other request has.
+pub(in crate::backend) fn nonce() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
 }
 
 /// What of a question's format is read before the rest.

@@ -358,7 +358,7 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// Deletes the result of a task, its journal, its stream, its attempt and crash marks, and the record
     /// of its suspension, unless it is suspended or its result says that it is not finished. Without a
     /// result, a journal or a stream says that it may be running. Late messages of the task are still
-    /// told from new ones for a day. Gives up like [`Store::read`]; may be repeated.
+    /// told from new ones for eight days. Gives up like [`Store::read`]; may be repeated.
     fn forget(&self, id: &TaskId) -> BoxFuture<'_, Result<Forget, Error>>;
 
     /// Notes what somebody did. It is the proof by which a dead letter may be thrown away.

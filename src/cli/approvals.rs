@@ -54,7 +54,8 @@ pub(super) enum Approvals {
         #[arg(short, long)]
         message: String,
     },
-    /// Give a question this long from now
+    /// Give a request this long from now: its approvers may, and the names in approvals.operators.
+    /// A deadline is never brought forward
     Extend {
         #[command(flatten)]
         person: Person,

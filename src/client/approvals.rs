@@ -26,7 +26,7 @@ impl Asked {
     /// Yes, by this person.
     #[must_use]
     pub fn approve(&self, by: &str) -> Decision {
-        Decision::on(&self.question, by, Choice::Approve)
+        self.decision(by, Choice::Approve)
     }
 
     /// Yes, by this person, with these arguments in place of those that were asked for.
@@ -38,13 +38,17 @@ impl Asked {
     /// No, by this person, for this reason.
     #[must_use]
     pub fn reject(&self, by: &str, reason: impl Into<String>) -> Decision {
-        Decision::on(&self.question, by, Choice::Reject).because(reason)
+        self.decision(by, Choice::Reject).because(reason)
     }
 
     /// It is not to be asked any more.
     #[must_use]
     pub fn withdraw(&self, by: &str) -> Decision {
-        Decision::on(&self.question, by, Choice::Withdraw)
+        self.decision(by, Choice::Withdraw)
+    }
+
+    fn decision(&self, by: &str, choice: Choice) -> Decision {
+        Decision { nonce: self.nonce.clone(), ..Decision::on(&self.question, by, choice) }
     }
 }
 
@@ -187,7 +191,8 @@ impl Client {
         self.backends().store.resume_sent(resume).await
     }
 
-    /// Gives a question this long from now.
+    /// Gives a request this long from now. One of its approvers may, and the names in
+    /// `approvals.operators`; a deadline is never brought forward.
     ///
     /// # Errors
     /// A person without a name; the store does not answer.
@@ -200,7 +205,8 @@ impl Client {
         if let Some(fault) = name_fault(by) {
             return Err(Kind::Decision(fault).into());
         }
-        self.backends().store.extend(id, by, time).await
+        let is_operator = self.config().operators.iter().any(|name| name == by);
+        self.backends().store.extend(id, by, is_operator, time).await
     }
 
     /// Asks a question that no task waits for, for any service. It is there when this returns.

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Client;
 use super::sealer::Sealer;
-use crate::approval::{Answer, ApprovalId, AutoPolicy, Digest, Question, Standing};
+use crate::approval::{Answer, ApprovalId, AutoPolicy, Decision, Digest, Standing};
 use crate::backend::{Asked, Found};
 use crate::error::Error;
 use crate::lifecycle::warning;
@@ -54,10 +54,13 @@ struct Clerk<'c> {
 struct Case {
     /// The deadline that it was asked with: another one, and it was asked anew.
     deadline: i64,
-    /// Of what the policies have seen.
-    judged: Option<Digest>,
+    /// What the policies have seen.
+    judged: Option<Seen>,
     again: Option<Instant>,
 }
+
+/// The digest and the nonce of a request.
+type Seen = (Digest, Option<String>);
 
 impl Clerk<'_> {
     async fn run(mut self) {
@@ -153,15 +156,15 @@ impl Clerk<'_> {
         Some(case)
     }
 
-    async fn look_at(&self, asked: &Asked, judged: Option<Digest>) -> Result<Case, Error> {
+    async fn look_at(&self, asked: &Asked, judged: Option<Seen>) -> Result<Case, Error> {
         let Asked { question, standing, asked_at, read_at, warned, .. } = asked;
         let time = i64::try_from(question.expires_in).unwrap_or(i64::MAX);
         let first = asked_at.saturating_add(time);
         let Standing::Open(deadline) = *standing else {
             return Ok(Case { deadline: first, judged, again: None });
         };
-        let digest = question.digest();
-        let is_decided = judged.as_ref() != Some(&digest) && self.judge(question).await?;
+        let seen = (question.digest(), asked.nonce.clone());
+        let is_decided = judged.as_ref() != Some(&seen) && self.judge(asked).await?;
         if let Some(percent) = warning::latest(*asked_at, deadline, *read_at)
             && !is_decided
             && warned.is_none_or(|warned| warned < percent)
@@ -174,13 +177,14 @@ impl Clerk<'_> {
             let left = at.saturating_sub(*read_at).unsigned_abs();
             Instant::now() + Duration::from_millis(left).min(LONGEST)
         });
-        Ok(Case { deadline: first, judged: Some(digest), again })
+        Ok(Case { deadline: first, judged: Some(seen), again })
     }
 
     /// Says what the policies say. True: it is decided by that.
-    async fn judge(&self, question: &Question) -> Result<bool, Error> {
+    async fn judge(&self, Asked { question, nonce, .. }: &Asked) -> Result<bool, Error> {
         let policies = &self.client.config().policies;
         let Some(decision) = AutoPolicy::decide(policies, question) else { return Ok(false) };
+        let decision = Decision { nonce: nonce.clone(), ..decision };
         let (id, by, choice) = (&question.id, &decision.by, decision.choice.as_str());
         let answer = self.client.decide(&decision).await?;
         match &answer {

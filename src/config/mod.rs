@@ -22,6 +22,7 @@
 //! task = "billing.*"              # `*` is any text; also: action, requester
 //! max_risk = "medium"             # unless it is said, nothing irreversible is approved
 //! max = { "/cents" = 5000 }       # by JSON pointer into the action's arguments; also: min
+//! in_quorum = false               # true: its approval is one of those that a quorum needs
 //! then = "approve"                # or "reject", or "ask": a person decides
 //! reason = "under the limit"
 //! ```
@@ -84,6 +85,7 @@ pub struct Config {
     pub idempotency_expires: Duration,
     pub hold: Duration,
     pub lease: Duration,
+    pub operators: Vec<String>,
     pub seal_key: Option<SealKey>,
     pub policies: Vec<AutoPolicy>,
     pub worker: WorkerSettings,
@@ -225,6 +227,7 @@ impl Config {
             idempotency_expires: read.duration("client.idempotency_expires"),
             hold: read.duration("approvals.hold"),
             lease: read.duration("approvals.lease"),
+            operators: read.list("approvals.operators"),
             seal_key: read.seal_key("approvals.seal_key_file"),
             policies: Vec::new(),
             worker: WorkerSettings {

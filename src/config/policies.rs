@@ -10,8 +10,19 @@ use crate::approval::{AutoPolicy, Risk, Then, name_fault};
 
 /// Their place in `countersign.toml`.
 pub(super) const POLICIES: &str = "approvals.policy";
-const KEYS: [&str; 9] =
-    ["name", "task", "action", "requester", "max_risk", "min", "max", "then", "reason"];
+const KEYS: [&str; 10] = [
+    "name",
+    "task",
+    "action",
+    "requester",
+    "max_risk",
+    "min",
+    "max",
+    "in_quorum",
+    "then",
+    "reason",
+];
+const TRUTHS: [(&str, bool); 2] = [("true", true), ("false", false)];
 const RISKS: [(&str, Risk); 4] = [
     ("low", Risk::Low),
     ("medium", Risk::Medium),
@@ -43,6 +54,7 @@ fn policy(table: &Table, faults: &mut Vec<String>) -> AutoPolicy {
         max_risk: read.one_of("max_risk", &RISKS),
         min: read.bounds("min."),
         max: read.bounds("max."),
+        in_quorum: read.one_of("in_quorum", &TRUTHS).unwrap_or(false),
         then: read.one_of("then", &THENS).unwrap_or(Then::Ask),
         reason: read.text("reason").filter(|reason| !reason.trim().is_empty()),
     };

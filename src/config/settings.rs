@@ -170,6 +170,13 @@ pub const SETTINGS: &[Setting] = &[
         "how long a resumed task is left to its worker without a sign of life of it",
     ),
     setting(
+        "approvals.operators",
+        "COUNTERSIGN_APPROVALS_OPERATORS",
+        &[],
+        "",
+        "who may give any request more time, beside its approvers; names joined by commas",
+    ),
+    setting(
         "approvals.seal_key_file",
         "COUNTERSIGN_APPROVALS_SEAL_KEY_FILE",
         &[],

@@ -147,7 +147,8 @@ impl Sources {
         let mut policy = Table { origin: file.place(table.span().start), keys: BTreeMap::new() };
         for (name, offset, value) in table.get_ref().as_table().map_or_else(Vec::new, leaves) {
             let place = file.place(offset);
-            let number = value.as_float().map(ToString::to_string);
+            let float = value.as_float().map(ToString::to_string);
+            let number = float.or_else(|| value.as_bool().map(|truth| truth.to_string()));
             match number.or_else(|| text_of(value)) {
                 Some(text) => drop(policy.keys.insert(name, Given::new(text, place))),
                 None => self.faults.push(format!("{place}: {name} is {}", value.type_str())),

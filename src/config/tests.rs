@@ -90,12 +90,13 @@ fn a_queue_may_have_dots_in_its_name() {
 fn policies_are_read_in_their_order() {
     let text = "[approvals]\nhold = \"0s\"\n\
                 [[approvals.policy]]\nname = \"small\"\ntask = \"billing.*\"\naction = \"bank.pay\"\n\
-                requester = \"rita\"\nmax_risk = \"high\"\nthen = \"approve\"\n\
+                requester = \"rita\"\nmax_risk = \"high\"\nin_quorum = true\nthen = \"approve\"\n\
                 max = { \"/cents\" = 5000, \"/a.b\" = 1.5 }\nmin = { \"/cents\" = -1 }\n\
                 [[approvals.policy]]\nname = \"rest\"\nthen = \"reject\"\nreason = \"no\"\n";
     let policies = checked(text, &[]).unwrap().policies;
     assert_eq!((policies[0].name.as_str(), policies[0].then), ("small", Then::Approve));
     assert_eq!(policies[0].max_risk, Some(Risk::High));
+    assert!(policies[0].in_quorum && !policies[1].in_quorum);
     assert_eq!(
         (policies[0].max["/cents"].as_i64(), policies[0].min["/cents"].as_i64()),
         (Some(5000), Some(-1))

@@ -7,6 +7,15 @@ use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
 /// A wake comes at least this often, in milliseconds, to look whether its park is still there.
 pub const RECHECK: i64 = 60 * 60 * 1000;
+const DAY: i64 = 24 * 60 * 60 * 1000;
+/// A wake message that is younger than this, in milliseconds, and finds no record says that the store has
+/// lost the task. An older one may be of a task that has ended.
+pub const LOST_WITHIN: i64 = 7 * DAY;
+/// How long the note of a task's end is kept, in milliseconds. It outlives every message that was sent
+/// before the end and is younger than [`LOST_WITHIN`]; a message that a stalled worker sends within a day
+/// after the end, too.
+pub const ENDED_KEPT: i64 = LOST_WITHIN + DAY;
+
 /// A message that overtakes its own record is looked at again after this long, in milliseconds.
 const OVERTAKEN: i64 = 1000;
 
@@ -60,7 +69,8 @@ pub enum Take {
     Ack,
     /// Look at it again after so many milliseconds. Never ack it: who holds the claim may die.
     Postpone(i64),
-    /// The store has lost the park: the task has failed.
+    /// There is no record. The store has lost it, and the task has failed; or the task has ended so long
+    /// ago that the note of that is gone: see [`is_lost`].
     StateLost,
     /// A first message of a task whose suspension has ended. Its result says whether it is a copy that
     /// comes late, or the same message sent anew.
@@ -177,6 +187,13 @@ pub fn take(
     park.number = ticket.number;
     park.claim = Some(Claim { holder: holder.to_owned(), until: now + lease });
     Take::Claimed(ticket.number)
+}
+
+/// Whether a wake message that finds no record says that the store has lost the task. When the message was
+/// sent, the task had a record. A message of version 0.1 does not say when it was sent.
+#[must_use]
+pub fn is_lost(sent_at: Option<i64>, now: i64) -> bool {
+    sent_at.is_none_or(|sent_at| now.saturating_sub(sent_at) < LOST_WITHIN)
 }
 
 /// A run without a claim is about to send the wake message of its first park. That one is to find a

@@ -1,4 +1,4 @@
-//! What messages of parked tasks say about themselves, in one header of our own.
+//! What messages of parked tasks say about themselves, in headers of our own.
 
 use serde_json::{Value, json};
 
@@ -6,6 +6,8 @@ use super::{Headers, Message, Properties, Unreadable};
 use crate::task::TaskId;
 
 const TICKET: &str = "x-countersign-ticket";
+/// When a wake message was sent, in milliseconds by the store's clock. Version 0.1 does not write it.
+const SENT: &str = "x-countersign-sent";
 /// Numbers are exact in a script's doubles.
 const HIGHEST: u64 = 1 << 53;
 
@@ -67,6 +69,20 @@ impl Ticket {
     /// Takes what is written there off.
     pub fn remove(headers: &mut Headers) {
         headers.remove(TICKET);
+        headers.remove(SENT);
+    }
+
+    /// Writes on a wake message when it is sent.
+    #[must_use]
+    pub fn sent(mut message: Message, at: i64) -> Message {
+        message.headers.insert(SENT.into(), Value::from(at));
+        message
+    }
+
+    /// When a wake message was sent, if it says so.
+    #[must_use]
+    pub fn sent_at(message: &Message) -> Option<i64> {
+        message.headers.get(SENT).and_then(Value::as_i64)
     }
 
     /// The message by which a task is resumed. It has no arguments: they are in the store.
@@ -110,8 +126,10 @@ mod tests {
             message.headers.insert(TICKET.into(), forged);
             assert!(Ticket::read(&message).is_err());
         }
-        let mut message = message;
+        let mut message = Ticket::sent(message, 5);
+        assert_eq!(Ticket::sent_at(&message), Some(5));
         Ticket::remove(&mut message.headers);
         assert_eq!(Ticket::read(&message).unwrap(), None);
+        assert_eq!(Ticket::sent_at(&message), None);
     }
 }

@@ -309,6 +309,7 @@ pub(super) async fn send_wake(
     due: Duration,
 ) -> Result<(), Error> {
     let wake = Ticket { kind: TicketKind::Wake, number }.on(envelope.encode());
+    let wake = Ticket::sent(wake, crew.backends.store.clock().await?);
     let _ = settle::publish(crew, wake, queue.resume(), Some(due)).await?;
     Ok(())
 }

@@ -14,15 +14,19 @@ use super::{Crew, dead_letter, execute, settle};
 use crate::backend::{Deed, Delivery, Parcel, Queue, Resume, Taken};
 use crate::error::{Error, Failure};
 use crate::faults;
-use crate::lifecycle::Outcome;
+use crate::lifecycle::{Outcome, park};
 use crate::protocol::{Envelope, Message, TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
 
-/// How often the outbox is looked at.
+/// How often the outbox and the list of open requests are looked at: a deadline is noticed within two
+/// seconds.
 const SWEEP: Duration = Duration::from_secs(1);
 /// What only a newer worker can go on with is offered again after this long.
 const NEWER_PAUSE: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Of a wake message whose task may have ended, although nothing says so any more.
+const OUTLIVED: &str = "this wake message is over 7 days old, and the store knows nothing of its task any \
+    more: the task has probably ended, and its result is left as it is. If it has not, replay this message";
 
 /// Says whether this delivery is to be run, and settles it if not. Only a message that says that
 /// its task was parked, or that may have been run before, costs a question to the store.
@@ -163,11 +167,28 @@ async fn put_off(crew: &Crew, queue: &Queue, claim: &Claim, delivery: Delivery, 
     if delivery.redelivered {
         copy.mark_returned();
     }
+    // The task has a record now: a copy of its wake message that comes late says so.
+    if let Ok(Some(Ticket { kind: TicketKind::Wake, .. })) = Ticket::read(&copy)
+        && let Some(now) = clock(crew).await
+    {
+        copy = Ticket::sent(copy, now);
+    }
     settle::send_on(crew, &claim.home(queue), delivery, copy, pause, async {}).await;
 }
 
-/// The store has lost the park of a task: nobody can decide it any more, so it has failed.
+/// The store's clock; `None` when the worker gives up.
+async fn clock(crew: &Crew) -> Option<i64> {
+    crew.give_up.run_until_cancelled(crew.backends.store.clock()).await?.ok()
+}
+
+/// The store has lost the park of a task: nobody can decide it any more, so it has failed. Unless its wake
+/// message is so old that the task may have ended, and the note of that be gone.
 async fn end_lost(crew: &Arc<Crew>, queue: &Queue, delivery: Delivery, claim: Claim) {
+    match clock(crew).await.map(|now| park::is_lost(Ticket::sent_at(&delivery.message), now)) {
+        Some(true) => {}
+        Some(false) => return dead_letter::bury(crew, queue, delivery, OUTLIVED, async {}).await,
+        None => return drop(delivery.release()),
+    }
     match Envelope::decode(&delivery.message, crew.config.max_arguments) {
         Ok(mut envelope) => {
             Ticket::remove(&mut envelope.headers);
@@ -192,7 +213,8 @@ async fn lost(crew: &Crew, queue: &Queue, envelope: &Envelope) -> Outcome {
     Outcome::Failed(Failure::state_lost())
 }
 
-/// Sends the resume messages that whoever decided has not sent, until it is stopped.
+/// Sends the resume messages that deciders have not sent, and those of tasks whose requests are overdue,
+/// until it is stopped.
 pub(super) fn sweep(crew: &Arc<Crew>, stop: CancellationToken) {
     let worker = Arc::clone(crew);
     tokio::spawn(async move {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::approval::{Action, Answer, ApprovalId, Question, Risk, Standing};
+use countersign::approval::{Action, Answer, ApprovalId, AuditEntry, Question, Risk, Standing};
 use countersign::backend::{Asked, Capability, Found, Store};
 use serde_json::json;
 use tokio::sync::broadcast;
@@ -22,6 +22,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(open_questions_are_listed_by_their_deadlines),
         promise(after_its_deadline_a_question_is_expired_whoever_looks),
         promise(a_question_may_be_given_more_time),
+        promise(only_approvers_and_operators_give_more_time),
         promise(what_is_over_is_given_no_more_time),
         promise(people_are_warned_once_for_each_part_of_its_time),
         promise(one_of_many_clerks_warns),
@@ -144,7 +145,7 @@ async fn open_questions_are_listed_by_their_deadlines(ground: Ground) {
     assert_eq!(store.pending(0, 0).await.unwrap(), []);
     // With the deadline that it was asked with.
     let last = &wanted[4];
-    assert_eq!(store.extend(&last.0, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&last.0, "ana", false, 24 * HOUR).await.unwrap(), Answer::Applied);
     assert!(store.pending(0, 10).await.unwrap().contains(last));
 }
 
@@ -170,26 +171,50 @@ async fn a_question_may_be_given_more_time(ground: Ground) {
     let Ground { store, .. } = &ground;
     let question = ask(store, question("Pay?")).await;
     let before = store.clock().await.unwrap();
-    let extended = store.extend(&question.id, "ana", Duration::from_secs(60)).await.unwrap();
+    let extended = store.extend(&question.id, "ana", false, 2 * HOUR).await.unwrap();
     let after = store.clock().await.unwrap();
     assert_eq!(extended, Answer::Applied);
-    let shorter = deadline(store, &question).await;
-    assert!((before..=after).contains(&(shorter - 60_000)), "counted from now");
-    store.extend(&question.id, "ana", 24 * HOUR).await.unwrap();
-    assert!(deadline(store, &question).await > shorter);
+    let later = deadline(store, &question).await;
+    assert!((before..=after).contains(&(later - 2 * 3_600_000)), "counted from now");
+    let earlier = store.extend(&question.id, "ana", false, HOUR).await.unwrap();
+    assert_eq!(earlier, Answer::Earlier { deadline: later });
+    assert_eq!(deadline(store, &question).await, later);
     let fields = store.audit_entries(1).await.unwrap().remove(0).fields;
     for (name, value) in [("what", "extend"), ("approval", question.id.as_str()), ("by", "ana")] {
         assert!(fields.contains(&(name.to_owned(), value.to_owned())), "{fields:?}");
     }
-    // The new deadline is one.
-    store.extend(&question.id, "ana", Duration::from_millis(1)).await.unwrap();
-    let is_expired = async || matches!(read(store, &question).await.standing, Standing::Expired(_));
-    eventually("it has expired", is_expired).await;
+}
+
+/// With `on_timeout = approve`, a deadline that anybody moves would be an approval that anybody gives.
+async fn only_approvers_and_operators_give_more_time(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let named = vec!["ana".to_owned(), "bob the 2nd".to_owned()];
+    for (approvers, by, is_operator, answer) in [
+        (&named, "ana", false, Answer::Applied),
+        (&named, "bob the 2nd", false, Answer::Applied),
+        (&named, "bob", false, Answer::NotAllowed),
+        (&named, "", false, Answer::NotAllowed),
+        (&named, "rita", false, Answer::NotAllowed),
+        (&named, "eve", true, Answer::Applied),
+        (&vec![], "eve", false, Answer::Applied),
+        (&vec![], "rita", false, Answer::NotAllowed),
+    ] {
+        let (approvers, requester) = (approvers.clone(), Some("rita".to_owned()));
+        let question = ask(store, Question { approvers, requester, ..question("Pay?") }).await;
+        let before = deadline(store, &question).await;
+        let told = store.extend(&question.id, by, is_operator, 24 * HOUR).await.unwrap();
+        assert_eq!(told, answer, "{by}, {is_operator}");
+        assert_eq!(deadline(store, &question).await > before, answer == Answer::Applied);
+    }
+    let extended = |entry: &AuditEntry| entry.fields.contains(&("what".into(), "extend".into()));
+    let entries = store.audit_entries(100).await.unwrap();
+    assert_eq!(entries.iter().filter(|entry| extended(entry)).count(), 4);
 }
 
 async fn what_is_over_is_given_no_more_time(ground: Ground) {
     let Ground { store, .. } = &ground;
-    let extend = async |question: &Question| store.extend(&question.id, "ana", HOUR).await.unwrap();
+    let extend =
+        async |question: &Question| store.extend(&question.id, "ana", false, HOUR).await.unwrap();
     assert_eq!(extend(&question("Nobody asks")).await, Answer::Unknown);
     assert!(matches!(extend(&expired(store).await).await, Answer::Expired { .. }));
     let decided = ask(store, question("Pay?")).await;
@@ -206,12 +231,10 @@ async fn what_is_over_is_given_no_more_time(ground: Ground) {
 
 async fn people_are_warned_once_for_each_part_of_its_time(ground: Ground) {
     let Ground { store, .. } = &ground;
-    let question = ask(store, Question { expires_in: 5_000_000, ..question("Pay?") }).await;
+    let question = ask(store, Question { expires_in: 30_000, ..question("Pay?") }).await;
     let warn = async |percent| store.warn(&question.id, percent).await.unwrap();
     assert!(!warn(50).await, "it is too early");
     assert_eq!(read(store, &question).await.warned, None);
-    // One percent of its time is soon over now.
-    store.extend(&question.id, "ana", Duration::from_secs(30)).await.unwrap();
     eventually("it is time", async || warn(1).await).await;
     assert!(!warn(1).await, "once");
     assert!(!warn(90).await, "it is too early");

@@ -32,6 +32,7 @@ mod outbox;
 mod parks;
 mod presence;
 mod promise;
+mod requests;
 mod results;
 mod revocations;
 mod rules;
@@ -57,6 +58,7 @@ fn promises() -> Vec<Promise> {
         parks::promises(),
         forget::promises(),
         approvals::promises(),
+        requests::promises(),
         verdicts::promises(),
         outbox::promises(),
         audit::promises(),

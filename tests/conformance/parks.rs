@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use countersign::TaskId;
-use countersign::approval::{ApprovalId, Choice, Decision, Question, Standing};
+use countersign::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
 use countersign::backend::{Capability, Deed, Parked, Parking, Taken};
 use countersign::lifecycle::park::RECHECK;
 use countersign::protocol::{Message, TaskDigest, Ticket, TicketKind};
@@ -47,8 +47,8 @@ fn ticket(kind: TicketKind, number: u64) -> Ticket {
 }
 
 const ORIGINAL: TicketKind = TicketKind::Original;
-const RESUME: TicketKind = TicketKind::Resume;
-const WAKE: TicketKind = TicketKind::Wake;
+pub(crate) const RESUME: TicketKind = TicketKind::Resume;
+pub(crate) const WAKE: TicketKind = TicketKind::Wake;
 
 /// A task that asks, and the questions that it has.
 pub(crate) struct Asker {
@@ -113,7 +113,7 @@ pub(crate) async fn parked(ground: &Ground) -> Asker {
     asker
 }
 
-fn is_claimed(taken: &Taken, wanted: u64) -> bool {
+pub(crate) fn is_claimed(taken: &Taken, wanted: u64) -> bool {
     matches!(taken, Taken::Claimed { number, .. } if *number == wanted)
 }
 
@@ -332,7 +332,7 @@ async fn what_is_asked_no_more_is_withdrawn(ground: Ground) {
     assert_eq!(standing("a").await, Standing::Decided(Choice::Withdraw));
     assert!(matches!(standing("b").await, Standing::Open(_)));
     let (answer, resume) = store.decide(&approve(&asker.question("a"), "ana")).await.unwrap();
-    assert_eq!((answer, resume), (countersign::approval::Answer::Withdrawn, None));
+    assert_eq!((answer, resume), (Answer::Withdrawn, None));
     // A later run asks it anew.
     asker.park(&ground, 3, &["a", "b"]).await;
     assert!(matches!(standing("a").await, Standing::Open(_)));
@@ -368,7 +368,7 @@ async fn a_reopened_task_was_never_parked(ground: Ground) {
 }
 
 /// It fails, and is replayed.
-async fn reopen(ground: &Ground, asker: &Asker) {
+pub(crate) async fn reopen(ground: &Ground, asker: &Asker) {
     ground.finish(asker.id(), "FAILURE", "").await;
     ground.store.end_parked(asker.id(), None).await.unwrap();
     let (id, queue, by) = (asker.id().clone(), "q.dead".into(), "ana".into());
@@ -380,13 +380,14 @@ async fn a_reopened_task_asks_anew_with_all_of_its_time(ground: Ground) {
     let asker = parked(&ground).await;
     let question = asker.question("pay");
     let standing = async || read(&ground.store, &question).await.standing;
-    ground.store.extend(&question.id, "ana", Duration::from_millis(1)).await.unwrap();
-    let is_expired = async || matches!(standing().await, Standing::Expired(_));
-    eventually("it has expired", is_expired).await;
+    let extended = ground.store.extend(&question.id, "ana", false, 3 * HOUR).await.unwrap();
+    assert_eq!(extended, Answer::Applied);
+    let Standing::Open(before) = standing().await else { panic!("{:?}", standing().await) };
     reopen(&ground, &asker).await;
     let parked = asker.park(&ground, 1, &["pay"]).await;
     assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
-    assert!(matches!(standing().await, Standing::Open(_)), "{:?}", standing().await);
+    let Standing::Open(deadline) = standing().await else { panic!("{:?}", standing().await) };
+    assert!(deadline < before - 3_600_000, "{before} {deadline}");
 }
 
 fn other() -> TaskDigest {

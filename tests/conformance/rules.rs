@@ -20,7 +20,7 @@ const LEASE: i64 = 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const NAMES: [&str; 2] = ["one", "two"];
-const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
+const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
 /// Numbers that look random, and are the same in every run.
 struct Draw(u64);
@@ -44,6 +44,8 @@ struct Model {
     asked: Vec<usize>,
     terms: [Option<Terms>; 2],
     ballots: [Ballot; 2],
+    /// So many requests were made: each has a nonce of its own.
+    requests: u32,
 }
 
 impl Model {
@@ -58,11 +60,14 @@ impl Model {
     }
 
     fn ask(&mut self, n: usize, question: &Question) {
-        let is_over = self.terms[n].as_ref().is_some_and(|it| it.withdrawn)
-            && self.ballots[n].decided.is_none();
-        if self.terms[n].is_none() || is_over {
+        let (awaits, ballot, digest) =
+            (self.asked.contains(&n), &self.ballots[n], question.digest());
+        let stays = |terms| vote::stays(terms, ballot, &digest, awaits, 0);
+        if !self.terms[n].as_ref().is_some_and(stays) {
+            self.requests += 1;
             self.terms[n] = Some(Terms {
-                digest: question.digest(),
+                digest,
+                nonce: Some(self.requests.to_string()),
                 asked_at: 0,
                 deadline: LEASE,
                 quorum: question.quorum,
@@ -110,7 +115,8 @@ impl Pair {
         };
         let questions = [question("first", quorum), question("second", 1)];
         let ballots = [Ballot::default(), Ballot::default()];
-        let model = Model { park: None, asked: Vec::new(), terms: [None, None], ballots };
+        let (park, asked, terms) = (None, Vec::new(), [None, None]);
+        let model = Model { park, asked, terms, ballots, requests: 0 };
         Self { store, asker, questions, model }
     }
 
@@ -173,6 +179,8 @@ impl Pair {
             choice: decision.choice,
             by: &decision.by,
             digest: &decision.digest,
+            nonce: None,
+            in_quorum: decision.in_quorum,
             edited: decision.edited.is_some(),
         };
         let expected =
@@ -233,6 +241,7 @@ impl Pair {
                 let mut decision =
                     decision(&self.questions[which], draw.of(&PEOPLE), draw.of(&choices));
                 decision.id = format!("decision-{}", draw.below(4));
+                decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
                 if draw.below(6) == 0 {
                     decision.digest = "0".repeat(64).into();

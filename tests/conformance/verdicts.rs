@@ -23,6 +23,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(who_asks_does_not_approve),
         promise(only_what_is_editable_is_edited),
         promise(a_quorum_counts_people),
+        promise(a_policy_is_no_person_of_a_quorum_unless_it_says_so),
         promise(one_rejection_is_enough),
         promise(a_withdrawn_question_is_not_decided),
     ]
@@ -34,9 +35,11 @@ pub(crate) fn decision(question: &Question, by: &str, choice: Choice) -> Decisio
         id: TaskId::random().to_string(),
         approval: question.id.clone(),
         digest: question.digest(),
+        nonce: None,
         by: by.into(),
         choice,
         reason: (choice == Choice::Reject).then(|| "too much".into()),
+        in_quorum: false,
         edited: None,
         edited_digest: None,
     }
@@ -220,6 +223,28 @@ async fn a_quorum_counts_people(ground: Ground) {
     assert_eq!((asked.votes, asked.decision), (3, Some(last)));
     let late = decide(store, &approve(&question, "dan")).await;
     assert!(matches!(&late, Answer::AlreadyDecided { by, .. } if by == "eve"), "{late:?}");
+}
+
+async fn a_policy_is_no_person_of_a_quorum_unless_it_says_so(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let asked = ask(store, Question { quorum: 2, ..question("Pay?") }).await;
+    let policy = |name: &str, in_quorum| Decision {
+        in_quorum,
+        ..approve(&asked, &format!("policy:{name}"))
+    };
+    assert_eq!(decide(store, &policy("small", false)).await, Answer::NotAllowed);
+    let counted = |votes| Answer::Counted { votes, quorum: 2 };
+    assert_eq!(decide(store, &policy("small", true)).await, counted(1));
+    assert_eq!(decide(store, &policy("renamed", true)).await, counted(1));
+    assert_eq!(decide(store, &policy("small", true)).await, counted(1));
+    assert_eq!(read(store, &asked).await.votes, 1);
+    assert_eq!(decide(store, &approve(&asked, "ana")).await, Answer::Applied);
+    // One rejection is enough, and one approval where one is asked for.
+    for (quorum, choice) in [(2, Choice::Reject), (1, Choice::Approve)] {
+        let asked = ask(store, Question { quorum, ..question("Pay?") }).await;
+        let told = decide(store, &decision(&asked, "policy:small", choice)).await;
+        assert_eq!(told, Answer::Applied, "{choice:?} of {quorum}");
+    }
 }
 
 async fn one_rejection_is_enough(ground: Ground) {

@@ -12,10 +12,10 @@ use super::store::EmbeddedStore;
 use super::txn::{Done, Txn};
 use super::{audit, journal, outbox, parks, questions};
 use crate::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
-use crate::backend::approvals::{DECISION_KEPT, stored_question};
+use crate::backend::approvals::{DECISION_KEPT, SWEPT, TIDIED, stored_question};
 use crate::backend::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
-use crate::lifecycle::vote::{self, Vote};
+use crate::lifecycle::vote::{self, Extension, Vote};
 use crate::lifecycle::warning;
 use crate::protocol::{TaskDigest, Ticket, TicketKind};
 use crate::task::TaskId;
@@ -87,7 +87,8 @@ impl Approvals for EmbeddedStore {
             if questions::find(txn, &question.id)?.asking.is_some() {
                 return Ok(());
             }
-            Asking::new(&question, None, txn.now).store(txn, &question.id)
+            Asking::new(&question, None, txn.now).store(txn, &question.id)?;
+            questions::tidy(txn, TIDIED).map(drop)
         }))
     }
 
@@ -116,10 +117,11 @@ impl Approvals for EmbeddedStore {
         &self,
         id: &ApprovalId,
         by: &str,
+        is_operator: bool,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>> {
         let (id, by) = (id.clone(), by.to_owned());
-        Box::pin(self.db.write(move |txn| extend(txn, &id, &by, time)))
+        Box::pin(self.db.write(move |txn| extend(txn, &id, (&by, is_operator), time)))
     }
 
     fn warn(&self, id: &ApprovalId, percent: u8) -> BoxFuture<'_, Result<bool, Error>> {
@@ -133,7 +135,11 @@ impl Approvals for EmbeddedStore {
     }
 
     fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>> {
-        Box::pin(self.db.write(|txn| outbox::overdue(txn)))
+        Box::pin(self.db.write(|txn| {
+            let mut resumes = outbox::overdue(txn)?;
+            resumes.extend(questions::tidy(txn, SWEPT)?);
+            Ok(resumes)
+        }))
     }
 
     fn decisions(&self) -> broadcast::Receiver<Option<ApprovalId>> {
@@ -155,10 +161,11 @@ fn asked(txn: &Txn<'_>, id: &ApprovalId) -> Done<Found> {
         Ok(question) => question,
         Err(error) => return Ok(Found::Unreadable(standing, error)),
     };
-    let votes = said.ballot.of(&terms.digest).map(|ballot| ballot.votes.len());
+    let votes = said.ballot.of(&terms).map(|ballot| ballot.votes.len());
     let decision = said.document.filter(|_| votes.is_some());
     Ok(Found::Asked(Box::new(Asked {
         question,
+        nonce: terms.nonce.clone(),
         standing,
         asked_at: terms.asked_at,
         at: vote::since(&terms, &said.ballot, txn.now),
@@ -178,10 +185,13 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
     else {
         return Ok((Answer::Unknown, None));
     };
-    let was_of_another = said.turn_to(&terms.digest);
+    let was_of_another = said.turn_to(&terms);
+    let deadline = vote::deadline(&terms, &said.ballot);
     let votes = said.ballot.votes.len();
     let (choice, edited) = (*choice, edited.is_some());
-    let vote = Vote { decision: name, choice, by, digest, edited };
+    let nonce = decision.nonce.as_deref();
+    let in_quorum = decision.in_quorum;
+    let vote = Vote { decision: name, choice, by, digest, nonce, in_quorum, edited };
     let answer = vote::decide(Some(&terms), &mut said.ballot, &vote, txn.now);
     let is_applied = answer == Answer::Applied;
     if !is_applied && !matches!(answer, Answer::Counted { .. }) {
@@ -201,8 +211,7 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
         audit::add(txn, &fields)?;
     }
     said.document = is_applied.then_some(document);
-    let expires = txn.now + milliseconds(DECISION_KEPT);
-    said.store(txn, approval, &terms.digest, Some(expires))?;
+    said.store(txn, approval, kept_until(deadline, txn.now))?;
     if !is_applied {
         return Ok((answer, None));
     }
@@ -219,21 +228,32 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
     Ok((answer, resume))
 }
 
+/// Until when what was said is kept: for as long as the request can be decided, and a while more.
+fn kept_until(deadline: i64, now: i64) -> i64 {
+    deadline.max(now).saturating_add(milliseconds(DECISION_KEPT))
+}
+
 /// Gives a question more time.
-fn extend(txn: &Txn<'_>, id: &ApprovalId, by: &str, time: Duration) -> Done<Answer> {
+fn extend(
+    txn: &Txn<'_>,
+    id: &ApprovalId,
+    (by, is_operator): (&str, bool),
+    time: Duration,
+) -> Done<Answer> {
     let Case { asking: Some(Asking { terms, task, .. }), mut said } = questions::find(txn, id)?
     else {
         return Ok(Answer::Unknown);
     };
-    said.turn_to(&terms.digest);
+    said.turn_to(&terms);
     let until = txn.now + milliseconds(time);
-    let answer = vote::extend(Some(&terms), &mut said.ballot, until, txn.now);
+    let extension = Extension { by, is_operator, until };
+    let answer = vote::extend(Some(&terms), &mut said.ballot, extension, txn.now);
     if answer != Answer::Applied {
         return Ok(answer);
     }
     // People are warned of the new deadline anew.
     said.warned = None;
-    said.store(txn, id, &terms.digest, None)?;
+    said.store(txn, id, kept_until(until, txn.now))?;
     let (task, until) = (task.unwrap_or_default(), until.to_string());
     let what = [("what", "extend"), ("approval", id.as_str()), ("task", &task)];
     audit::add(txn, &[&what[..], &[("by", by), ("until", &until)]].concat())?;
@@ -250,13 +270,12 @@ fn warn(txn: &Txn<'_>, id: &ApprovalId, percent: u8) -> Done<bool> {
     let Standing::Open(deadline) = vote::standing(&terms, &said.ballot, txn.now) else {
         return Ok(false);
     };
-    said.turn_to(&terms.digest);
+    said.turn_to(&terms);
     if !warning::is_new(terms.asked_at, deadline, said.warned, percent, txn.now) {
         return Ok(false);
     }
     said.warned = Some(percent);
-    let expires = deadline.saturating_add(milliseconds(DECISION_KEPT));
-    said.store(txn, id, &terms.digest, Some(expires))?;
+    said.store(txn, id, kept_until(deadline, txn.now))?;
     let task = task.unwrap_or_default();
     let (percent, deadline) = (percent.to_string(), deadline.to_string());
     let what = [("what", "warn"), ("approval", id.as_str()), ("task", &task)];

@@ -16,7 +16,8 @@ const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Columns that files of this version may lack. Older processes go on working beside them: they name
 /// the columns that they read and write, and what they replace has none of these.
-const ADDED: [(&str, &str); 2] = [("parks", "digest"), ("left_by", "digest")];
+const ADDED: [(&str, &str); 4] =
+    [("parks", "digest"), ("left_by", "digest"), ("questions", "nonce"), ("ballots", "nonce")];
 /// How long another process may keep the file locked.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const STATEMENTS: usize = 128;

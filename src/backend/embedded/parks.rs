@@ -233,6 +233,11 @@ pub(super) fn is_known(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
     Ok(find(txn, task)?.is_some())
 }
 
+/// Whether the task may still ask after its requests.
+pub(super) fn is_suspended(txn: &Txn<'_>, task: &TaskId) -> Done<bool> {
+    Ok(find(txn, task)?.is_some_and(|row| !row.park.ended))
+}
+
 /// The number and the queue of a task's park, if it waits for this question.
 pub(super) fn waiting(
     txn: &Txn<'_>,

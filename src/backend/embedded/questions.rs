@@ -9,10 +9,12 @@ use rusqlite::{Row, params};
 use serde::de::DeserializeOwned;
 
 use super::bells::Ring;
-use super::parks::milliseconds;
+use super::outbox;
+use super::parks::{self, milliseconds};
 use super::txn::{Done, Txn};
 use crate::approval::{ApprovalId, Choice, Digest, Question, Ruling, Standing};
-use crate::backend::approvals::ASKED_KEPT;
+use crate::backend::Resume;
+use crate::backend::approvals::{ASKED_KEPT, nonce};
 use crate::lifecycle::park::Due;
 use crate::lifecycle::vote::{self, Ballot, Decided, Terms};
 use crate::task::TaskId;
@@ -21,8 +23,8 @@ const FIND: &str = "\
     SELECT q.digest AS digest, q.deadline AS deadline, q.quorum AS quorum, \
       q.requester AS requester, q.self_approval AS self_approval, q.approvers AS approvers, \
       q.editable AS editable, q.open AS open, q.task AS task, q.at AS asked_at, \
-      q.document AS question, \
-      b.digest AS said_of, b.votes AS votes, b.decision AS decision_id, b.choice AS choice, \
+      q.document AS question, q.nonce AS nonce, \
+      b.digest AS said_of, b.nonce AS said_to, b.votes AS votes, b.decision AS decision_id, b.choice AS choice, \
       b.by AS by, b.at AS decided_at, b.extended AS extended, b.warned AS warned, \
       b.document AS decision \
     FROM (SELECT ?1 AS id) AS k \
@@ -117,6 +119,7 @@ impl Asking {
         let time = i64::try_from(question.expires_in).unwrap_or(i64::MAX);
         let terms = Terms {
             digest: question.digest(),
+            nonce: Some(nonce()),
             asked_at: now,
             deadline: now.saturating_add(time),
             quorum: question.quorum,
@@ -132,12 +135,12 @@ impl Asking {
 
     /// Stores it, among the open ones, and rings.
     pub(super) fn store(&self, txn: &mut Txn<'_>, id: &ApprovalId) -> Done<()> {
-        let Terms { digest, asked_at, deadline, quorum, requester, .. } = &self.terms;
+        let Terms { digest, nonce, asked_at, deadline, quorum, requester, .. } = &self.terms;
         let Terms { self_approval, approvers, editable, withdrawn, .. } = &self.terms;
         let approvers = serde_json::json!(approvers).to_string();
         let put = "INSERT OR REPLACE INTO questions (id, digest, deadline, quorum, requester, \
-                   self_approval, approvers, editable, open, task, at, listed, document) \
-                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?3, ?12)";
+                   self_approval, approvers, editable, open, task, at, listed, document, nonce) \
+                   VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?3, ?12, ?13)";
         txn.execute(
             put,
             params![
@@ -152,7 +155,8 @@ impl Asking {
                 !withdrawn,
                 self.task,
                 asked_at,
-                self.document
+                self.document,
+                nonce
             ],
         )?;
         txn.ring(Ring::Asked(Some(id.clone())));
@@ -161,35 +165,29 @@ impl Asking {
 }
 
 impl Said {
-    /// Forgets what was said to another question under the same id. True: there was such a thing.
-    pub(super) fn turn_to(&mut self, digest: &Digest) -> bool {
-        if self.ballot.of(digest).is_some() {
+    /// Forgets what was said to another request under the same id. True: there was such a thing.
+    pub(super) fn turn_to(&mut self, terms: &Terms) -> bool {
+        if self.ballot.of(terms).is_some() {
             return false;
         }
         let was_there = self.ballot.digest.is_some();
-        let ballot = Ballot { digest: Some(digest.clone()), ..Ballot::default() };
-        *self = Self { ballot, ..Self::default() };
+        *self = Self { ballot: Ballot::empty(terms), ..Self::default() };
         was_there
     }
 
-    /// Stores it, until then if it is to be forgotten.
-    pub(super) fn store(
-        &self,
-        txn: &Txn<'_>,
-        id: &ApprovalId,
-        digest: &Digest,
-        expires: Option<i64>,
-    ) -> Done<()> {
-        let Ballot { votes, decided, extended, .. } = &self.ballot;
+    /// Stores it, until then.
+    pub(super) fn store(&self, txn: &Txn<'_>, id: &ApprovalId, expires: i64) -> Done<()> {
+        let Ballot { digest, nonce, votes, decided, extended } = &self.ballot;
         let votes = serde_json::json!(votes).to_string();
         let decided = decided.as_ref();
         let put = "INSERT OR REPLACE INTO ballots (id, digest, votes, decision, choice, by, at, \
-                   extended, warned, expires, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+                   extended, warned, expires, document, nonce) \
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
         txn.execute(
             put,
             params![
                 id.as_str(),
-                digest.as_str(),
+                digest.as_ref().map(Digest::as_str),
                 votes,
                 decided.map(|it| it.decision.as_str()),
                 decided.map(|it| it.choice.as_str()),
@@ -198,14 +196,15 @@ impl Said {
                 extended,
                 self.warned,
                 expires,
-                self.document
+                self.document,
+                nonce
             ],
         )?;
         Ok(())
     }
 }
 
-/// What was said to a question is about another one: it is forgotten.
+/// What was said to a request is about another one: it is forgotten.
 pub(super) fn forget_said(txn: &Txn<'_>, id: &ApprovalId) -> Done<()> {
     txn.execute("DELETE FROM ballots WHERE id = ?", [id.as_str()])?;
     Ok(())
@@ -221,6 +220,7 @@ fn asking(row: &Row<'_>) -> rusqlite::Result<Option<Asking>> {
     let Some(digest) = row.get::<_, Option<String>>("digest")? else { return Ok(None) };
     let terms = Terms {
         digest: digest.into(),
+        nonce: row.get("nonce")?,
         asked_at: row.get("asked_at")?,
         deadline: row.get("deadline")?,
         quorum: row.get("quorum")?,
@@ -245,7 +245,8 @@ fn said(row: &Row<'_>) -> rusqlite::Result<Said> {
         None => None,
     };
     let (votes, extended) = (json(row, "votes")?, row.get("extended")?);
-    let ballot = Ballot { digest: Some(digest.into()), votes, decided, extended };
+    let nonce = row.get("said_to")?;
+    let ballot = Ballot { digest: Some(digest.into()), nonce, votes, decided, extended };
     Ok(Said { ballot, document: row.get("decision")?, warned: row.get("warned")? })
 }
 
@@ -287,6 +288,43 @@ pub(super) fn listed(txn: &Txn<'_>, from: usize, limit: usize) -> Done<Vec<(Appr
     let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
     let listed = txn.all(list, [number(limit), number(from)], read)?;
     Ok(listed.into_iter().filter_map(|(id, at)| Some((ApprovalId::parse(&id)?, at))).collect())
+}
+
+/// Requests that are listed by a deadline that has passed, at most so many: one that was given more time is
+/// listed by its new deadline, any other leaves the list. A task that waits for one that has expired is to be
+/// resumed, as the outbox says from now on.
+pub(super) fn tidy(txn: &Txn<'_>, limit: u32) -> Done<Vec<Resume>> {
+    let passed = "SELECT id FROM questions WHERE listed < ? ORDER BY listed, id LIMIT ?";
+    let passed = txn.all(passed, params![txn.now, limit], |row| row.get::<_, String>(0))?;
+    let mut resumes: Vec<Resume> = Vec::new();
+    for id in passed.iter().filter_map(|id| ApprovalId::parse(id)) {
+        let case = find(txn, &id)?;
+        let standing = case.standing(txn.now);
+        if let Some(Standing::Open(deadline)) = standing {
+            let list = "UPDATE questions SET listed = ? WHERE id = ?";
+            txn.execute(list, params![deadline, id.as_str()])?;
+            continue;
+        }
+        let task = case.asking.and_then(|asking| asking.task).map(TaskId::from);
+        let is_asked = match &task {
+            Some(task) => parks::is_suspended(txn, task)?,
+            None => false,
+        };
+        let Some(task) = task.filter(|_| is_asked) else {
+            // Nobody else will.
+            retire(txn, &id, false)?;
+            continue;
+        };
+        strike(txn, &id)?;
+        if matches!(standing, Some(Standing::Expired(_)))
+            && let Some((number, queue)) = parks::waiting(txn, &task, &id)?
+            && let Some(resume) = outbox::leave(txn, &task, number, &queue, txn.now)?
+            && !resumes.contains(&resume)
+        {
+            resumes.push(resume);
+        }
+    }
+    Ok(resumes)
 }
 
 /// The questions that one transaction is about: each is read once.

@@ -131,7 +131,9 @@ CREATE TABLE questions (
   -- It is listed among the open ones, by this deadline.
   listed INTEGER,
   expires INTEGER,
-  document TEXT NOT NULL
+  document TEXT NOT NULL,
+  -- Which request it is; added to files of older versions, see file.rs.
+  nonce TEXT
 );
 CREATE INDEX questions_listed ON questions (listed, id) WHERE listed IS NOT NULL;
 CREATE INDEX questions_by_end ON questions (expires) WHERE expires IS NOT NULL;
@@ -148,7 +150,9 @@ CREATE TABLE ballots (
   extended INTEGER,
   warned INTEGER,
   expires INTEGER,
-  document TEXT
+  document TEXT,
+  -- Of the request that it is about; added to files of older versions, see file.rs.
+  nonce TEXT
 ) WITHOUT ROWID;
 CREATE INDEX ballots_by_end ON ballots (expires) WHERE expires IS NOT NULL;
 -- Resume messages that nobody is known to have sent.

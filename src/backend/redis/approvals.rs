@@ -12,7 +12,9 @@ use super::parks::{self, milliseconds, texts};
 use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
 };
-use crate::backend::approvals::{ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, stored_question};
+use crate::backend::approvals::{
+    ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, TIDIED, stored_question,
+};
 use crate::backend::{Asked, Found, Resume};
 use crate::error::Error;
 
@@ -25,18 +27,26 @@ pub(super) const OUTBOX: &str = "cs:outbox:{cs}";
 const DECIDE: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("decide.lua"));
 const EXTEND: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("extend.lua"));
 const READ: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("read.lua"));
-const ASK: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("ask.lua"));
+const ASK: &str = concat!(
+    "#!lua\n",
+    include_str!("standing.lua"),
+    include_str!("tidy.lua"),
+    include_str!("ask.lua")
+);
 const WARN: &str = concat!("#!lua\n", include_str!("standing.lua"), include_str!("warn.lua"));
-const SWEEP: &str = include_str!("sweep.lua");
-/// So many questions that may be over are looked at whenever another one is asked.
-const TIDIED: usize = 32;
+const SWEEP: &str = concat!(
+    "#!lua\n",
+    include_str!("standing.lua"),
+    include_str!("tidy.lua"),
+    include_str!("sweep.lua")
+);
 
 impl RedisStore {
     pub(super) async fn ask_outside(&self, question: Question) -> Result<(), Error> {
         let asked = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             let key = format!("cs:ask:{{cs}}:{}", question.id);
-            eval.cmd("EVAL").arg(session.script(ASK)).arg(2).arg(key).arg(PENDING);
+            eval.cmd("EVAL").arg(session.script(ASK)).arg(3).arg(key).arg(PENDING).arg(OUTBOX);
             parks::add_question(&mut eval, &question);
             eval.arg(TIDIED).arg(ASKED_KEPT.as_secs());
             eval
@@ -92,6 +102,8 @@ impl RedisStore {
             eval.arg(serde_json::to_string(&decision).unwrap_or_default()).arg(BELL);
             eval.arg(KEPT).arg(DECISION_KEPT.as_secs());
             eval.arg(decision.edited_digest.as_ref().map_or("", Digest::as_str));
+            eval.arg(decision.nonce.as_deref().unwrap_or_default());
+            eval.arg(u8::from(decision.in_quorum));
             eval
         });
         let texts = texts(answers.await?, "decide.lua")?;
@@ -103,12 +115,14 @@ impl RedisStore {
         &self,
         id: ApprovalId,
         by: String,
+        is_operator: bool,
         time: Duration,
     ) -> Result<Answer, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVAL").arg(session.script(EXTEND)).arg(2).arg(decision_key(&id)).arg(STREAM);
             eval.arg(id.as_str()).arg(milliseconds(time)).arg(by).arg(KEPT);
+            eval.arg(u8::from(is_operator)).arg(DECISION_KEPT.as_secs());
             eval
         });
         Ok(answer(&texts(answers.await?, "extend.lua")?))
@@ -126,8 +140,8 @@ impl RedisStore {
     pub(super) async fn sweep_outbox(&self) -> Result<Vec<Resume>, Error> {
         let answers = self.ask_soon(move |session| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(1).arg(OUTBOX);
-            eval.arg(milliseconds(OVERDUE)).arg(SWEPT);
+            eval.cmd("EVAL").arg(session.script(SWEEP)).arg(2).arg(OUTBOX).arg(PENDING);
+            eval.arg(milliseconds(OVERDUE)).arg(SWEPT).arg(ASKED_KEPT.as_secs());
             eval
         });
         let entries = texts(answers.await?, "sweep.lua")?;
@@ -166,6 +180,7 @@ fn answer(texts: &[String]) -> Answer {
         "expired" => Answer::Expired { at: at(1) },
         "digest" => Answer::DigestMismatch,
         "forbidden" => Answer::NotAllowed,
+        "earlier" => Answer::Earlier { deadline: at(1) },
         "withdrawn" => Answer::Withdrawn,
         _ => Answer::Unknown,
     }
@@ -195,9 +210,9 @@ fn standing(state: &str, at: i64) -> Option<Standing> {
     }
 }
 
-/// Eight texts of `read.lua`.
+/// Nine texts of `read.lua`.
 fn read_question(row: &[String]) -> Found {
-    let [state, at, document, decision, votes, asked_at, read_at, warned] = row else {
+    let [state, at, document, decision, votes, asked_at, read_at, warned, nonce] = row else {
         return Found::Nothing;
     };
     let at = at.parse().unwrap_or(0);
@@ -208,6 +223,7 @@ fn read_question(row: &[String]) -> Found {
     };
     Found::Asked(Box::new(Asked {
         question,
+        nonce: Some(nonce.clone()).filter(|nonce| !nonce.is_empty()),
         standing,
         asked_at: asked_at.parse().unwrap_or(0),
         at,

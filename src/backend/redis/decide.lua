@@ -4,20 +4,22 @@
 -- KEYS[2] the outbox
 -- KEYS[3] the audit stream
 -- ARGV    approval id, decision id, choice, who, digest, edited, the decision, channel of the bell,
---         how many entries the audit keeps about, how long a decision is kept in seconds, digest of
---         the edited arguments
+--         how many entries the audit keeps about, how long what was said is kept after the deadline in
+--         seconds, digest of the edited arguments, nonce of the request that was seen ('': not said), 1 if
+--         it is of a policy that counts in a quorum
 -- Returns the answer, and what belongs to it; for one that is applied, what to send.
 local PARK = 'cs:park:{cs}:'
 local id, decision, choice, by, digest = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local now = now_in_ms()
 
-local fields = { 'digest', 'quorum', 'requester', 'self', 'approvers', 'editable', 'task' }
+local fields = { 'digest', 'quorum', 'requester', 'self', 'approvers', 'editable', 'task',
+  'nonce' }
 local ask = redis.call('HMGET', ASK .. id, unpack(fields))
 if not ask[1] then
   return { 'unknown' }
 end
-local state, at = standing(id, now)
-if redis.call('HGET', KEYS[1], 'digest') ~= ask[1] then
+local state, at, is_same = standing(id, now)
+if not is_same then
   redis.call('DEL', KEYS[1])
 end
 local ballot = redis.call('HMGET', KEYS[1], 'decision', 'by', 'vote:' .. by, 'votes')
@@ -29,17 +31,18 @@ elseif state == 'approve' or state == 'reject' then
   return { 'decided', ballot[2], whole(at), state }
 elseif state == 'expired' then
   return { 'expired', whole(at) }
-elseif digest ~= ask[1] then
+elseif digest ~= ask[1] or (ARGV[12] ~= '' and ARGV[12] ~= (ask[8] or '')) then
   return { 'digest' }
 end
 
 local quorum = tonumber(ask[2])
-local is_requester = ask[3] ~= '' and ask[3] == by
-local is_named = ask[5] == '' or string.find(ask[5], '\n' .. by .. '\n', 1, true)
+local is_named, is_requester = roles(ask[3], ask[5], by)
+local is_policy = string.sub(by, 1, 7) == 'policy:'
 local is_own = choice == 'approve' and is_requester and ask[4] ~= '1'
+local is_no_person = choice == 'approve' and is_policy and quorum > 1 and ARGV[13] ~= '1'
 local is_refused_edit = ARGV[6] == '1' and not (ask[6] == '1' and quorum == 1)
 if not (choice == 'withdraw' and is_requester)
-  and (not is_named or is_own or is_refused_edit) then
+  and (not is_named or is_own or is_no_person or is_refused_edit) then
   return { 'forbidden' }
 end
 
@@ -48,11 +51,19 @@ local audit = { 'XADD', KEYS[3], 'MAXLEN', '~', ARGV[9], '*', 'what', choice, 'a
 if ARGV[11] ~= '' then
   audit[#audit + 1], audit[#audit + 2] = 'edited_digest', ARGV[11]
 end
-redis.call('HSET', KEYS[1], 'v', '1', 'digest', digest)
-redis.call('EXPIRE', KEYS[1], ARGV[10])
+if not is_same then
+  turn_to(id)
+end
+keep(id, at, now, ARGV[10])
 if choice == 'approve' then
   local votes = tonumber(ballot[4] or '0')
-  if not ballot[3] then
+  local has_voted = ballot[3]
+  -- All policies have one vote, so that one that is renamed does not vote again.
+  local said = is_policy and redis.call('HGETALL', KEYS[1]) or {}
+  for n = 1, #said, 2 do
+    has_voted = has_voted or string.sub(said[n], 1, 12) == 'vote:policy:'
+  end
+  if not has_voted then
     votes = votes + 1
     redis.call('HSET', KEYS[1], 'vote:' .. by, decision, 'votes', whole(votes))
     redis.call(unpack(audit))

@@ -6,9 +6,9 @@
 -- ARGV    number, holder, lease in ms, the task's message, its queue, its id, abandoned questions,
 --         after how many ms its sleep ends (0: it does not sleep), digest of the task, and for each
 --         question: id, digest, document, time to decide in ms, quorum, requester, self-approval,
---         approvers, editable
+--         approvers, editable, nonce
 -- Returns 'behind', 'waiting' or 'ready', and what became of the questions.
-local FIELDS = 9
+local FIELDS = 10
 local holder, lease = ARGV[2], tonumber(ARGV[3])
 local now = now_in_ms()
 
@@ -36,14 +36,13 @@ local function ask(n)
   local state = standing(id, now)
   local is_same = redis.call('HGET', key, 'digest') == ARGV[n + 1]
   local is_over = state == 'withdraw' and redis.call('HGET', key, 'open') ~= '1'
-  local is_stale = state == 'expired' and not is_asked[id]
-  if is_same and state ~= 'unknown' and not is_over and not is_stale then
+  if is_asked[id] and is_same and state ~= 'unknown' and not is_over then
     return
   end
   local deadline = whole(now + tonumber(ARGV[n + 3]))
   redis.call('HSET', key, 'v', '1', 'digest', ARGV[n + 1], 'document', ARGV[n + 2],
     'deadline', deadline, 'quorum', ARGV[n + 4], 'requester', ARGV[n + 5], 'self', ARGV[n + 6],
-    'approvers', ARGV[n + 7], 'editable', ARGV[n + 8], 'open', '1', 'task', ARGV[6],
+    'approvers', ARGV[n + 7], 'editable', ARGV[n + 8], 'nonce', ARGV[n + 9], 'open', '1', 'task', ARGV[6],
     'at', whole(now))
   redis.call('PERSIST', key)
   redis.call('ZADD', KEYS[2], deadline, id)

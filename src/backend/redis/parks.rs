@@ -11,7 +11,7 @@ use tracing::warn;
 use super::RedisStore;
 use super::approvals::{OUTBOX, PENDING, read_rulings};
 use crate::approval::{ApprovalId, Question};
-use crate::backend::approvals::{ASKED_KEPT, ENDED_KEPT};
+use crate::backend::approvals::{ASKED_KEPT, ENDED_KEPT, nonce};
 use crate::backend::{Parked, Parking, Recorded, Taken};
 use crate::error::{Error, Kind};
 use crate::lifecycle::park::RECHECK;
@@ -161,7 +161,7 @@ fn readable(id: TaskId, json: &str) -> Option<Message> {
     Message::from_json(id, json).inspect_err(|error| warn!("{error}; it is left to its wake")).ok()
 }
 
-/// Nine arguments of `park.lua`.
+/// Ten arguments of `park.lua`.
 pub(super) fn add_question(eval: &mut Pipeline, question: &Question) {
     let flag = |flag: bool| if flag { "1" } else { "0" };
     let names: String = question.approvers.iter().map(|name| format!("{name}\n")).collect();
@@ -171,6 +171,7 @@ pub(super) fn add_question(eval: &mut Pipeline, question: &Question) {
     eval.arg(question.expires_in).arg(question.quorum);
     eval.arg(question.requester.as_deref().unwrap_or_default());
     eval.arg(flag(question.self_approval)).arg(approvers).arg(flag(question.editable));
+    eval.arg(nonce());
 }
 
 fn joined(ids: &[ApprovalId]) -> String {

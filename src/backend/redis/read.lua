@@ -1,15 +1,15 @@
 -- Reads questions and how they stand.
 -- ARGV    approval ids
 -- Returns for each: state, when it was decided or ends, the question, the decision, votes, when it
--- was asked, now, and after how many percent of its time people were warned. Nothing of one that is
--- unknown but its state.
+-- was asked, now, after how many percent of its time people were warned, and the nonce of the request.
+-- Nothing of one that is unknown but its state.
 local now, answer = now_in_ms(), {}
 for _, id in ipairs(ARGV) do
-  local state, at = standing(id, now)
-  local ask = redis.call('HMGET', ASK .. id, 'document', 'digest', 'at')
-  local ballot = redis.call('HMGET', DECISION .. id, 'digest', 'document', 'votes', 'warned')
-  local is_same = ballot[1] == ask[2]
-  answer[#answer + 1] = { state, whole(at), ask[1] or '', is_same and ballot[2] or '',
-    is_same and ballot[3] or '0', ask[3] or '0', whole(now), is_same and ballot[4] or '' }
+  local state, at, is_same = standing(id, now)
+  local ask = redis.call('HMGET', ASK .. id, 'document', 'at', 'nonce')
+  local ballot = redis.call('HMGET', DECISION .. id, 'document', 'votes', 'warned')
+  answer[#answer + 1] = { state, whole(at), ask[1] or '', is_same and ballot[1] or '',
+    is_same and ballot[2] or '0', ask[2] or '0', whole(now), is_same and ballot[3] or '',
+    ask[3] or '' }
 end
 return answer

@@ -91,9 +91,10 @@ impl Approvals for RedisStore {
         &self,
         id: &ApprovalId,
         by: &str,
+        is_operator: bool,
         time: Duration,
     ) -> BoxFuture<'_, Result<Answer, Error>> {
-        Box::pin(self.extend_question(id.clone(), by.to_owned(), time))
+        Box::pin(self.extend_question(id.clone(), by.to_owned(), is_operator, time))
     }
 
     fn warn(&self, id: &ApprovalId, percent: u8) -> BoxFuture<'_, Result<bool, Error>> {

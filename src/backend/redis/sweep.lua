@@ -1,13 +1,16 @@
-#!lua
--- Takes entries of the outbox that nobody is known to have sent: a newer score keeps others off.
+-- Takes entries of the outbox that nobody is known to have sent: a newer score keeps others off. Adds the
+-- tasks whose requests are overdue.
 -- KEYS[1] the outbox
--- ARGV    age in ms, how many
+-- KEYS[2] the index of open requests
+-- ARGV    age in ms, how many, how long a request that is over is kept in seconds
 -- Returns the entries.
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-local old = string.format('%.0f', now - tonumber(ARGV[1]))
+local now = now_in_ms()
+local old = whole(now - tonumber(ARGV[1]))
 local entries = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', old, 'LIMIT', 0, ARGV[2])
 for _, entry in ipairs(entries) do
-  redis.call('ZADD', KEYS[1], string.format('%.0f', now), entry)
+  redis.call('ZADD', KEYS[1], whole(now), entry)
+end
+for _, entry in ipairs(tidy(KEYS[2], KEYS[1], now, ARGV[2], ARGV[3])) do
+  entries[#entries + 1] = entry
 end
 return entries

@@ -168,7 +168,16 @@ impl Store {
     ) -> Option<Option<Entry>> {
         let (by, choice) = DECIDERS[who];
         let decision = format!("{by} on {n}");
-        let vote = Vote { decision: &decision, choice, by, digest: &DIGEST, edited: false };
+        let digest = &*DIGEST;
+        let vote = Vote {
+            decision: &decision,
+            choice,
+            by,
+            digest,
+            nonce: None,
+            in_quorum: false,
+            edited: false,
+        };
         let mut ballot = self.ballot(n);
         let answer = vote::decide(self.terms(n).as_ref(), &mut ballot, &vote, 0);
         (answer == Answer::Applied).then(|| self.write(n, who, variant))
@@ -283,6 +292,7 @@ impl Store {
     fn terms(&self, n: usize) -> Option<Terms> {
         self.asks[n].map(|ask| Terms {
             digest: DIGEST.clone(),
+            nonce: None,
             asked_at: 0,
             deadline: ask.left.into(),
             quorum: 1,
@@ -300,6 +310,7 @@ impl Store {
         let decided = Decided { decision, choice, by: by.to_owned(), at: 0 };
         Ballot {
             digest: Some(DIGEST.clone()),
+            nonce: None,
             votes: Vec::new(),
             decided: Some(decided),
             extended: None,

@@ -191,6 +191,15 @@ fn a_lost_record_ends_the_task_by_its_wake() {
 }
 
 #[test]
+fn a_wake_that_is_older_than_the_note_of_the_end_says_nothing_of_the_task() {
+    assert!(is_lost(None, 0), "of version 0.1");
+    assert!(is_lost(Some(1000), 1000 + LOST_WITHIN - 1));
+    assert!(!is_lost(Some(1000), 1000 + LOST_WITHIN));
+    assert!(is_lost(Some(1000), 0), "the clock was set back");
+    const { assert!(LOST_WITHIN > RECHECK && ENDED_KEPT > LOST_WITHIN) };
+}
+
+#[test]
 fn a_wake_that_is_early_comes_again() {
     let wake = ticket(TicketKind::Wake, 1);
     let early = take(&mut waiting(1), wake, Due::In(7), "a", 0, LEASE);

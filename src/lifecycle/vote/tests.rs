@@ -9,6 +9,7 @@ fn digest(text: &str) -> Digest {
 fn terms() -> Terms {
     Terms {
         digest: digest("d"),
+        nonce: None,
         asked_at: 0,
         deadline: 100,
         quorum: 1,
@@ -21,7 +22,40 @@ fn terms() -> Terms {
 }
 
 fn vote<'a>(by: &'a str, choice: Choice, digest: &'a Digest) -> Vote<'a> {
-    Vote { decision: by, choice, by, digest, edited: false }
+    Vote { decision: by, choice, by, digest, nonce: None, in_quorum: false, edited: false }
+}
+
+/// Somebody who may gives more time.
+fn extend(terms: Option<&Terms>, ballot: &mut Ballot, until: i64, now: i64) -> Answer {
+    super::extend(terms, ballot, Extension { by: "ana", is_operator: false, until }, now)
+}
+
+#[test]
+fn approvers_and_operators_give_more_time_and_never_less() {
+    let named = Terms { approvers: vec!["ana".into(), "rita".into()], ..terms() };
+    let anybody = terms();
+    let selfish = Terms { self_approval: true, ..terms() };
+    let earlier = Answer::Earlier { deadline: 100 };
+    for (terms, by, is_operator, until, answer) in [
+        (&named, "ana", false, 300, Answer::Applied),
+        (&named, "eve", false, 300, Answer::NotAllowed),
+        (&named, "eve", true, 300, Answer::Applied),
+        (&named, "rita", false, 300, Answer::NotAllowed),
+        (&named, "rita", true, 300, Answer::Applied),
+        (&anybody, "eve", false, 300, Answer::Applied),
+        (&anybody, "rita", false, 300, Answer::NotAllowed),
+        (&selfish, "rita", false, 300, Answer::Applied),
+        (&named, "ana", false, 100, Answer::Applied),
+        (&named, "ana", false, 99, earlier.clone()),
+        (&named, "eve", true, 50, earlier),
+        (&named, "eve", false, 50, Answer::NotAllowed),
+    ] {
+        let (mut ballot, extension) = (Ballot::default(), Extension { by, is_operator, until });
+        let told = super::extend(Some(terms), &mut ballot, extension, 50);
+        assert_eq!(told, answer, "{by}, {is_operator}, {until}");
+        let deadline = if answer == Answer::Applied { until } else { 100 };
+        assert_eq!(standing(terms, &ballot, 50), Standing::Open(deadline));
+    }
 }
 
 #[test]
@@ -140,15 +174,58 @@ fn a_question_that_is_asked_again_stays_as_it_is_while_it_is_asked() {
         ballot
     };
     for choice in [Choice::Approve, Choice::Reject, Choice::Withdraw] {
-        assert!(stays(&terms, &of(choice), &seen, false, 900), "{choice:?}");
+        assert!(stays(&terms, &of(choice), &seen, true, 900), "{choice:?}");
+        assert!(!stays(&terms, &of(choice), &seen, false, 5), "of a run that has ended");
         assert!(!stays(&terms, &of(choice), &digest("e"), true, 1), "another one");
     }
     let withdrawn = Terms { withdrawn: true, ..terms.clone() };
     for awaits in [false, true] {
-        assert!(stays(&terms, &ballot, &seen, awaits, 100));
+        assert_eq!(stays(&terms, &ballot, &seen, awaits, 100), awaits);
         assert!(!stays(&withdrawn, &ballot, &seen, awaits, 1));
         assert_eq!(stays(&terms, &ballot, &seen, awaits, 101), awaits, "it has expired");
     }
+}
+
+#[test]
+fn what_was_said_to_one_request_counts_for_no_other() {
+    let (seen, mut ballot) = (digest("d"), Ballot::default());
+    let first = Terms { nonce: Some("first".into()), quorum: 2, ..terms() };
+    let second = Terms { nonce: Some("second".into()), ..first.clone() };
+    let ana = Vote { nonce: Some("first"), ..vote("ana", Choice::Approve, &seen) };
+    let counted = Answer::Counted { votes: 1, quorum: 2 };
+    assert_eq!(decide(Some(&first), &mut ballot, &ana, 1), counted);
+    assert_eq!(extend(Some(&first), &mut ballot, 900, 1), Answer::Applied);
+    assert_eq!(standing(&first, &ballot, 500), Standing::Open(900));
+    assert_eq!(standing(&second, &ballot, 500), Standing::Expired(100));
+    assert_eq!(decide(Some(&second), &mut ballot.clone(), &ana, 1), Answer::DigestMismatch);
+    // It does not say which request it is about.
+    let late = Vote { nonce: None, ..ana };
+    assert_eq!(decide(Some(&second), &mut ballot, &late, 1), counted, "the first vote");
+    let bob = Vote { nonce: Some("second"), ..vote("bob", Choice::Approve, &seen) };
+    assert_eq!(decide(Some(&second), &mut ballot, &bob, 2), Answer::Applied);
+    assert_eq!(decided(&first, &ballot), None);
+}
+
+#[test]
+fn what_version_0_1_wrote_counts_for_a_request_that_was_made_before() {
+    let seen = digest("d");
+    let mut voted = Ballot::default();
+    let two = Terms { quorum: 2, ..terms() };
+    let ana = vote("ana", Choice::Approve, &seen);
+    assert_eq!(decide(Some(&two), &mut voted, &ana, 50), Answer::Counted { votes: 1, quorum: 2 });
+    assert!(voted.of(&two).is_some(), "a request without a nonce");
+    let new =
+        |asked_at| Terms { nonce: Some("new".into()), asked_at, deadline: 100, ..two.clone() };
+    assert!(voted.of(&new(10)).is_none(), "nothing says when the vote was given");
+    let mut decided = voted;
+    assert_eq!(
+        decide(Some(&two), &mut decided, &vote("bob", Choice::Approve, &seen), 60),
+        Answer::Applied
+    );
+    assert!(decided.of(&new(60)).is_some());
+    assert!(decided.of(&new(61)).is_none(), "decided before it was asked");
+    let of_new = Ballot { nonce: Some("new".into()), ..decided };
+    assert!(of_new.of(&two).is_none());
 }
 
 proptest! {

@@ -97,10 +97,34 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     assert!(matches!(standing().await, Standing::Expired(_)));
     let decision = Decision::on(&question, "ana", Choice::Approve);
     assert!(matches!(store.decide(&decision).await.unwrap().0, Answer::Expired { .. }));
-    let extended = store.extend(&question.id, "ana", HOUR).await.unwrap();
+    let extended = store.extend(&question.id, "ana", false, HOUR).await.unwrap();
     assert!(matches!(extended, Answer::Expired { .. }));
     Approvals::ask(&store, question.clone()).await.unwrap();
     assert!(matches!(standing().await, Standing::Expired(_)), "it stays as it is");
+}
+
+/// Votes, more time and a decision are kept for as long as the request can be decided, and a month more.
+#[tokio::test(start_paused = true)]
+async fn what_was_said_lives_as_long_as_its_request() {
+    let store = in_memory();
+    let month = DAY * 30;
+    let question = Question { quorum: 2, expires_in: 90 * 24 * 3_600_000, ..Question::new("Pay?") };
+    Approvals::ask(&store, question.clone()).await.unwrap();
+    let ids = [question.id.clone()];
+    let asked = async || read(&store, &ids).await.remove(0).unwrap();
+    let approve = async |by| {
+        let decision = Decision::on(&question, by, Choice::Approve);
+        store.decide(&decision).await.unwrap().0
+    };
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    advance(month * 2).await;
+    assert_eq!(asked().await.votes, 1);
+    assert_eq!(store.extend(&question.id, "ana", false, month * 4).await.unwrap(), Answer::Applied);
+    advance(month * 3).await;
+    assert_eq!(asked().await.votes, 1);
+    assert!(matches!(asked().await.standing, Standing::Open(_)));
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    assert_eq!(approve("bob").await, Answer::Applied);
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,7 +148,7 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     assert!(store.warn(&id, 90).await.unwrap());
     assert!(!store.warn(&id, 50).await.unwrap());
     assert_eq!(warned().await, Some(90));
-    assert_eq!(store.extend(&id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&id, "ana", false, HOUR).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None, "the new deadline is another one");
     assert!(store.warn(&id, 50).await.unwrap());
     assert_eq!(store.pending(0, 10).await.unwrap(), [(id, store.clock().await.unwrap())]);
@@ -133,7 +157,7 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_it() {
+async fn what_a_task_asked_can_be_looked_at_for_a_week_and_counts_for_no_later_run() {
     let (store, id) = (in_memory(), TaskId::from("t"));
     let [first, second] = ["first", "second"].map(|name| question(&id, name, 1, 1));
     let questions = vec![first.clone(), second.clone()];
@@ -151,22 +175,20 @@ async fn what_a_task_asked_can_be_looked_at_for_a_week_and_a_decision_outlives_i
         let ticket = Ticket { kind, number: 1 };
         store.take_parked(&id, ticket, None, "b", HOUR).await.unwrap()
     };
+    advance(DAY * 7 - Duration::from_millis(1)).await;
+    assert_eq!(standings().await, ended);
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(standings().await, []);
     advance(DAY - Duration::from_millis(1)).await;
     assert!(matches!(taken(TicketKind::Wake).await, Taken::Over(_)));
     advance(Duration::from_millis(1)).await;
     assert!(matches!(taken(TicketKind::Wake).await, Taken::StateLost), "the note is gone");
-    advance(DAY * 6 - Duration::from_millis(1)).await;
-    assert_eq!(standings().await, ended);
-    advance(Duration::from_millis(1)).await;
-    assert_eq!(standings().await, []);
-    let Parked::Ready(rulings) = store.park(parking(&id, 1, questions)).await.unwrap() else {
-        panic!("what was decided is decided");
-    };
-    assert_eq!(rulings.len(), 1, "the other one is asked anew: {rulings:?}");
-    assert_eq!(rulings[0].decision.as_ref(), Some(&decision));
-    advance(DAY * 30).await;
+    let parked = store.park(parking(&id, 1, questions)).await.unwrap();
+    assert!(matches!(parked, Parked::Waiting(..)), "asked anew: {parked:?}");
+    assert!(standings().await.iter().all(|it| matches!(it, Standing::Open(_))));
+    advance(HOUR + Duration::from_millis(1)).await;
     let Taken::Claimed { rulings, .. } = taken(TicketKind::Wake).await else { panic!("it waits") };
-    assert!(rulings.iter().all(|it| it.decision.is_none()), "forgotten: {rulings:?}");
+    assert!(rulings.iter().all(|it| it.decision.is_none()), "not decided: {rulings:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -276,7 +298,7 @@ async fn what_was_said_to_another_question_under_the_same_id_is_forgotten() {
     assert!(store.warn(&first.id, 10).await.unwrap(), "it is asked anew, and has a new deadline");
     assert_eq!(warned().await, Some(10));
     store.park(parking(&id, 3, vec![first.clone()])).await.unwrap();
-    assert_eq!(store.extend(&first.id, "ana", HOUR * 4).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&first.id, "ana", false, HOUR * 4).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None);
     advance(HOUR).await;
     assert!(store.warn(&first.id, 10).await.unwrap());

@@ -53,7 +53,7 @@ async fn each_entry_says_who_did_what_to_which_task() {
     let outside = Question { expires_in: 10, ..Question::new("Now?") };
     store.ask(outside.clone()).await.unwrap();
     let until = store.clock().await.unwrap() + 60_000;
-    store.extend(&outside.id, "eve", Duration::from_secs(60)).await.unwrap();
+    store.extend(&outside.id, "eve", false, Duration::from_secs(60)).await.unwrap();
     advance(Duration::from_secs(50)).await;
     assert!(store.warn(&outside.id, 50).await.unwrap());
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::approval::{Answer, Choice, Decision, Ruling, Standing};
 use crate::backend::{Forget, Parked, Store, Taken};
 use crate::lifecycle::park::{self, Due, Park, Take};
-use crate::lifecycle::vote::{self, Ballot, Terms, Vote};
+use crate::lifecycle::vote::{self, Ballot, Extension, Terms, Vote};
 use crate::lifecycle::warning;
 use crate::protocol::{TaskDigest, Ticket, TicketKind};
 
@@ -21,7 +21,15 @@ const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
 /// Tasks that have the same id.
 const TASKS: [&str; 2] = ["one", "two"];
-const PEOPLE: [&str; 3] = ["ana", "bob", "rita"];
+/// In which the time passes. The last one is longer than anything is kept.
+const JUMPS: [Duration; 5] = [
+    Duration::from_millis(1),
+    Duration::from_secs(15 * 60),
+    Duration::from_secs(20 * 60),
+    Duration::from_secs(30 * 60 * 60),
+    Duration::from_secs(40 * 24 * 60 * 60),
+];
+const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
 /// Numbers that look random, and are the same in every run.
 struct Draw(u64);
@@ -45,6 +53,8 @@ struct Known {
     terms: Option<Terms>,
     ballot: Ballot,
     warned: Option<u8>,
+    /// Until then what was said is kept.
+    kept: i64,
     listed: Option<i64>,
     /// When the question is forgotten, and nothing of what was said to it.
     gone: Option<i64>,
@@ -57,6 +67,12 @@ impl Known {
 
     fn is_open(&self, now: i64) -> bool {
         matches!(self.standing(now), Some(Standing::Open(_)))
+    }
+
+    /// Something is written down: for as long as the request can be decided, and a month more.
+    fn keep(&mut self, now: i64) {
+        let deadline = self.terms.as_ref().map(|terms| vote::deadline(terms, &self.ballot));
+        self.kept = deadline.unwrap_or(now).max(now) + 30 * DAY;
     }
 
     fn since(&self, now: i64) -> i64 {
@@ -72,6 +88,8 @@ struct Model {
     has_message: bool,
     asked: Vec<usize>,
     known: [Known; 2],
+    /// So many requests were made: each has a nonce of its own.
+    requests: u32,
     /// When the note of the task's end is forgotten.
     gone: Option<i64>,
 }
@@ -93,8 +111,10 @@ impl Model {
             return;
         }
         let deadline = now + 3_600_000;
+        self.requests += 1;
         known.terms = Some(Terms {
             digest,
+            nonce: Some(self.requests.to_string()),
             asked_at: now,
             deadline,
             quorum: question.quorum,
@@ -125,7 +145,7 @@ impl Model {
         for n in asked {
             (self.known[n].listed, self.known[n].gone) = (None, Some(now + 7 * DAY));
         }
-        (self.has_message, self.gone) = (false, Some(now + DAY));
+        (self.has_message, self.gone) = (false, Some(now + park::ENDED_KEPT));
         withdrawn
     }
 
@@ -134,6 +154,9 @@ impl Model {
             (self.park, self.alarm, self.gone) = (None, None, None);
         }
         for known in &mut self.known {
+            if known.kept <= now {
+                (known.ballot, known.warned) = (Ballot::default(), None);
+            }
             known.terms.take_if(|_| known.gone.is_some_and(|gone| gone <= now));
         }
     }
@@ -291,13 +314,18 @@ impl Pair {
             choice: decision.choice,
             by: &decision.by,
             digest: &decision.digest,
+            nonce: None,
+            in_quorum: decision.in_quorum,
             edited: decision.edited.is_some(),
         };
         let known = &mut self.model.known[n];
-        let digest = known.ballot.digest.clone();
+        let about = (known.ballot.digest.clone(), known.ballot.nonce.clone());
         let expected = vote::decide(known.terms.as_ref(), &mut known.ballot, &vote, now);
-        if known.ballot.digest != digest {
+        if (&known.ballot.digest, &known.ballot.nonce) != (&about.0, &about.1) {
             known.warned = None;
+        }
+        if matches!(expected, Answer::Applied | Answer::Counted { .. }) {
+            known.keep(now);
         }
         let (found, resume) = self.store.decide(decision).await.unwrap();
         assert_eq!(expected, found, "{decision:?}");
@@ -308,16 +336,19 @@ impl Pair {
         assert_eq!(resume, park.map(|park| (self.id.clone(), park.number, "q".to_owned())));
     }
 
-    async fn extend(&mut self, n: usize, time: Duration) {
+    async fn extend(&mut self, n: usize, (by, is_operator): (&str, bool), time: Duration) {
         let now = self.now();
         let until = now + i64::try_from(time.as_millis()).unwrap();
         let known = &mut self.model.known[n];
         let mut ballot = known.ballot.clone();
-        let expected = vote::extend(known.terms.as_ref(), &mut ballot, until, now);
+        let extension = Extension { by, is_operator, until };
+        let expected = vote::extend(known.terms.as_ref(), &mut ballot, extension, now);
         if expected == Answer::Applied {
             (known.ballot, known.warned) = (ballot, None);
+            known.keep(now);
         }
-        assert_eq!(self.store.extend(&self.ids()[n], "ana", time).await.unwrap(), expected);
+        let found = self.store.extend(&self.ids()[n], by, is_operator, time).await.unwrap();
+        assert_eq!(found, expected, "{by}");
     }
 
     async fn warn(&mut self, n: usize, percent: u8) {
@@ -325,14 +356,15 @@ impl Pair {
         let known = &mut self.model.known[n];
         let mut expected = false;
         if let (Some(Standing::Open(deadline)), Some(terms)) = (known.standing(now), &known.terms) {
-            let warned = known.warned.filter(|_| known.ballot.of(&terms.digest).is_some());
+            let warned = known.warned.filter(|_| known.ballot.of(terms).is_some());
             expected = warning::is_new(terms.asked_at, deadline, warned, percent, now);
-            if expected && known.ballot.of(&terms.digest).is_none() {
-                known.ballot = Ballot { digest: Some(terms.digest.clone()), ..Ballot::default() };
+            if expected && known.ballot.of(terms).is_none() {
+                known.ballot = Ballot::empty(terms);
             }
         }
         if expected {
             known.warned = Some(percent);
+            known.keep(now);
         }
         assert_eq!(self.store.warn(&self.ids()[n], percent).await.unwrap(), expected);
     }
@@ -348,7 +380,7 @@ impl Pair {
                 (digest, asked.standing, times, asked.votes, asked.warned)
             };
             let expected = known.terms.as_ref().map(|terms| {
-                let ballot = known.ballot.of(&terms.digest);
+                let ballot = known.ballot.of(terms);
                 let votes = ballot.map_or(0, |ballot| u32::try_from(ballot.votes.len()).unwrap());
                 let standing = vote::standing(terms, &known.ballot, now);
                 let times = (terms.asked_at, known.since(now), now);
@@ -411,10 +443,11 @@ impl Pair {
                 let found = self.store.end_parked(&self.id, known).await.unwrap();
                 assert_eq!(found, expected.collect::<Vec<_>>());
             }
-            9 | 10 => {
-                advance(draw.of(&[Duration::from_millis(1), HOUR / 4, HOUR / 3, HOUR * 30])).await
+            9 | 10 => advance(draw.of(&JUMPS)).await,
+            11 => {
+                let by = (draw.of(&PEOPLE), draw.below(4) == 0);
+                self.extend(n, by, draw.of(&[HOUR / 60, HOUR * 3])).await;
             }
-            11 => self.extend(n, draw.of(&[HOUR / 60, HOUR * 3])).await,
             12 | 17 => self.take(Err(draw.below(2) == 0), Some(&task), holder).await,
             14 if draw.below(4) == 0 => {
                 let is_ended = park::forget(&mut self.model.park);
@@ -428,6 +461,7 @@ impl Pair {
                 let question = &self.questions[n][draw.below(5) / 4];
                 let mut decision = Decision::on(question, draw.of(&PEOPLE), choice);
                 decision.id = format!("decision-{}", draw.below(4));
+                decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
                 self.decide(n, &decision).await;
             }

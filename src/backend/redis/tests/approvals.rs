@@ -147,12 +147,12 @@ async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed
     let decision = Decision::on(&question, "ana", Choice::Approve);
     assert!(matches!(store.decide(&decision).await.unwrap().0, Answer::Expired { .. }));
     assert!(matches!(
-        store.extend(&question.id, "ana", HOUR).await.unwrap(),
+        store.extend(&question.id, "ana", false, HOUR).await.unwrap(),
         Answer::Expired { .. }
     ));
 }
 
-/// A task's questions go with it; those of services when others are asked.
+/// Those of services go a week after that, those of a task with it.
 #[tokio::test]
 async fn a_services_questions_leave_the_index_when_they_are_over() {
     let Some(server) = Server::start().await else { return };
@@ -165,7 +165,7 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     let [expired, decided, extended] = [ask("E?").await, ask("D?").await, ask("X?").await];
     let decision = Decision::on(&decided, "ana", Choice::Approve);
     assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
-    assert_eq!(store.extend(&extended.id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&extended.id, "ana", false, HOUR * 48).await.unwrap(), Answer::Applied);
     let task = TaskId::from("t");
     let parking = Parking {
         id: task.clone(),
@@ -190,7 +190,7 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     let latest = ask("Last?").await;
     let listed = store.pending(0, 10).await.unwrap();
     let mut listed: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
-    let mut left = [extended.id.clone(), waited.clone(), latest.id];
+    let mut left = [extended.id.clone(), latest.id];
     listed.sort();
     left.sort();
     assert_eq!(listed, left);
@@ -201,6 +201,64 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
     for id in [&extended.id, &waited] {
         assert_eq!(server.ask::<i64>(&["TTL", &key(id)]).await, -1);
     }
+}
+
+/// Requests that were given more time, or whose tasks are suspended, are no reason to leave others listed.
+#[tokio::test]
+async fn long_requests_do_not_stop_the_tidying() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let ask = async |expires_in| {
+        let question = Question { expires_in, ..Question::new("Long?") };
+        Approvals::ask(&*store, question.clone()).await.unwrap();
+        question.id
+    };
+    let mut long = Vec::new();
+    for _ in 0..40 {
+        let id = ask(3_600_000).await;
+        assert_eq!(store.extend(&id, "ana", false, HOUR * 2).await.unwrap(), Answer::Applied);
+        // As if its first deadline had passed.
+        server.ask::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
+        server.ask::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
+        long.push(id);
+    }
+    let expired = ask(1).await;
+    eventually("the expired one is not listed", async || {
+        ask(3_600_000).await;
+        let listed = store.pending(0, 1000).await.unwrap();
+        listed.iter().all(|(id, _)| *id != expired)
+    })
+    .await;
+    let listed = store.pending(0, 1000).await.unwrap();
+    let deadlines: Vec<_> = listed.iter().filter(|(id, _)| long.contains(id)).collect();
+    assert_eq!(deadlines.len(), 40);
+    assert!(deadlines.iter().all(|(_, deadline)| *deadline > 1), "listed by the new deadline");
+}
+
+/// Votes, more time and a decision are kept for as long as the request can be decided, and a month more.
+#[tokio::test]
+async fn what_was_said_lives_as_long_as_its_request() {
+    let Some(server) = Server::start().await else { return };
+    let store = store_on(&server).await;
+    let day: i64 = 24 * 60 * 60;
+    let question = Question { quorum: 2, expires_in: 90 * 24 * 3_600_000, ..Question::new("Pay?") };
+    Approvals::ask(&*store, question.clone()).await.unwrap();
+    let key = format!("cs:dec:{{cs}}:{}", question.id);
+    let kept = async |days: i64| {
+        let left: i64 = server.ask(&["TTL", &key]).await;
+        assert!((days * day - 600..=days * day + 1).contains(&left), "{left} of {days} days");
+    };
+    let approve = async |by| {
+        let decision = Decision::on(&question, by, Choice::Approve);
+        store.decide(&decision).await.unwrap().0
+    };
+    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
+    kept(120).await;
+    let extended = store.extend(&question.id, "ana", false, HOUR * 24 * 100).await.unwrap();
+    assert_eq!(extended, Answer::Applied);
+    kept(130).await;
+    assert_eq!(approve("bob").await, Answer::Applied);
+    kept(130).await;
 }
 
 #[tokio::test]
@@ -233,7 +291,7 @@ async fn people_are_warned_once_for_each_part_of_a_questions_time() {
     assert!(store.warn(&id, 90).await.unwrap());
     assert!(!store.warn(&id, 50).await.unwrap());
     assert_eq!(warned().await, Some(90));
-    assert_eq!(store.extend(&id, "ana", HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(store.extend(&id, "ana", false, HOUR).await.unwrap(), Answer::Applied);
     assert_eq!(warned().await, None, "the new deadline is another one");
     assert!(store.warn(&id, 50).await.unwrap());
     let entries = store.audit_entries(10).await.unwrap();
