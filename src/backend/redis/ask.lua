@@ -16,11 +16,15 @@ redis.call('PUBLISH', ASKED, ARGV[1])
 
 -- Whoever decides may not write here, so those that are over go when others come.
 local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', whole(now), 'LIMIT', '0', ARGV[10])
-for _, id in ipairs(due) do
+local function tidy(id)
   local state, at = standing(id, now)
   if state ~= 'open' and (redis.call('HGET', ASK .. id, 'task') or '') == '' then
     redis.call('ZREM', KEYS[2], id)
     redis.call('EXPIRE', ASK .. id, whole(math.ceil((at - now) / 1000) + tonumber(ARGV[11])))
   end
+end
+for _, id in ipairs(due) do
+  -- A record that is no such hash stays, and hinders nobody.
+  pcall(tidy, id)
 end
 return 1
