@@ -23,8 +23,6 @@ const REVOKED: &str = "cs:revoked";
 const TERMINATED: &str = "cs:terminated";
 /// A mark outlives any task that still waits in a queue.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// The newest are kept.
-const KEPT_COUNT: i64 = 50_000;
 /// Batches that may wait for the worker.
 const BACKLOG: usize = 64;
 
@@ -68,7 +66,6 @@ impl RedisStore {
             }
             let old = now.saturating_sub(KEPT).as_secs();
             mark.cmd("ZREMRANGEBYSCORE").arg(key).arg("-inf").arg(old);
-            mark.cmd("ZREMRANGEBYRANK").arg(key).arg(0).arg(-KEPT_COUNT - 1);
         }
         let ids = ids.iter().map(ToString::to_string).collect();
         let told = serde_json::to_string(&Published { ids, terminate }).unwrap_or_default();
