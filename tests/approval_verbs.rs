@@ -169,7 +169,7 @@ async fn a_question_of_a_newer_version_hides_none_of_the_others() {
         let mut get = redis::cmd("HGET");
         let text: String = get.arg(&key).arg("document").query_async(&mut redis).await.unwrap();
         let mut document: Value = serde_json::from_str(&text).unwrap();
-        document["v"] = json!(2);
+        document["v"] = json!(Question::VERSION + 1);
         let mut set = redis::cmd("HSET");
         let set = set.arg(&key).arg("document").arg(document.to_string());
         let _: () = set.query_async(&mut redis).await.unwrap();
@@ -238,4 +238,129 @@ async fn a_policy_or_a_key_that_is_wrong_is_a_fault_of_the_configuration() {
         assert!(told.contains(part), "{told}");
     }
     office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_of_another_type_hides_and_stops_none_of_the_others() {
+    let office = Office::open(POLICY).await;
+    let mut ids = Vec::new();
+    for title in ["A string?", "Its decision?", "Not UTF-8?", "Sound?"] {
+        ids.push(office.ask(title).await);
+    }
+    let redis = redis::Client::open(office.redis.url()).unwrap();
+    let mut redis = redis.get_multiplexed_async_connection().await.unwrap();
+    let mut tamper = redis::pipe();
+    tamper.cmd("SET").arg(format!("cs:ask:{{cs}}:{}", ids[0])).arg("x");
+    tamper.cmd("RPUSH").arg(format!("cs:dec:{{cs}}:{}", ids[1])).arg("x");
+    let garbage: &[u8] = b"\xff\xfe";
+    tamper.cmd("HSET").arg(format!("cs:ask:{{cs}}:{}", ids[2])).arg("document").arg(garbage);
+    tamper.cmd("ZADD").arg("cs:pending:{cs}").arg(1).arg(garbage);
+    tamper.cmd("XADD").arg("cs:audit:{cs}").arg("*").arg("what").arg(garbage);
+    let () = tamper.query_async(&mut redis).await.unwrap();
+    let (code, said) = office.say(&["list"]).await;
+    assert_eq!((code, said.len()), (Some(0), 4), "{said:?}");
+    let state = |id: &str| said.iter().find(|it| it["id"] == *id).unwrap()["state"].clone();
+    for id in &ids[..3] {
+        assert_eq!(state(id), "unreadable", "{said:?}");
+    }
+    assert_eq!(state(&ids[3]), "pending");
+    let (code, told) = office.say(&["audit"]).await;
+    assert_eq!((code, told.len()), (Some(0), 1), "{told:?}");
+    // Another one can be asked, and is decided: none of these stops the service.
+    let later = countersign::ApprovalId::parse(&office.ask("Later?").await).unwrap();
+    let clerk = Running::start(office.command(&["clerk"]));
+    for id in [countersign::ApprovalId::parse(&ids[3]).unwrap(), later] {
+        let resolution = office.client.requested_approval(&id).wait(PATIENCE).await.unwrap();
+        assert_eq!(resolution.by.as_deref(), Some("policy:all"));
+    }
+    drop(clerk);
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decided_request_is_not_confirmed_but_said_to_be_decided() {
+    let office = Office::open("").await;
+    let id = office.ask("Deploy?").await;
+    assert_eq!(office.say(&["reject", &id, "--by", "ana", "-m", "no"]).await.0, Some(0));
+    // No terminal is here: to be asked for a confirmation would be a usage error.
+    let (code, said) = office.say(&["approve", &id, "--by", "bob"]).await;
+    assert_eq!(code, Some(1), "{said:?}");
+    let answer = said[0]["answer"].as_str().unwrap();
+    assert!(answer.starts_with("already decided: reject by ana"), "{answer}");
+    assert_eq!(said[0]["taken"], json!(false));
+    office.client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_that_the_digest_covers_is_shown() {
+    let office = Office::open("").await;
+    let question = Question {
+        approvers: vec!["ana".into(), "bob".into()],
+        quorum: 2,
+        on_timeout: countersign::approval::OnTimeout::Approve,
+        ..Question::new("Deploy?")
+    };
+    let changed = Question { quorum: 1, ..question.clone() };
+    assert_ne!(question.digest(), changed.digest());
+    let asked = office.client.request_approval(question.clone()).await.unwrap();
+    let (code, said) = office.say(&["get", asked.id().as_str()]).await;
+    assert_eq!(code, Some(0));
+    let shown = &said[0];
+    assert_eq!(shown["on_timeout"], "approve");
+    assert_eq!((&shown["quorum"], &shown["risk"]), (&json!(2), &json!("medium")));
+    assert_eq!((&shown["approvers"], &shown["schema"]), (&json!(["ana", "bob"]), &Value::Null));
+    assert_eq!((&shown["self_approval"], &shown["editable"]), (&json!(false), &json!(false)));
+    assert_eq!(shown["digest"], json!(question.digest()));
+    office.client.close().await;
+}
+
+#[tokio::test]
+async fn a_test_of_policies_shows_which_rule_fires_and_why() {
+    let rules = "[[approvals.policy]]\nname = \"guard\"\ntask = \"bank.*\"\nthen = \"ask\"\n\
+                 min = { \"/amount\" = 20000 }\n\
+                 [[approvals.policy]]\nname = \"rest\"\naction = \"*\"\nthen = \"approve\"\n";
+    let rules = file("rules.toml", rules);
+    let test = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+        command.args(["policies", "test", &rules, "--task", "bank.pay"]).args(arguments);
+        let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let records: Vec<Value> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let told = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), records, told)
+    };
+    for (arguments, fires, then, why) in [
+        (&["--args", "[]", "--kwargs", "{\"amount\": 19999}"][..], 1, "approve", "under 20000"),
+        (&["--args", "[]", "--kwargs", "{\"amount\": 20000}"], 0, "ask", "every condition holds"),
+        (&["--args", "[25000]", "--parameters", "amount,to"], 0, "ask", "every condition holds"),
+        (&["--args", "[25000]"], 0, "ask", "there is no /amount"),
+        (&["--args", "{\"amount\": \"7\"}"], 0, "ask", "/amount is \"7\", no number"),
+    ] {
+        let (code, records, told) = test(arguments).await;
+        assert_eq!((code, records.len()), (Some(0), 3), "{told}");
+        assert_eq!(records[fires]["fires"], json!(true), "{arguments:?}: {records:?}");
+        assert_eq!(records[2]["then"], then, "{arguments:?}: {records:?}");
+        assert!(records[0]["why"].as_str().unwrap().contains(why), "{arguments:?}: {records:?}");
+    }
+    let (code, _, told) = test(&["--args", "{"]).await;
+    assert_eq!(code, Some(2), "{told}");
+}
+
+#[tokio::test]
+async fn a_reason_that_no_decision_can_carry_is_refused_by_the_check() {
+    let reason = "x".repeat(4097);
+    let text = format!(
+        "[broker]\nurl = \"sqlite::memory:\"\n[[approvals.policy]]\nname = \"a\"\n\
+         then = \"reject\"\nreason = \"{reason}\"\n"
+    );
+    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("COUNTERSIGN_")) {
+        command.env_remove(name);
+    }
+    let output = command.args(["config", "check", "-C", &file("c.toml", &text)]).output();
+    let output = timeout(PATIENCE, output).await.unwrap().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{told}");
+    assert!(told.contains("the reason is over 4096 bytes"), "{told}");
 }

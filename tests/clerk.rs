@@ -187,3 +187,86 @@ async fn people_are_warned_twice_whoever_looks_and_not_of_what_is_decided() {
     client.close().await;
     other.close().await;
 }
+
+/// The same task, by a producer that gives its arguments by position.
+#[derive(Serialize, Deserialize)]
+struct Positional(u64, String);
+
+impl Task for Positional {
+    const NAME: &'static str = "test.transfer";
+    type Output = u64;
+}
+
+#[derive(Serialize, Deserialize)]
+struct Transfer {
+    amount: u64,
+    to: String,
+}
+
+impl Task for Transfer {
+    const NAME: &'static str = "test.transfer";
+    type Output = u64;
+}
+
+async fn transfer(ctx: Context, task: Transfer) -> TaskResult<u64> {
+    ctx.approval("transfer").ask("Transfer?").await?.approved()?;
+    Ok(task.amount)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_positional_argument_is_seen_under_its_name() {
+    let redis = Server::redis().await;
+    let mut config = config(&redis).await;
+    let rule = |name: &str, then| AutoPolicy {
+        action: Some("test.transfer".into()),
+        max: [].into(),
+        ..policy(name, then, 0)
+    };
+    config.policies = vec![
+        AutoPolicy {
+            min: [("/amount".into(), 20_000.into())].into(),
+            ..rule("guard", Then::Reject)
+        },
+        AutoPolicy { max: [("/amount".into(), 500.into())].into(), ..rule("small", Then::Approve) },
+        rule("rest", Then::Ask),
+    ];
+    let build = |worker: Worker| worker.handle(transfer, Policy::default());
+    let running = Running::start_with(&config, build).await;
+    let client = &running.client;
+    let send = async |amount| {
+        let task = Positional(amount, "bob".into());
+        client.enqueue(task).queue(&running.queue).await.unwrap()
+    };
+    beside(&[client], async {
+        let refused = send(25_000).await.result_within(PATIENCE).await.unwrap_err();
+        assert!(refused.to_string().contains("refused by policy:guard"), "{refused}");
+        assert_eq!(send(499).await.result_within(PATIENCE).await.unwrap(), 499);
+    })
+    .await;
+    running.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_that_cannot_be_made_stops_no_other() {
+    let redis = Server::redis().await;
+    let mut config = config(&redis).await;
+    let endless =
+        AutoPolicy { reason: Some("x".repeat(5000)), ..policy("endless", Then::Reject, 9) };
+    config.policies = vec![endless, policy("all", Then::Approve, 500)];
+    let client = Client::connect(&config).await.unwrap();
+    let ask = async |cents: u64, hours: u64| {
+        let action =
+            Action { name: "bank.pay".into(), version: 1, args: json!({ "cents": cents }) };
+        let expires_in = hours * 3_600_000;
+        let question = Question { action, expires_in, ..Question::new("Pay?") };
+        client.request_approval(question).await.unwrap()
+    };
+    let (undecided, decided) = (ask(5, 1).await, ask(50, 2).await);
+    beside(&[&client], async {
+        assert!(decided.wait(PATIENCE).await.unwrap().approved);
+    })
+    .await;
+    let asked = client.approval(undecided.id()).await.unwrap();
+    assert!(matches!(asked.standing, Standing::Open(_)), "{asked:?}");
+    client.close().await;
+}

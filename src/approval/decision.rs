@@ -7,8 +7,8 @@ use super::{ApprovalId, Choice, Digest, Question, name_fault};
 
 /// What the name of a policy begins with, where it decides.
 const POLICY: &str = "policy:";
-/// A reason is held under this.
-const MAX_REASON: usize = 4 * 1024;
+/// A reason is held under this, in bytes.
+pub(crate) const MAX_REASON: usize = 4 * 1024;
 
 /// One person's decision on a question as it was read: it carries the question's digest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

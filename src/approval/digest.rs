@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::Action;
+use super::{Action, Question};
 
-/// The fingerprint of an action: its name, version and arguments.
+/// The fingerprint of an action (its name, version and arguments), or of a question: then it begins
+/// with its version, `v2:`.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Digest(String);
@@ -20,7 +21,29 @@ impl Digest {
         Self(hash(&json!({ "name": action.name, "version": action.version, "args": args })))
     }
 
-    /// 64 hexadecimal digits.
+    /// Of this action, who may decide about it, and what holds when nobody does.
+    pub(super) fn of_question(question: &Question) -> Self {
+        let Question { action, editable, schema, risk, requester, self_approval, .. } = question;
+        let Question { approvers, quorum, on_timeout, .. } = question;
+        let mut approvers: Vec<_> = approvers.iter().collect();
+        approvers.sort();
+        approvers.dedup();
+        let hash = hash(&json!({
+            "v": 2,
+            "action": { "name": action.name, "version": action.version, "args": action.args },
+            "editable": editable,
+            "schema": schema,
+            "risk": risk,
+            "requester": requester,
+            "self_approval": self_approval,
+            "approvers": approvers,
+            "quorum": quorum,
+            "on_timeout": on_timeout,
+        }));
+        Self(format!("v2:{hash}"))
+    }
+
+    /// 64 hexadecimal digits, after the version if there is one.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

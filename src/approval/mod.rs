@@ -16,9 +16,10 @@ use crate::task::TaskId;
 
 pub use audit::{AuditEntry, Seal, SealKey, Verified};
 pub(crate) use audit::{KEPT, Verifier};
+pub(crate) use decision::MAX_REASON;
 pub use decision::{Decision, is_policy};
 pub use digest::Digest;
-pub use policy::{AutoPolicy, Then};
+pub use policy::{AutoPolicy, RuleCheck, Then};
 
 /// In milliseconds: how long a question is open unless it is said otherwise.
 const DAY: u64 = 24 * 60 * 60 * 1000;
@@ -50,6 +51,11 @@ impl ApprovalId {
         let digits = text.strip_prefix("ap_")?;
         let is_hex = digits.len() == 40 && digits.bytes().all(|b| b.is_ascii_hexdigit());
         is_hex.then(|| Self(text.to_owned()))
+    }
+
+    /// The id in an index, whatever is there: what can be none has no question.
+    pub(crate) fn listed(text: &[u8]) -> Self {
+        Self(String::from_utf8_lossy(text).into_owned())
     }
 
     /// The id as text.
@@ -165,11 +171,16 @@ pub struct Question {
     pub expires_in: u64,
     /// What holds after that.
     pub on_timeout: OnTimeout,
+    /// The names of the task's parameters, when its action is the task itself with its arguments:
+    /// policies find positional arguments by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parameters: Vec<String>,
 }
 
 impl Question {
-    /// The version of the format that is written here.
-    pub const VERSION: u32 = 1;
+    /// The version of the format that is written here. The digest of a question of version 1 covers
+    /// its action alone; since version 2 it covers how it is decided, too.
+    pub const VERSION: u32 = 2;
 
     /// A question that no task waits for, open for a day, for anybody to decide.
     pub fn new(title: impl Into<String>) -> Self {
@@ -192,14 +203,45 @@ impl Question {
             quorum: 1,
             expires_in: DAY,
             on_timeout: OnTimeout::default(),
+            parameters: Vec::new(),
             title,
         }
     }
 
-    /// The fingerprint of its action.
+    /// The fingerprint that a decision carries: of its action, of who may decide it, how many must,
+    /// and what holds after the deadline. What is only shown (title, summary, effects) is not part of
+    /// it, for a later run of the task may word it differently.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        self.action.digest()
+        if self.v < 2 { self.action.digest() } else { Digest::of_question(self) }
+    }
+
+    /// Whether a request with this digest is this one: also one that was made by the version before,
+    /// whose digest covers the action alone.
+    #[must_use]
+    pub fn has_digest(&self, digest: &Digest) -> bool {
+        self.digest() == *digest || self.action.digest() == *digest
+    }
+
+    /// The argument at this JSON pointer. Of a task's own arguments `/amount` and `/kwargs/amount`
+    /// find the one of that name, also when it was passed by position.
+    #[must_use]
+    pub fn argument(&self, pointer: &str) -> Option<&Value> {
+        let args = &self.action.args;
+        let is_call = self.task_name.as_ref() == Some(&self.action.name)
+            && args.as_object().is_some_and(|call| call.len() == 2)
+            && args["args"].is_array()
+            && args["kwargs"].is_object();
+        let direct = args.pointer(pointer);
+        if direct.is_some() || !is_call {
+            return direct;
+        }
+        let rest = pointer.strip_prefix("/kwargs").unwrap_or(pointer).strip_prefix('/')?;
+        let (name, below) = rest.split_once('/').unwrap_or((rest, ""));
+        let name = name.replace("~1", "/").replace("~0", "~");
+        let place = || self.parameters.iter().position(|parameter| *parameter == name);
+        let value = args["kwargs"].get(&name).or_else(|| args["args"].get(place()?))?;
+        if below.is_empty() { Some(value) } else { value.pointer(&format!("/{below}")) }
     }
 
     /// What is wrong with it, if anything is: a line for its author.

@@ -7,8 +7,15 @@ use serde_json::{Number, Value};
 
 use super::{Choice, Decision, Question, Risk};
 
+/// Below this, every whole number is a double of its own: 2^53.
+const EXACT: f64 = 9_007_199_254_740_992.0;
+
 /// A rule: what it matches, and what is said to that. Everything that is given must match. The
-/// first of several rules that matches counts.
+/// first of several rules that matches counts; where none does, a person decides.
+///
+/// A value that a rule looks at and the question lacks, or that is no number where one is bounded,
+/// matches a rule that asks or rejects, and never one that approves: a guard in front of an approval
+/// cannot be passed by leaving something out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AutoPolicy {
     /// It decides as `policy:NAME`.
@@ -17,14 +24,17 @@ pub struct AutoPolicy {
     pub task: Option<String>,
     /// The name of the action; `*` stands for any text.
     pub action: Option<String>,
-    /// Who wants it; `*` stands for any text. A question without a requester has none.
+    /// Who wants it; `*` stands for any text. A question that names nobody matches rules that ask or
+    /// reject.
     pub requester: Option<String>,
     /// The risk is this at most. A rule that approves matches nothing irreversible unless this
     /// says so.
     pub max_risk: Option<Risk>,
-    /// By JSON pointer into the action's arguments: a number that is there, and not below.
+    /// By JSON pointer into the action's arguments, or into those of the task by their names,
+    /// however they were passed: a number that is not below.
     pub min: BTreeMap<String, Number>,
-    /// By JSON pointer into the action's arguments: a number that is there, and not above.
+    /// By JSON pointer likewise: a number that is not above. A rule that approves, and has no `min`
+    /// for it, approves nothing below 0.
     pub max: BTreeMap<String, Number>,
     /// Its approval counts as one of those that a quorum needs. All policies together have one vote.
     pub in_quorum: bool,
@@ -45,32 +55,99 @@ pub enum Then {
     Ask,
 }
 
+/// How a rule looks at a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleCheck {
+    /// The rule's name.
+    pub name: String,
+    /// What it says when it matches.
+    pub then: Then,
+    /// It matches: the first rule that does counts.
+    pub matches: bool,
+    /// Why: what does not match, or could not be read and so matches; empty when all is as given.
+    pub notes: Vec<String>,
+}
+
+/// How one condition of a rule compares with a question.
+enum Condition {
+    Holds,
+    Fails(String),
+    /// The question has no such value, or one that cannot be compared.
+    Unreadable(String),
+}
+
 impl AutoPolicy {
-    /// The decision that the first of these rules that matches makes, if one does.
+    /// The decision that the first of these rules that matches makes, if one does. Without one, a
+    /// person decides.
     #[must_use]
     pub fn decide(policies: &[Self], question: &Question) -> Option<Decision> {
         policies.iter().find(|policy| policy.matches(question))?.decision(question)
     }
 
-    /// Whether everything that is given matches.
+    /// Whether this rule applies to the question: see [`AutoPolicy::check`].
     #[must_use]
     pub fn matches(&self, question: &Question) -> bool {
-        let fits = |pattern: &Option<String>, text: Option<&str>| {
-            pattern.as_ref().is_none_or(|it| text.is_some_and(|text| is_like(it, text)))
+        self.check(question).matches
+    }
+
+    /// Compares every condition with the question. All must hold. A value that is missing or cannot be
+    /// compared, such as a text where a number is bounded, matches a rule that asks or rejects, and
+    /// never one that approves.
+    #[must_use]
+    pub fn check(&self, question: &Question) -> RuleCheck {
+        let mut notes = Vec::new();
+        let mut matches = true;
+        for condition in self.conditions(question) {
+            match condition {
+                Condition::Holds => {}
+                Condition::Fails(why) => {
+                    matches = false;
+                    notes.push(why);
+                }
+                Condition::Unreadable(why) if self.then == Then::Approve => {
+                    matches = false;
+                    notes.push(format!("{why}: a rule that approves does not match"));
+                }
+                Condition::Unreadable(why) => {
+                    notes.push(format!("{why}: a rule that asks or rejects matches"));
+                }
+            }
+        }
+        RuleCheck { name: self.name.clone(), then: self.then, matches, notes }
+    }
+
+    fn conditions(&self, question: &Question) -> Vec<Condition> {
+        let Question { task, task_name, requester, action, risk, .. } = question;
+        let mut conditions = vec![
+            // A question from outside has no task, and so none of this name.
+            like("task", self.task.as_deref(), task_name.as_deref(), task.is_some()),
+            like("action", self.action.as_deref(), Some(&action.name), true),
+            like("requester", self.requester.as_deref(), requester.as_deref(), true),
+        ];
+        let most = self.risk();
+        if *risk > most {
+            conditions.push(Condition::Fails(format!("the risk is {risk:?}, over {most:?}")));
+        }
+        let zero = Number::from(0);
+        let implied = |pointer: &&String| {
+            self.then == Then::Approve && !self.min.contains_key(pointer.as_str())
         };
-        let bound = |bounds: &BTreeMap<String, Number>, beyond: Ordering| {
-            bounds.iter().all(|(pointer, bound)| {
-                let value = question.action.args.pointer(pointer).and_then(Value::as_number);
-                let order = value.and_then(|value| compare(value, bound));
-                order.is_some_and(|order| order != beyond)
-            })
-        };
-        fits(&self.task, question.task_name.as_deref())
-            && fits(&self.action, Some(&question.action.name))
-            && fits(&self.requester, question.requester.as_deref())
-            && question.risk <= self.risk()
-            && bound(&self.min, Ordering::Less)
-            && bound(&self.max, Ordering::Greater)
+        let implied = self.max.keys().filter(implied).map(|pointer| (pointer, &zero));
+        let least = self.min.iter().chain(implied).map(|bound| (bound, Ordering::Less, "under"));
+        let most = self.max.iter().map(|bound| (bound, Ordering::Greater, "over"));
+        conditions.extend(least.chain(most).map(|((pointer, bound), beyond, word)| {
+            let Some(value) = question.argument(pointer) else {
+                return Condition::Unreadable(format!("there is no {pointer}"));
+            };
+            match value.as_number().and_then(|number| compare(number, bound)) {
+                None => Condition::Unreadable(format!("{pointer} is {}", shown(value))),
+                Some(order) if order == beyond => {
+                    Condition::Fails(format!("{pointer} is {value}, {word} {bound}"))
+                }
+                Some(_) => Condition::Holds,
+            }
+        }));
+        conditions
     }
 
     fn risk(&self) -> Risk {
@@ -96,13 +173,55 @@ impl AutoPolicy {
     }
 }
 
-/// Whole numbers exactly, others as near as they are.
-fn compare(a: &Number, b: &Number) -> Option<Ordering> {
-    let whole = |it: &Number| it.as_i64().map(i128::from).or(it.as_u64().map(i128::from));
-    match (whole(a), whole(b)) {
-        (Some(a), Some(b)) => Some(a.cmp(&b)),
-        _ => a.as_f64()?.partial_cmp(&b.as_f64()?),
+/// Compares a text of the question with a pattern. `is_expected`: a question that lacks it hides it.
+fn like(what: &str, pattern: Option<&str>, text: Option<&str>, is_expected: bool) -> Condition {
+    match (pattern, text) {
+        (None, _) => Condition::Holds,
+        (Some(pattern), Some(text)) if is_like(pattern, text) => Condition::Holds,
+        (Some(pattern), Some(text)) => {
+            Condition::Fails(format!("the {what} is {text:?}, not like {pattern:?}"))
+        }
+        (Some(_), None) if is_expected => Condition::Unreadable(format!("it names no {what}")),
+        (Some(_), None) => Condition::Fails(format!("it has no {what}")),
     }
+}
+
+/// A value in one short line.
+fn shown(value: &Value) -> String {
+    let mut text: String = value.to_string().chars().take(60).collect();
+    if value.is_number() {
+        text.push_str(", too large to be exact");
+    } else {
+        text.push_str(", no number");
+    }
+    text
+}
+
+/// Whole numbers exactly, also with a fraction. `None`: a value that was rounded when it was read.
+fn compare(value: &Number, bound: &Number) -> Option<Ordering> {
+    let whole = |it: &Number| it.as_i64().map(i128::from).or(it.as_u64().map(i128::from));
+    match (whole(value), whole(bound)) {
+        (Some(value), Some(bound)) => Some(value.cmp(&bound)),
+        (Some(value), None) => against(value, bound.as_f64()?),
+        (None, Some(bound)) => Some(against(bound, exact(value)?)?.reverse()),
+        (None, None) => exact(value)?.partial_cmp(&bound.as_f64()?),
+    }
+}
+
+/// A number with a fraction or exponent, unless it is so large that digits may have been lost.
+fn exact(value: &Number) -> Option<f64> {
+    value.as_f64().filter(|value| value.abs() < EXACT)
+}
+
+/// Compares a whole number with a fraction, exactly.
+fn against(whole: i128, fraction: f64) -> Option<Ordering> {
+    #[expect(clippy::cast_possible_truncation, reason = "saturates, which keeps the order")]
+    let floor = fraction.floor() as i128;
+    let is_whole = fraction.fract() == 0.0;
+    (!fraction.is_nan()).then(|| match whole.cmp(&floor) {
+        Ordering::Equal if !is_whole => Ordering::Less,
+        order => order,
+    })
 }
 
 fn is_like(pattern: &str, text: &str) -> bool {
@@ -117,105 +236,4 @@ fn is_like(pattern: &str, text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::approval::Action;
-
-    fn payment(cents: impl Into<Value>) -> Question {
-        let cents = cents.into();
-        Question {
-            task_name: Some("billing.refund".into()),
-            action: Action { name: "bank.pay".into(), version: 1, args: json!({"cents": cents}) },
-            requester: Some("rita".into()),
-            ..Question::new("Pay?")
-        }
-    }
-
-    fn policy(then: Then) -> AutoPolicy {
-        AutoPolicy {
-            name: "small".into(),
-            task: None,
-            action: None,
-            requester: None,
-            max_risk: None,
-            min: BTreeMap::new(),
-            max: BTreeMap::new(),
-            in_quorum: false,
-            then,
-            reason: None,
-        }
-    }
-
-    #[test]
-    fn a_star_is_any_text() {
-        for (pattern, text, fits) in [
-            ("bank.pay", "bank.pay", true),
-            ("bank.pay", "bank.payout", false),
-            ("bank.*", "bank.", true),
-            ("bank.*", "abank.pay", false),
-            ("*.pay", "bank.pay", true),
-            ("*.pay", "bank.payee", false),
-            ("b*k*y", "bank.pay", true),
-            ("b*k*k", "bank", false),
-            ("a*a", "a", false),
-            ("**", "", true),
-            ("", "", true),
-            ("", "a", false),
-            ("ä*ö", "äüö", true),
-        ] {
-            assert_eq!(is_like(pattern, text), fits, "{pattern} and {text}");
-        }
-    }
-
-    #[test]
-    fn everything_that_is_given_must_match() {
-        let all = AutoPolicy {
-            task: Some("billing.*".into()),
-            action: Some("bank.pay".into()),
-            requester: Some("r*".into()),
-            max_risk: Some(Risk::Medium),
-            max: [("/cents".to_owned(), 5000.into())].into(),
-            min: [("/cents".to_owned(), 1.into())].into(),
-            ..policy(Then::Approve)
-        };
-        assert!(all.matches(&payment(json!(5000))));
-        assert!(all.matches(&payment(json!(4999.5))));
-        for cents in [json!(5001), json!(0), json!("5"), json!(null), json!(5000.01)] {
-            assert!(!all.matches(&payment(cents.clone())), "{cents}");
-        }
-        let fitting = payment(json!(1));
-        assert!(!all.matches(&Question { task_name: None, ..fitting.clone() }));
-        assert!(!all.matches(&Question { requester: None, ..fitting.clone() }));
-        assert!(!all.matches(&Question { risk: Risk::High, ..fitting.clone() }));
-        let huge = AutoPolicy {
-            max: [("/cents".to_owned(), 9_007_199_254_740_992_u64.into())].into(),
-            ..policy(Then::Approve)
-        };
-        assert!(!huge.matches(&payment(json!(9_007_199_254_740_993_u64))), "as whole numbers");
-    }
-
-    #[test]
-    fn nothing_irreversible_is_approved_unless_it_is_said() {
-        let question = Question { risk: Risk::Irreversible, ..payment(json!(1)) };
-        assert!(!policy(Then::Approve).matches(&question));
-        assert!(policy(Then::Reject).matches(&question));
-        assert!(policy(Then::Ask).matches(&question));
-        let said = AutoPolicy { max_risk: Some(Risk::Irreversible), ..policy(Then::Approve) };
-        assert!(said.matches(&question));
-    }
-
-    #[test]
-    fn the_first_that_matches_counts_and_says_the_same_every_time() {
-        let other = AutoPolicy { action: Some("other".into()), ..policy(Then::Reject) };
-        let asks = AutoPolicy { requester: Some("bob".into()), ..policy(Then::Ask) };
-        let policies = [other, asks, policy(Then::Approve)];
-        let decided = AutoPolicy::decide(&policies, &payment(json!(1))).unwrap();
-        assert_eq!((decided.by.as_str(), decided.choice), ("policy:small", Choice::Approve));
-        assert_eq!(AutoPolicy::decide(&policies, &payment(json!(1))).unwrap().id, decided.id);
-        let bobs = Question { requester: Some("bob".into()), ..payment(json!(1)) };
-        assert_eq!(AutoPolicy::decide(&policies, &bobs), None);
-        assert_eq!(AutoPolicy::decide(&[], &bobs), None);
-    }
-}
+mod tests;

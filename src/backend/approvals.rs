@@ -277,12 +277,16 @@ struct Format {
 /// # Errors
 /// A newer Countersign has written it, or somebody else.
 pub(in crate::backend) fn stored_question(json: &str) -> Result<Question, Error> {
-    let unreadable = |cause: String| Kind::Codec { what: "an approval".into(), cause };
     if let Ok(Format { v }) = serde_json::from_str(json)
         && v > Question::VERSION
     {
         let cause = format!("it was asked by a newer Countersign (format {v}): upgrade this one");
-        return Err(unreadable(cause).into());
+        return Err(unreadable(&cause));
     }
-    serde_json::from_str(json).map_err(|error| unreadable(error.to_string()).into())
+    serde_json::from_str(json).map_err(|error| unreadable(&error.to_string()))
+}
+
+/// What is stored under an approval's id is no approval.
+pub(in crate::backend) fn unreadable(cause: &str) -> Error {
+    Kind::Codec { what: "an approval".into(), cause: cause.into() }.into()
 }

@@ -183,6 +183,11 @@ impl Control {
         self.incoming.recv().await
     }
 
+    /// A control message that has come already.
+    pub fn ready(&mut self) -> Option<Message> {
+        self.incoming.try_recv().ok()
+    }
+
     /// Sends an answer, if there is one, and if it can be sent now: a late one is of no use.
     pub fn answers(&self, answer: Option<Answer>) {
         if let Some(answer) = answer {

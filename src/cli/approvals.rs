@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 
 use super::audit::Audit;
 use super::output::{Format, plain};
+use super::request::{prompt, record};
 use super::signals::shutdown_signal;
 use super::worker::duration;
 use super::{exit, streams};
-use crate::approval::{Answer, ApprovalId, Decision, Standing, date};
+use crate::approval::{Answer, ApprovalId, Choice, Decision, Standing};
 use crate::backend::Asked;
 use crate::client::{Client, Pending};
 use crate::error::Error;
@@ -156,16 +157,33 @@ impl Approve {
             decision.digest = digest.into();
         }
         if !yes {
+            if let Some(answer) = over(&asked) {
+                return Ok(told(&asked.question.id, &answer, format));
+            }
             if !std::io::stdin().is_terminal() {
                 return Ok(usage("nobody can confirm it here: say --yes and --digest"));
             }
-            streams::prompt(shown(&asked, &decision));
+            streams::prompt(prompt(&asked, &decision));
             if !is_confirmed() {
                 streams::note("countersign: nothing was approved");
                 return Ok(ExitCode::from(exit::FAILURE));
             }
         }
         decide(client, &decision, format).await
+    }
+}
+
+/// What a decision would be answered, if the request is not open any more.
+fn over(asked: &Asked) -> Option<Answer> {
+    match (asked.standing, &asked.decision) {
+        (Standing::Open(_), _) => None,
+        (Standing::Expired(at), _) => Some(Answer::Expired { at }),
+        (Standing::Decided(Choice::Withdraw), _) | (Standing::Decided(_), None) => {
+            Some(Answer::Withdrawn)
+        }
+        (Standing::Decided(choice), Some(Decision { by, .. })) => {
+            Some(Answer::AlreadyDecided { by: by.clone(), at: asked.at, choice })
+        }
     }
 }
 
@@ -189,28 +207,6 @@ fn told(id: &ApprovalId, answer: &Answer, format: Format) -> ExitCode {
     ExitCode::from(if answer.is_taken() { 0 } else { exit::FAILURE })
 }
 
-/// What a person reads before they say yes. Nothing in it can move a terminal's cursor.
-fn shown(asked: &Asked, decision: &Decision) -> String {
-    let question = &asked.question;
-    let mut lines = vec![plain(&question.title)];
-    lines.extend(question.summary.lines().map(plain));
-    lines.push(format!("  action    {}", plain(&question.action.name)));
-    lines.push(format!("  arguments {}", plain(&question.action.args.to_string())));
-    if let Some(edited) = &decision.edited {
-        lines.push(format!("  instead   {}", plain(&edited.to_string())));
-        lines.push(format!("  of digest {}", question.action.digest_with(edited)));
-    }
-    lines.extend(question.effects.iter().map(|effect| format!("  effect    {}", plain(effect))));
-    lines.push(format!("  risk      {:?}", question.risk));
-    if let Some(requester) = &question.requester {
-        lines.push(format!("  asked by  {}", plain(requester)));
-    }
-    lines.push(format!("  deadline  {}", date(asked.at)));
-    lines.push(format!("  digest    {}", decision.digest));
-    lines.push(format!("Approve as {}? [y/N] ", plain(&decision.by)));
-    lines.join("\n")
-}
-
 fn is_confirmed() -> bool {
     let mut line = String::new();
     let read = std::io::stdin().lock().read_line(&mut line);
@@ -220,31 +216,6 @@ fn is_confirmed() -> bool {
 fn usage(fault: &str) -> ExitCode {
     streams::note(format_args!("countersign: {fault}"));
     ExitCode::from(exit::USAGE)
-}
-
-fn record(asked: &Asked) -> Value {
-    let question = &asked.question;
-    json!({
-        "id": question.id,
-        "state": asked.standing.as_str(),
-        "title": question.title,
-        "summary": question.summary,
-        "action": question.action,
-        "schema": question.schema,
-        "digest": question.digest().as_str(),
-        "effects": question.effects,
-        "risk": question.risk,
-        "requester": question.requester,
-        "approvers": question.approvers,
-        "quorum": question.quorum,
-        "votes": asked.votes,
-        "warned": asked.warned.map(|percent| format!("{percent} % of its time has passed")),
-        "asked_at": date(asked.asked_at),
-        "deadline": matches!(asked.standing, Standing::Open(_) | Standing::Expired(_))
-            .then(|| date(asked.at)),
-        "decision": asked.decision,
-        "task": question.task,
-    })
 }
 
 /// The open questions; of one that cannot be read, why.

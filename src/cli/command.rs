@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::output::Format;
 use super::{
-    approvals, config, database, dev, doctor, exit, failures, health, logs, queues, run, streams,
-    tasks, workers,
+    approvals, config, database, dev, doctor, exit, failures, health, logs, queues, rules, run,
+    streams, tasks, workers,
 };
 use crate::client::Client;
 use crate::config::{CONFIG_FLAG, Config};
@@ -73,6 +73,9 @@ enum Verb {
     /// Show what people are asked, and decide it
     #[command(subcommand)]
     Approvals(approvals::Approvals),
+    /// Show which rule of a settings file decides a request
+    #[command(subcommand)]
+    Policies(rules::Policies),
     /// Show the workers that are there
     Workers,
     /// Say whether both servers answer, and whether queues are consumed
@@ -120,6 +123,7 @@ fn perform(
     let verb = match verb {
         Verb::Dev(dev) => return dev.perform(format),
         Verb::Config(verb) => return verb.perform(flags, format),
+        Verb::Policies(verb) => return verb.perform(format),
         Verb::Completion { shell } => {
             let mut command = Command::command();
             let mut script = Vec::new();
@@ -163,6 +167,7 @@ fn perform(
             Verb::Dev(_)
             | Verb::Db(_)
             | Verb::Config(_)
+            | Verb::Policies(_)
             | Verb::Completion { .. }
             | Verb::Version => Ok(ExitCode::SUCCESS),
         };

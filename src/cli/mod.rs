@@ -17,6 +17,8 @@ mod output;
 mod policies;
 mod progress;
 mod queues;
+mod request;
+mod rules;
 mod run;
 mod signals;
 mod streams;

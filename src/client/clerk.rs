@@ -61,6 +61,19 @@ struct Case {
 
 /// The digest and the nonce of a request.
 type Seen = (Digest, Option<String>);
+impl Case {
+    /// Something of it cannot be decided or stored: it is not tried again until it is asked anew.
+    fn left_to_people(asked: &Asked) -> Self {
+        let judged = Some((asked.question.digest(), asked.nonce.clone()));
+        Self { deadline: first_deadline(asked), judged, again: None }
+    }
+}
+
+/// The deadline that a question was asked with.
+fn first_deadline(asked: &Asked) -> i64 {
+    let time = i64::try_from(asked.question.expires_in).unwrap_or(i64::MAX);
+    asked.asked_at.saturating_add(time)
+}
 
 impl Clerk<'_> {
     async fn run(mut self) {
@@ -129,7 +142,15 @@ impl Clerk<'_> {
             let found = self.read(ids).await?;
             for (asked, known) in found.into_iter().zip(known) {
                 let Some(asked) = asked else { continue };
-                let case = self.look_at(&asked, known.and_then(|case| case.judged)).await?;
+                let judged = known.and_then(|case| case.judged);
+                let case = match self.look_at(&asked, judged).await {
+                    Err(error) if error.is_connection() => return Err(error),
+                    Err(error) => {
+                        warn!(approval = %asked.question.id, "left to people: {error}");
+                        Case::left_to_people(&asked)
+                    }
+                    Ok(case) => case,
+                };
                 let id = asked.question.id;
                 self.agenda.extend(case.again.map(|at| (at, id.clone())));
                 self.cases.insert(id, case);
@@ -158,8 +179,7 @@ impl Clerk<'_> {
 
     async fn look_at(&self, asked: &Asked, judged: Option<Seen>) -> Result<Case, Error> {
         let Asked { question, standing, asked_at, read_at, warned, .. } = asked;
-        let time = i64::try_from(question.expires_in).unwrap_or(i64::MAX);
-        let first = asked_at.saturating_add(time);
+        let first = first_deadline(asked);
         let Standing::Open(deadline) = *standing else {
             return Ok(Case { deadline: first, judged, again: None });
         };

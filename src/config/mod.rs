@@ -168,6 +168,16 @@ impl Config {
         Self::check(sources)
     }
 
+    /// The policies of this settings file, whatever the environment says.
+    #[cfg(feature = "cli")]
+    pub(crate) fn policies_in(path: &str) -> Result<Vec<AutoPolicy>, Error> {
+        let mut sources = Sources::default();
+        sources.read_file(std::path::Path::new(path), true);
+        let Sources { policies, mut faults, .. } = sources;
+        let policies = policies::read(&policies, &mut faults);
+        if faults.is_empty() { Ok(policies) } else { Err(Kind::Config(faults).into()) }
+    }
+
     /// Every setting of this process with its value and where that came from; passwords are masked.
     /// The queues' own settings come last, and the policies'.
     #[cfg(feature = "cli")]

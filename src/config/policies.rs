@@ -6,7 +6,7 @@ use serde_json::Number;
 
 use super::settings::nearest;
 use super::sources::{Given, Table};
-use crate::approval::{AutoPolicy, Risk, Then, name_fault};
+use crate::approval::{AutoPolicy, MAX_REASON, Risk, Then, name_fault};
 
 /// Their place in `countersign.toml`.
 pub(super) const POLICIES: &str = "approvals.policy";
@@ -97,8 +97,12 @@ impl Fields<'_> {
                      \"/cents\""
                 ));
             }
-            let float = || value.parse().ok().and_then(Number::from_f64);
-            match value.parse::<i64>().ok().map(Number::from).or_else(float) {
+            let is_whole = value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+            // A whole number that has no place in 64 bits would lose its last digits.
+            let fraction = || value.parse().ok().filter(|_| !is_whole).and_then(Number::from_f64);
+            let unsigned = || value.parse::<u64>().ok().map(Number::from);
+            let number = value.parse::<i64>().ok().map(Number::from);
+            match number.or_else(unsigned).or_else(fraction) {
                 Some(number) => drop(bounds.insert(pointer.to_owned(), number)),
                 None => self.faults.push(format!("{origin}: {value:?} is no number")),
             }
@@ -135,6 +139,9 @@ impl Fields<'_> {
         }
         if policy.then == Then::Reject && policy.reason.is_none() {
             fault("a policy that rejects needs a reason: whoever asks is told");
+        }
+        if policy.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
+            fault(&format!("the reason is over {MAX_REASON} bytes: no decision can carry it"));
         }
         if policy.then == Then::Approve && policy.task.is_none() && policy.action.is_none() {
             fault("a policy that approves needs a task or an action; \"*\" is every one");

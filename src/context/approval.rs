@@ -125,6 +125,7 @@ impl Context {
             task: Some(envelope.id.clone()),
             task_name: Some(envelope.name.clone()),
             action: Action { name: envelope.name.clone(), version: 1, args: arguments },
+            parameters: self.run.parameters().iter().map(|&name| name.to_owned()).collect(),
             name,
             ..Question::new("")
         };
@@ -213,7 +214,7 @@ impl<A> Approval<A> {
             let args = serde_json::to_value(args)
                 .map_err(|error| format!("the action's arguments are no JSON: {error}"))?;
             let action = Action { name: name.into(), version: 1, args };
-            Ok(Question { action, editable: true, ..question })
+            Ok(Question { action, editable: true, parameters: Vec::new(), ..question })
         });
         let context = self.context.clone();
         Approval { context, draft, has_action: true, asked: None, args: PhantomData }

@@ -42,6 +42,8 @@ pub(crate) struct Run {
     pub(super) around: Arc<Surroundings>,
     /// Earlier runs may have left something.
     is_rerun: bool,
+    /// The names of the handler's parameters, in their order.
+    parameters: OnceLock<&'static [&'static str]>,
     owner: OnceLock<RunOwner>,
     memory: OnceCell<Memory>,
     /// Numbers what the handler's body streams.
@@ -101,6 +103,7 @@ impl Run {
             cancelled,
             around,
             is_rerun,
+            parameters: OnceLock::new(),
             owner: OnceLock::new(),
             memory: OnceCell::new(),
             body: Arc::new(Numbers::new(Scope::Body)),
@@ -113,6 +116,15 @@ impl Run {
 
     pub(crate) fn id(&self) -> &TaskId {
         &self.envelope.id
+    }
+
+    /// Notes which parameters the handler has. The first call counts.
+    pub(crate) fn takes(&self, parameters: &'static [&'static str]) {
+        self.parameters.get_or_init(|| parameters);
+    }
+
+    pub(super) fn parameters(&self) -> &'static [&'static str] {
+        self.parameters.get().copied().unwrap_or_default()
     }
 
     /// Whose journal and stream it reads and writes. Digests the arguments when it is called first.

@@ -2,6 +2,7 @@
 
 mod call;
 mod collect;
+mod parameters;
 
 use std::fmt;
 
@@ -71,6 +72,13 @@ impl Arguments {
             let function = function.rsplit('.').next().unwrap_or(function);
             Failure::type_error(format!("{function}() {fault}"))
         })
+    }
+
+    /// The names by which a task's type takes its arguments, in their order; none when they have no
+    /// names, or the type takes any call.
+    #[must_use]
+    pub fn parameters<T: DeserializeOwned>() -> &'static [&'static str] {
+        parameters::of::<T>()
     }
 }
 

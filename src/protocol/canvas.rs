@@ -152,6 +152,34 @@ impl Canvas {
         Ok(plan.follow_ups)
     }
 
+    /// The errbacks of the bodies of chords that come to nothing because `task` has not succeeded: those
+    /// that it is in the header of, and those that were to follow it. Each with the body that it is
+    /// called with, as Celery does, whose id the message's own is derived from: each header task sends
+    /// the same messages. What cannot be read is left out.
+    #[must_use]
+    pub fn after_lost_chords(&self, task: &Envelope, now: Timestamp) -> Vec<(TaskId, FollowUps)> {
+        let mut bodies = Vec::new();
+        if let Some(Ok(body)) = self.chord.as_ref().map(|json| Signature::read(json)) {
+            bodies.push(body);
+        }
+        for json in self.chain.iter().chain(&self.callbacks) {
+            let _ = Signature::read(json).and_then(|signature| signature.chord_bodies(&mut bodies));
+        }
+        let errbacks = |body: Signature| {
+            let (id, list) = (body.id()?, body.signatures("link_error")?);
+            let Some(id) = id.filter(|_| !list.is_empty()) else { return Ok(None) };
+            let mut failed = task.clone();
+            failed.id = id.clone();
+            failed.lineage.root_id.get_or_insert_with(|| task.id.clone());
+            let argument = to_raw_value(&id).map_err(|error| garbled("the id", &error))?;
+            let mut plan = Plan::new(&failed, now);
+            let list = list.iter().map(|json| Signature::read(json)).collect::<Result<_, _>>()?;
+            plan.add_together(list, "link_error", &[argument])?;
+            Ok::<_, Failure>(Some((id, plan.follow_ups)))
+        };
+        bodies.into_iter().filter_map(|body| errbacks(body).ok().flatten()).collect()
+    }
+
     /// The tasks that never run when this one fails: those behind it in its chain, and the body of
     /// its chord. Their waiters are to be told. What cannot be read is left out.
     #[must_use]

@@ -10,8 +10,8 @@ use crate::task::{Revoke, TaskId};
 /// The exchange to which Celery's callers listen for answers; nothing is sent to any other.
 pub const REPLY_EXCHANGE: &str = "reply.celery.pidbox";
 
-/// No request of a Celery client comes near this size.
-const LIMIT: usize = 1024 * 1024;
+/// A revocation of 400,000 tasks.
+const LIMIT: usize = 16 * 1024 * 1024;
 
 /// What somebody wants of the workers.
 #[derive(Debug, Deserialize)]
@@ -192,6 +192,15 @@ mod tests {
         for garbage in [json!({}), json!({"task_id": 5}), json!({"task_id": ["a", 5]})] {
             assert!(matches!(revoke(garbage).command(), Command::Malformed(_)));
         }
+    }
+
+    #[test]
+    fn a_revocation_of_many_tasks_is_read() {
+        let ids: Vec<_> = (0..60_000).map(|n| format!("{n:036}")).collect();
+        let many = json!({"method": "revoke", "arguments": {"task_id": ids}}).to_string();
+        let Ok(request) = Request::read(many.as_bytes()) else { panic!("it was dropped") };
+        let Command::Revoke { ids, .. } = request.command() else { panic!("it revokes") };
+        assert_eq!(ids.len(), 60_000);
     }
 
     #[test]

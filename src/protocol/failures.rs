@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::error::{Error, Failure};
+use crate::task::TaskId;
 
 const REFUSED: &str = "Refused";
 
@@ -26,6 +27,16 @@ impl Failure {
     #[must_use]
     pub fn task_revoked(reason: &str) -> Self {
         Self::new("celery.exceptions", "TaskRevokedError", reason)
+    }
+
+    /// A task that was to run after `before`, which will not: it was revoked, or has expired.
+    #[must_use]
+    pub fn after_revoked(before: &TaskId, reason: &str) -> Self {
+        let told = match reason {
+            "expired" => format!("task {before}, which comes before it, has expired"),
+            _ => format!("task {before}, which comes before it, was {reason}"),
+        };
+        Self::new("celery.exceptions", "TaskRevokedError", told)
     }
 
     /// The task ended its worker this many times, so many of them alone, and is not tried again.

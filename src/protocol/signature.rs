@@ -117,6 +117,24 @@ impl Signature {
         self.set(name, &all)
     }
 
+    /// The bodies of the chords in it.
+    pub(super) fn chord_bodies(&self, found: &mut Vec<Self>) -> Result<(), Failure> {
+        match self.kind() {
+            Kind::Task => {}
+            Kind::Chain | Kind::Group => {
+                for part in self.parts()? {
+                    part.chord_bodies(found)?;
+                }
+            }
+            Kind::Chord => {
+                if let Some(body) = self.kwargs.get("body") {
+                    found.push(Self::read(body)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Every task in it that has an id: its own, or of its parts. Those of a chord too.
     pub(super) fn task_ids(&self, found: &mut Vec<TaskId>) -> Result<(), Failure> {
         match self.kind() {

@@ -1,10 +1,12 @@
 //! What follows a task: callbacks and the next of its chain after a success, errbacks and the
-//! failure of the rest of its chain after a failure.
+//! failure of the rest of its chain after a failure, only the latter after a revocation.
 //!
 //! A success is stored only after what follows it is confirmed, as in Celery: `children` are in
 //! the result then, and a crash in between sends them again, under the same ids. A failure is
 //! stored first, because errbacks look it up; a crash in between finds the failure stored, and
 //! sends them then. Either way what follows is sent at least once, and nothing is lost.
+
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use tracing::error;
@@ -13,8 +15,12 @@ use super::{Crew, settle};
 use crate::backend::{Finish, Queue};
 use crate::clock;
 use crate::error::Failure;
-use crate::protocol::{Canvas, Child, Document, Envelope, FollowUp, FollowUps};
+use crate::protocol::{Canvas, Child, Document, Envelope, FollowUp, FollowUps, State};
+use crate::task::TaskId;
 use crate::trace::TraceParent;
+
+/// The header tasks of a chord end within this, or its errbacks are called again.
+const CHORD_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// How a task fails that may not run, because what is to follow it cannot be done here.
 pub(super) fn refusal(envelope: &Envelope) -> Option<Failure> {
@@ -41,17 +47,42 @@ pub(super) async fn after_success(
     send(crew, queue, envelope, follow_ups, is_rerun).await
 }
 
-/// Tells the waiters of the tasks that will not run now, and sends the errbacks. What cannot be
-/// sent is only logged: the task has failed already.
+/// Why what was to follow a task will not.
+#[derive(Clone, Debug)]
+pub(super) enum Broken {
+    /// It has failed: its errbacks are called.
+    Failed(Failure),
+    /// It was revoked, or has expired, and has no errbacks, as in Celery. The failure is that of the
+    /// tasks behind it.
+    Revoked(Failure),
+}
+
+impl Broken {
+    /// What the end of this task breaks; nothing if it has succeeded.
+    pub(super) fn by(document: &Document) -> Option<Self> {
+        match document.state {
+            State::Failure => Some(Self::Failed(document.failure())),
+            State::Revoked => {
+                let failure = Failure::after_revoked(&document.id, &document.reason());
+                Some(Self::Revoked(failure))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Tells the waiters of the tasks that will not run now, and sends the errbacks: the task's, and those
+/// of the chords that come to nothing. What cannot be sent is only logged: the task has ended already.
 pub(super) async fn after_failure(
     crew: &Crew,
     queue: &Queue,
     envelope: &Envelope,
-    failure: &Failure,
+    broken: &Broken,
     is_rerun: bool,
 ) {
     let Ok(Some(canvas)) = Canvas::read(&envelope.embed) else { return };
     let now = clock::now();
+    let (Broken::Failed(failure) | Broken::Revoked(failure)) = broken;
     let told = canvas.unreached().into_iter().map(|id| {
         let document = Document::failure_of(&id, failure, now);
         crew.backends.store.finish(Finish { document, reply_to: None, received: None })
@@ -59,13 +90,32 @@ pub(super) async fn after_failure(
     for error in join_all(told).await.into_iter().filter_map(Result::err) {
         error!(task.id = %envelope.id, "the failure of its chain cannot be stored: {error}");
     }
-    let sent = match canvas.after_failure(envelope, now) {
+    let errbacks = match broken {
+        Broken::Failed(_) => canvas.after_failure(envelope, now),
+        Broken::Revoked(_) => Ok(FollowUps::default()),
+    };
+    let sent = match errbacks {
         Ok(errbacks) => send(crew, queue, envelope, errbacks, is_rerun).await,
         Err(failure) => Err(failure),
     };
     if let Err(failure) = sent {
         error!(task.id = %envelope.id, "an errback cannot be sent: {failure}");
     }
+    for (body, errbacks) in canvas.after_lost_chords(envelope, now) {
+        if is_first(crew, &body, envelope).await
+            && let Err(failure) = send(crew, queue, envelope, errbacks, is_rerun).await
+        {
+            error!(task.id = %body, "an errback of a chord cannot be sent: {failure}");
+        }
+    }
+}
+
+/// Whether this task calls the errbacks of a chord's body: one of the header does. Should that not be
+/// known, all do.
+async fn is_first(crew: &Crew, body: &TaskId, task: &Envelope) -> bool {
+    let key = format!("lost-chord:{body}");
+    let claimed = crew.backends.store.claim_key(&key, &task.id, CHORD_KEPT).await;
+    claimed.map_or(true, |claimed| claimed.id == task.id)
 }
 
 async fn send(

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tracing::{error, warn};
 
+use super::canvas::Broken;
 use super::claim::Claim;
 use super::copies::first_received;
 use super::settle::{ack, finish, publish, release, tell};
@@ -53,7 +54,8 @@ pub(super) async fn bury_task(
     let told = (!envelope.ignore_result).then(|| finish(envelope, document, received));
     let effects = async {
         tell(crew, told).await;
-        canvas::after_failure(crew, queue, envelope, failure, received.is_none()).await;
+        let broken = Broken::Failed(failure.clone());
+        canvas::after_failure(crew, queue, envelope, &broken, received.is_none()).await;
         claim.end(crew, envelope).await;
     };
     bury(crew, queue, delivery, reason, Box::pin(effects)).await;

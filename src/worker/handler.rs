@@ -33,6 +33,7 @@ impl Registered {
         Fut: Future<Output = TaskResult<T::Output>> + Send + 'static,
     {
         let start = move |context: Context, arguments: &Arguments, _: &Slot| {
+            context.run().takes(Arguments::parameters::<T>());
             let run = handler(context, arguments.read::<T>(T::NAME)?);
             Ok::<BoxFuture<'static, Answer>, _>(Box::pin(async move { answer(&run.await?) }))
         };

@@ -5,15 +5,17 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Crew;
 use crate::backend::Revocation;
 use crate::task::{Revoke, TaskId};
 
-/// As many as Celery remembers; the oldest are forgotten.
-const REMEMBERED: usize = 50_000;
+/// As long as the store keeps marks; however many there are.
+const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// What this worker knows of revoked tasks.
 #[derive(Debug, Default)]
@@ -26,7 +28,7 @@ pub(super) struct Revoked {
 #[derive(Debug, Default)]
 struct Marks {
     by_id: HashMap<TaskId, Revoke>,
-    oldest_first: VecDeque<TaskId>,
+    oldest_first: VecDeque<(Instant, TaskId)>,
 }
 
 impl Revoked {
@@ -57,17 +59,19 @@ impl Revoked {
 
     /// Takes in marks. One that says more than what was known of its task counts.
     pub(super) fn note(&self, revocations: Vec<Revocation>) {
+        let now = Instant::now();
         let mut marks = self.marks.write().unwrap_or_else(PoisonError::into_inner);
         for Revocation { id, revoke } in revocations {
             let known = marks.by_id.get(&id).copied();
             if known.is_none() {
-                marks.oldest_first.push_back(id.clone());
+                marks.oldest_first.push_back((now, id.clone()));
             }
             let revoke = known.map_or(revoke, |known| known.max(revoke));
             marks.by_id.insert(id, revoke);
         }
-        while marks.oldest_first.len() > REMEMBERED {
-            if let Some(id) = marks.oldest_first.pop_front() {
+        let is_old = |(at, _): &(Instant, TaskId)| now.duration_since(*at) > REMEMBERED;
+        while marks.oldest_first.front().is_some_and(is_old) {
+            if let Some((_, id)) = marks.oldest_first.pop_front() {
                 marks.by_id.remove(&id);
             }
         }
@@ -109,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_marks_are_forgotten() {
+    fn many_marks_are_all_remembered() {
         let revoked = Revoked::default();
-        let ids = (0..=REMEMBERED).map(|n| mark(&n.to_string(), Revoke::IfQueued));
-        revoked.note(ids.collect());
-        assert!(!revoked.contains(&"0".into()) && revoked.contains(&"1".into()));
+        revoked.note((0..60_000).map(|n| mark(&n.to_string(), Revoke::IfQueued)).collect());
+        let forgotten = (0..60_000).filter(|n| !revoked.contains(&n.to_string().into())).count();
+        assert_eq!(forgotten, 0);
     }
 }

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
+use super::canvas::Broken;
 use super::claim::Claim;
 use super::copies::{self, first_received, give_back, supersede};
 use super::dead_letter::{HEADER_ROOM, bury, bury_task};
@@ -19,9 +20,7 @@ use crate::clock;
 use crate::error::{Error, Failure};
 use crate::faults;
 use crate::lifecycle::Outcome;
-use crate::protocol::{
-    Attempt, Canvas, Document, Envelope, History, Message, State, UNKNOWN_SINCE,
-};
+use crate::protocol::{Attempt, Canvas, Document, Envelope, History, Message, UNKNOWN_SINCE};
 use crate::task::TaskId;
 
 const UNKNOWN_PAUSE: Duration = Duration::from_secs(1);
@@ -80,13 +79,10 @@ async fn settle_undone(
         Outcome::Parked => wait(crew, delivery, envelope, claim).await,
         Outcome::Revoked(reason) => {
             let document = Document::revoked(envelope, reason, now);
-            record(crew, queue, delivery, envelope, document, None, &claim).await;
+            record(crew, queue, delivery, envelope, document, &claim).await;
         }
-        Outcome::Known(document) => {
-            // The run before may have ended between its failure and what follows that.
-            let failure = (document.state == State::Failure).then(|| document.failure());
-            record(crew, queue, delivery, envelope, document, failure.as_ref(), &claim).await;
-        }
+        // The run before may have ended between its failure and what follows that.
+        Outcome::Known(document) => record(crew, queue, delivery, envelope, document, &claim).await,
         Outcome::Repeated => {
             info!(task.id = %envelope.id, "another copy of it runs, or has run: not run again");
             ack(delivery, crew.backends.store.ignore(&envelope.id));
@@ -228,7 +224,7 @@ async fn succeed(
         }
     }
     let document = Document::success(envelope, answer, &children, clock::now());
-    record(crew, queue, delivery, envelope, document, None, claim).await;
+    record(crew, queue, delivery, envelope, document, claim).await;
 }
 
 async fn fail(
@@ -241,20 +237,20 @@ async fn fail(
 ) {
     info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
     let document = Document::failed(envelope, failure, clock::now());
-    record(crew, queue, delivery, envelope, document, Some(failure), claim).await;
+    record(crew, queue, delivery, envelope, document, claim).await;
 }
 
-/// Stores how a task ended, does what follows if it has failed, then acks.
+/// Stores how a task ended, does what follows if it has not succeeded, then acks.
 async fn record(
     crew: &Crew,
     queue: &Queue,
     delivery: Delivery,
     envelope: &Envelope,
     document: Document,
-    failure: Option<&Failure>,
     claim: &Claim,
 ) {
     let received = first_received(&delivery, envelope, claim);
+    let broken = Broken::by(&document);
     let effects = async {
         faults::point("handler ran");
         let recorded = if envelope.ignore_result {
@@ -263,8 +259,8 @@ async fn record(
             crew.backends.store.finish(finish(envelope, document, received)).await
         };
         faults::point("result stored");
-        if let Some(failure) = failure {
-            Box::pin(canvas::after_failure(crew, queue, envelope, failure, received.is_none()))
+        if let Some(broken) = &broken {
+            Box::pin(canvas::after_failure(crew, queue, envelope, broken, received.is_none()))
                 .await;
         }
         if claim.has_record() {

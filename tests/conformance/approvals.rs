@@ -18,6 +18,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(a_question_is_read_as_it_was_asked),
         promise(questions_are_read_in_the_order_asked_for),
         promise(a_question_of_a_newer_version_hides_none_of_the_others),
+        promise(a_question_of_the_version_before_is_decided_by_its_own_digest),
         promise(a_question_that_is_asked_stays_as_it_is),
         promise(open_questions_are_listed_by_their_deadlines),
         promise(after_its_deadline_a_question_is_expired_whoever_looks),
@@ -112,6 +113,20 @@ async fn a_question_of_a_newer_version_hides_none_of_the_others(ground: Ground) 
     assert!(matches!(first, Found::Unreadable(Standing::Open(_), _)), "{first:?}");
     assert!(matches!(second, Found::Asked(asked) if asked.question.title == "ours"), "{second:?}");
     assert_eq!(store.pending(0, 10).await.unwrap().len(), 2);
+}
+
+async fn a_question_of_the_version_before_is_decided_by_its_own_digest(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let old = ask(store, Question { v: 1, ..question("old") }).await;
+    let asked = read(store, &old).await;
+    assert_eq!(asked.question.digest(), old.action.digest());
+    let (answer, _) = store.decide(&asked.approve("ana")).await.unwrap();
+    assert_eq!(answer, Answer::Applied);
+    // Since then, the digest of the action is not enough.
+    let new = ask(store, question("new")).await;
+    let of_action = Question { v: 1, ..new.clone() };
+    assert_eq!(store.decide(&approve(&of_action, "ana")).await.unwrap().0, Answer::DigestMismatch);
+    assert_eq!(store.decide(&approve(&new, "ana")).await.unwrap().0, Answer::Applied);
 }
 
 async fn a_question_that_is_asked_stays_as_it_is(ground: Ground) {

@@ -16,6 +16,7 @@ use crate::verdicts::approve;
 
 pub(crate) fn promises() -> Vec<Promise> {
     vec![
+        promise(a_question_of_the_version_before_keeps_its_votes),
         promise(rules::the_store_answers_as_the_pure_functions_do),
         promise(a_task_that_was_never_parked_runs_without_a_claim),
         promise(who_begins_a_park_holds_it),
@@ -111,6 +112,31 @@ pub(crate) async fn parked(ground: &Ground) -> Asker {
     let parked = asker.park(ground, 1, &["pay"]).await;
     assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
     asker
+}
+
+/// A task that was suspended by the version before is suspended again by this one.
+async fn a_question_of_the_version_before_keeps_its_votes(ground: Ground) {
+    let Ground { store, .. } = &ground;
+    let asker = Asker::new();
+    let of_version = |v| {
+        let mut parking = asker.parking(1, &["pay"]);
+        for question in &mut parking.questions {
+            (question.v, question.quorum) = (v, 2);
+        }
+        parking
+    };
+    let old = of_version(1);
+    assert!(matches!(store.park(old.clone()).await.unwrap(), Parked::Waiting(..)));
+    let by = |person| crate::verdicts::approve(&old.questions[0], person);
+    let (counted, _) = store.decide(&by("ana")).await.unwrap();
+    assert_eq!(counted, Answer::Counted { votes: 1, quorum: 2 });
+    let again = store.park(of_version(Question::VERSION)).await.unwrap();
+    assert!(matches!(again, Parked::Waiting(..)), "{again:?}");
+    assert_eq!(store.decide(&by("bob")).await.unwrap().0, Answer::Applied);
+    let Parked::Ready(rulings) = store.park(of_version(Question::VERSION)).await.unwrap() else {
+        panic!("it is decided")
+    };
+    assert_eq!(rulings[0].digest, old.questions[0].digest());
 }
 
 pub(crate) fn is_claimed(taken: &Taken, wanted: u64) -> bool {

@@ -9,10 +9,10 @@ use super::bells::Ring;
 use super::parks::{Wish, milliseconds};
 use super::questions::{Asking, Case};
 use super::store::EmbeddedStore;
-use super::txn::{Done, Txn};
+use super::txn::{Done, Fault, Txn};
 use super::{audit, journal, outbox, parks, questions};
 use crate::approval::{Answer, ApprovalId, Choice, Decision, Question, Standing};
-use crate::backend::approvals::{DECISION_KEPT, SWEPT, TIDIED, stored_question};
+use crate::backend::approvals::{DECISION_KEPT, SWEPT, TIDIED, stored_question, unreadable};
 use crate::backend::{Approvals, Asked, Found, Parked, Parking, Resume, Taken};
 use crate::error::Error;
 use crate::lifecycle::vote::{self, Extension, Vote};
@@ -152,8 +152,14 @@ impl Approvals for EmbeddedStore {
 }
 
 fn asked(txn: &Txn<'_>, id: &ApprovalId) -> Done<Found> {
-    let Case { asking: Some(Asking { terms, document, .. }), said } = questions::find(txn, id)?
-    else {
+    let case = match questions::find(txn, id) {
+        // A column that cannot be read hides none of the other questions.
+        Err(Fault::Sql(error)) if questions::is_malformed(&error) => {
+            return Ok(Found::Unreadable(Standing::Open(0), unreadable(&error.to_string())));
+        }
+        found => found?,
+    };
+    let Case { asking: Some(Asking { terms, document, .. }), said } = case else {
         return Ok(Found::Nothing);
     };
     let standing = vote::standing(&terms, &said.ballot, txn.now);

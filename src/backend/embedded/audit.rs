@@ -74,13 +74,21 @@ pub(super) fn add(txn: &Txn<'_>, fields: &[(&str, &str)]) -> Done<()> {
 }
 
 fn entries(txn: &Txn<'_>, list: &str, after: i64, limit: usize) -> Done<Vec<AuditEntry>> {
-    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let rows: Vec<(i64, i64, String)> = txn.all(list, [after, whole(limit)], read)?;
-    let entry = |(seq, at, fields): (i64, i64, String)| {
-        let fields = serde_json::from_str(&fields).map_err(|_| unreadable("the audit", FOREIGN))?;
+    let read = |row: &Row<'_>| {
+        let seq: i64 = row.get(0)?;
+        let at = row.get(1).unwrap_or(0);
+        let fields = row.get::<_, String>(2).ok();
+        let fields = fields.and_then(|fields| serde_json::from_str(&fields).ok());
+        // It hides none of the others, and is not as it was sealed.
+        let fields = fields.unwrap_or_else(|| {
+            vec![
+                ("what".to_owned(), "unreadable".to_owned()),
+                ("why".to_owned(), FOREIGN.to_owned()),
+            ]
+        });
         Ok(AuditEntry { id: format!("{at}-{seq}"), at, fields })
     };
-    Ok(rows.into_iter().map(entry).collect::<Result<_, Error>>()?)
+    txn.all(list, [after, whole(limit)], read)
 }
 
 /// The place of an entry. Its id begins with the time, as Redis' ids do.

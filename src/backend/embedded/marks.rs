@@ -18,8 +18,6 @@ use crate::task::{Revoke, TaskId};
 const DAY: i64 = 24 * 60 * 60 * 1000;
 /// A mark on a revoked task outlives any that still waits in a queue.
 const REVOKED_KEPT: i64 = 7 * DAY;
-/// The newest are kept.
-const REVOKED_COUNT: i64 = 50_000;
 /// Attempts whose marks are forgotten at once.
 const ATTEMPTS: u64 = 1000;
 /// Batches that may wait for the worker.
@@ -152,12 +150,6 @@ pub(super) fn revoke(txn: &mut Txn<'_>, ids: &[TaskId], revoke: Revoke) -> Done<
         txn.execute(mark, params![id.as_str(), even_running, txn.now])?;
     }
     txn.execute("DELETE FROM revoked WHERE at < ?", [txn.now - REVOKED_KEPT])?;
-    let count = txn.first("SELECT count(*) FROM revoked", [], |row| row.get::<_, i64>(0))?;
-    let surplus = count.unwrap_or(0) - REVOKED_COUNT;
-    if surplus > 0 {
-        let oldest = "DELETE FROM revoked WHERE id IN (SELECT id FROM revoked ORDER BY at LIMIT ?)";
-        txn.execute(oldest, [surplus])?;
-    }
     let marks = ids.iter().map(|id| Revocation { id: id.clone(), revoke });
     txn.ring(Ring::Revoked(marks.collect()));
     Ok(())

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::bells::Ring;
 use super::outbox;
 use super::parks::{self, milliseconds};
-use super::txn::{Done, Txn};
+use super::txn::{Done, Fault, Txn};
 use crate::approval::{ApprovalId, Choice, Digest, Question, Ruling, Standing};
 use crate::backend::Resume;
 use crate::backend::approvals::{ASKED_KEPT, nonce};
@@ -94,9 +94,9 @@ impl Case {
         awaits: bool,
         now: i64,
     ) -> bool {
-        let digest = question.digest();
         if let Some(Asking { terms, .. }) = &self.asking
-            && vote::stays(terms, &self.said.ballot, &digest, awaits, now)
+            && question.has_digest(&terms.digest)
+            && vote::stays(terms, &self.said.ballot, &terms.digest, awaits, now)
         {
             return false;
         }
@@ -216,6 +216,15 @@ pub(super) fn find(txn: &Txn<'_>, id: &ApprovalId) -> Done<Case> {
     Ok(txn.first(FIND, params![id.as_str(), txn.now], read)?.unwrap_or_default())
 }
 
+/// Whether a record, and not the database, is what cannot be read.
+pub(super) fn is_malformed(error: &rusqlite::Error) -> bool {
+    use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+    matches!(
+        error,
+        FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..)
+    )
+}
+
 fn asking(row: &Row<'_>) -> rusqlite::Result<Option<Asking>> {
     let Some(digest) = row.get::<_, Option<String>>("digest")? else { return Ok(None) };
     let terms = Terms {
@@ -285,9 +294,12 @@ pub(super) fn listed(txn: &Txn<'_>, from: usize, limit: usize) -> Done<Vec<(Appr
     let list = "SELECT id, listed FROM questions WHERE listed IS NOT NULL \
                 ORDER BY listed, id LIMIT ? OFFSET ?";
     let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    let read = |row: &Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
-    let listed = txn.all(list, [number(limit), number(from)], read)?;
-    Ok(listed.into_iter().filter_map(|(id, at)| Some((ApprovalId::parse(&id)?, at))).collect())
+    // One that somebody else has written hides none of the others.
+    let read = |row: &Row<'_>| {
+        let id = row.get_ref(0)?.as_bytes_or_null().ok().flatten().unwrap_or_default();
+        Ok((ApprovalId::listed(id), row.get(1).unwrap_or(0)))
+    };
+    txn.all(list, [number(limit), number(from)], read)
 }
 
 /// Requests that are listed by a deadline that has passed, at most so many: one that was given more time is
@@ -298,7 +310,14 @@ pub(super) fn tidy(txn: &Txn<'_>, limit: u32) -> Done<Vec<Resume>> {
     let passed = txn.all(passed, params![txn.now, limit], |row| row.get::<_, String>(0))?;
     let mut resumes: Vec<Resume> = Vec::new();
     for id in passed.iter().filter_map(|id| ApprovalId::parse(id)) {
-        let case = find(txn, &id)?;
+        let case = match find(txn, &id) {
+            Err(Fault::Sql(error)) if is_malformed(&error) => {
+                // It leaves the list of open ones, where it would hold up the others.
+                strike(txn, &id)?;
+                continue;
+            }
+            found => found?,
+        };
         let standing = case.standing(txn.now);
         if let Some(Standing::Open(deadline)) = standing {
             let list = "UPDATE questions SET listed = ? WHERE id = ?";

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Consumer, ExchangeKind};
@@ -27,6 +27,8 @@ const EXCHANGE: &str = "celery.pidbox";
 /// As Celery declares it: gone 10 s after its worker, and requests wait for 5 minutes at most.
 const EXPIRES_MS: i32 = 10_000;
 const MESSAGE_TTL_MS: i32 = 300_000;
+/// Requests that the worker has not taken yet; the others wait in the mailbox.
+const PREFETCH: u16 = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
@@ -76,20 +78,22 @@ impl Mailbox {
 
     /// Passes requests on and sends answers, until the channel is lost; `None` when nobody listens.
     async fn serve(&mut self, mut consumer: Consumer) -> Option<()> {
+        let mut next = None;
         loop {
             tokio::select! {
-                next = consumer.next() => match next {
-                    Some(Ok(delivery)) => {
-                        let message = codec::decode(&delivery.properties, delivery.data);
-                        // When there is no room, this request goes unanswered.
-                        if let Err(mpsc::error::TrySendError::Closed(_)) =
-                            self.deliver.try_send(message)
-                        {
-                            return None;
-                        }
-                    }
+                delivery = consumer.next(), if next.is_none() => match delivery {
+                    Some(Ok(delivery)) => next = Some(delivery),
                     Some(Err(_)) | None => return Some(()),
                 },
+                room = self.deliver.reserve(), if next.is_some() => {
+                    let room = room.ok()?;
+                    if let Some(delivery) = next.take() {
+                        room.send(codec::decode(&delivery.properties, delivery.data));
+                        if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
+                            return Some(());
+                        }
+                    }
+                }
                 answer = self.answers.recv() => self.answer(answer?).await,
             }
         }
@@ -120,16 +124,17 @@ async fn open(live: &Live, node: &str) -> Result<(Channel, Consumer), String> {
         auto_delete: true,
         ..QueueDeclareOptions::default()
     };
-    let unacked = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let acked = BasicConsumeOptions::default();
     let none = FieldTable::default;
     let open = async {
         let channel = live.connection.create_channel().await?;
+        channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let fanout = ExchangeDeclareOptions::default();
         channel.exchange_declare(EXCHANGE.into(), ExchangeKind::Fanout, fanout, none()).await?;
         channel.queue_declare(queue.clone(), mailbox, arguments).await?;
         let bind = QueueBindOptions::default();
         channel.queue_bind(queue.clone(), EXCHANGE.into(), "".into(), bind, none()).await?;
-        let consumer = channel.basic_consume(queue, "".into(), unacked, none()).await?;
+        let consumer = channel.basic_consume(queue, "".into(), acked, none()).await?;
         Ok::<_, lapin::Error>((channel, consumer))
     };
     open.await.map_err(|error| error.to_string())

@@ -2,6 +2,7 @@
 //! those who decide. The index `cs:pending:{cs}` has the open ones by deadline, the outbox
 //! `cs:outbox:{cs}` the resume messages that nobody is known to have sent.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use redis::{FromRedisValue, Pipeline, Value};
@@ -13,7 +14,7 @@ use crate::approval::{
     Answer, ApprovalId, Choice, Decision, Digest, KEPT, Question, Ruling, Standing,
 };
 use crate::backend::approvals::{
-    ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, TIDIED, stored_question,
+    ASKED_KEPT, DECISION_KEPT, OVERDUE, SWEPT, TIDIED, stored_question, unreadable,
 };
 use crate::backend::{Asked, Found, Resume};
 use crate::error::Error;
@@ -63,7 +64,7 @@ impl RedisStore {
             }
             eval
         });
-        let rows = answers.await?.pop().map(Vec::<Vec<String>>::from_redis_value);
+        let rows = answers.await?.pop().map(Vec::<Vec<Vec<u8>>>::from_redis_value);
         let rows = rows.and_then(Result::ok).unwrap_or_default();
         Ok(rows.iter().map(|row| read_question(row)).collect())
     }
@@ -81,11 +82,11 @@ impl RedisStore {
             range
         });
         // Pairs in RESP3, and one text after another in RESP2.
-        let listed = answers.await?.pop().map(Vec::<(String, f64)>::from_redis_value);
+        let listed = answers.await?.pop().map(Vec::<(Vec<u8>, f64)>::from_redis_value);
         let listed = listed.and_then(Result::ok).unwrap_or_default().into_iter();
         #[expect(clippy::cast_possible_truncation, reason = "our scores are whole milliseconds")]
-        let read = |(id, at): (String, f64)| Some((ApprovalId::parse(&id)?, at as i64));
-        Ok(listed.filter_map(read).collect())
+        let read = |(id, at): (Vec<u8>, f64)| (ApprovalId::listed(&id), at as i64);
+        Ok(listed.map(read).collect())
     }
 
     pub(super) async fn take_decision(
@@ -210,20 +211,31 @@ fn standing(state: &str, at: i64) -> Option<Standing> {
     }
 }
 
-/// Nine texts of `read.lua`.
-fn read_question(row: &[String]) -> Found {
-    let [state, at, document, decision, votes, asked_at, read_at, warned, nonce] = row else {
-        return Found::Nothing;
+/// Nine texts of `read.lua`, or two of a record that cannot be read.
+fn read_question(row: &[Vec<u8>]) -> Found {
+    let texts: Vec<_> = row.iter().map(|text| String::from_utf8_lossy(text)).collect();
+    let [state, at, document, decision, votes, asked_at, read_at, warned, nonce] = texts.as_slice()
+    else {
+        return match texts.as_slice() {
+            // Nobody knows how it stands: it is shown among the open ones.
+            [_, why, ..] => Found::Unreadable(Standing::Open(0), unreadable(why)),
+            _ => Found::Nothing,
+        };
     };
     let at = at.parse().unwrap_or(0);
     let Some(standing) = standing(state, at) else { return Found::Nothing };
-    let question = match stored_question(document) {
+    // One that was read with other characters would have another digest.
+    let read = match document {
+        Cow::Borrowed(document) => stored_question(document),
+        Cow::Owned(_) => Err(unreadable("it is not UTF-8")),
+    };
+    let question = match read {
         Ok(question) => question,
         Err(error) => return Found::Unreadable(standing, error),
     };
     Found::Asked(Box::new(Asked {
         question,
-        nonce: Some(nonce.clone()).filter(|nonce| !nonce.is_empty()),
+        nonce: Some(nonce.clone().into_owned()).filter(|nonce| !nonce.is_empty()),
         standing,
         asked_at: asked_at.parse().unwrap_or(0),
         at,

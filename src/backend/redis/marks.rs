@@ -109,10 +109,14 @@ fn answered(shown: &str, answers: Result<Vec<Value>, RedisError>) -> Result<Vec<
     let failed = |cause: String| Error::new(Kind::Connection { peer: peer(shown), cause });
     let answers = answers.map_err(|error| failed(error.to_string()))?;
     match answers.iter().find_map(|answer| match answer {
-        Value::ServerError(error) => Some(said(error)),
+        Value::ServerError(error) => Some(error),
         _ => None,
     }) {
-        Some(cause) => Err(failed(cause)),
+        // The server is there, and somebody else has written to the key.
+        Some(error) if error.code() == "WRONGTYPE" => {
+            Err(Kind::Codec { what: "a record in Redis".into(), cause: said(error) }.into())
+        }
+        Some(error) => Err(failed(said(error))),
         None => Ok(answers),
     }
 }

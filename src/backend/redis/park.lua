@@ -6,9 +6,9 @@
 -- ARGV    number, holder, lease in ms, the task's message, its queue, its id, abandoned questions,
 --         after how many ms its sleep ends (0: it does not sleep), digest of the task, and for each
 --         question: id, digest, document, time to decide in ms, quorum, requester, self-approval,
---         approvers, editable, nonce
+--         approvers, editable, nonce, digest by the version before
 -- Returns 'behind', 'waiting' or 'ready', and what became of the questions.
-local FIELDS = 10
+local FIELDS = 11
 local holder, lease = ARGV[2], tonumber(ARGV[3])
 local now = now_in_ms()
 
@@ -34,7 +34,8 @@ local function ask(n)
   local id, key = ARGV[n], ASK .. ARGV[n]
   waits[#waits + 1] = id
   local state = standing(id, now)
-  local is_same = redis.call('HGET', key, 'digest') == ARGV[n + 1]
+  local digest = redis.call('HGET', key, 'digest')
+  local is_same = digest == ARGV[n + 1] or digest == ARGV[n + 10]
   local is_over = state == 'withdraw' and redis.call('HGET', key, 'open') ~= '1'
   if is_asked[id] and is_same and state ~= 'unknown' and not is_over then
     return

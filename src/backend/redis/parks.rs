@@ -98,7 +98,10 @@ impl RedisStore {
             eval.arg(parking.message.to_json()).arg(parking.queue).arg(parking.id.as_str());
             eval.arg(joined(&parking.abandoned)).arg(parking.alarm.map_or(0, milliseconds));
             eval.arg(parking.digest.as_str());
-            parking.questions.iter().for_each(|question| add_question(&mut eval, question));
+            for question in &parking.questions {
+                add_question(&mut eval, question);
+                eval.arg(question.action.digest().as_str());
+            }
             eval
         });
         let texts = texts(answers.await?, "park.lua")?;

@@ -40,8 +40,11 @@ impl RedisStore {
             members.cmd("SMEMBERS").arg(ALL);
             members
         });
-        let members = asked.await?.pop().map(Vec::<String>::from_redis_value);
+        let members = asked.await?.pop().map(Vec::<Vec<u8>>::from_redis_value);
         let members = members.and_then(Result::ok).unwrap_or_default();
+        // One that is no text was not written by a worker.
+        let members = members.into_iter().filter_map(|member| String::from_utf8(member).ok());
+        let members: Vec<_> = members.collect();
         if members.is_empty() {
             return Ok(Vec::new());
         }
@@ -51,11 +54,11 @@ impl RedisStore {
             get.cmd("MGET").arg(keys);
             get
         });
-        let texts = asked.await?.pop().map(Vec::<Option<String>>::from_redis_value);
+        let texts = asked.await?.pop().map(Vec::<Option<Vec<u8>>>::from_redis_value);
         let texts = texts.and_then(Result::ok).unwrap_or_default();
         let (mut present, mut overdue) = (Vec::new(), Vec::new());
         for (member, text) in members.into_iter().zip(texts) {
-            match text.and_then(|text| serde_json::from_str(&text).ok()) {
+            match text.and_then(|text| serde_json::from_slice(&text).ok()) {
                 Some(presence) => present.push(presence),
                 None => overdue.push(member),
             }

@@ -23,8 +23,6 @@ const REVOKED: &str = "cs:revoked";
 const TERMINATED: &str = "cs:terminated";
 /// A mark outlives any task that still waits in a queue.
 const KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-/// The newest are kept.
-const KEPT_COUNT: i64 = 50_000;
 /// Batches that may wait for the worker.
 const BACKLOG: usize = 64;
 
@@ -68,7 +66,6 @@ impl RedisStore {
             }
             let old = now.saturating_sub(KEPT).as_secs();
             mark.cmd("ZREMRANGEBYSCORE").arg(key).arg("-inf").arg(old);
-            mark.cmd("ZREMRANGEBYRANK").arg(key).arg(0).arg(-KEPT_COUNT - 1);
         }
         let ids = ids.iter().map(ToString::to_string).collect();
         let told = serde_json::to_string(&Published { ids, terminate }).unwrap_or_default();
@@ -137,7 +134,7 @@ async fn read_all(link: &Link) -> Option<Vec<Revocation>> {
     loop {
         let session = link.session().await?;
         if let Ok(answers) = session.send(&read).await {
-            let lists = answers.into_iter().map(Vec::<String>::from_redis_value);
+            let lists = answers.into_iter().map(Vec::<Vec<u8>>::from_redis_value);
             match lists.collect::<Result<Vec<_>, _>>() {
                 Ok(lists) => return Some(marks(lists)),
                 Err(error) => warn!("cannot read which tasks were revoked, trying again: {error}"),
@@ -147,10 +144,12 @@ async fn read_all(link: &Link) -> Option<Vec<Revocation>> {
     }
 }
 
-fn marks(lists: Vec<Vec<String>>) -> Vec<Revocation> {
+/// An id that is no UTF-8 is no task's.
+fn marks(lists: Vec<Vec<Vec<u8>>>) -> Vec<Revocation> {
     let with = lists.into_iter().zip([Revoke::IfQueued, Revoke::EvenRunning]);
     with.flat_map(|(ids, revoke)| {
-        ids.into_iter().map(move |id| Revocation { id: TaskId::from(id), revoke })
+        let ids = ids.into_iter().filter_map(|id| String::from_utf8(id).ok());
+        ids.map(move |id| Revocation { id: TaskId::from(id), revoke })
     })
     .collect()
 }

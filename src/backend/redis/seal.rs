@@ -20,6 +20,8 @@ const SEAL: &str = include_str!("seal.lua");
 
 /// Entries of a stream: their ids, and their fields in pairs.
 type Entries = Vec<(String, Vec<String>)>;
+/// The same as it is stored: fields that are no UTF-8 hide none of the others.
+type Stored = Vec<(String, Vec<Vec<u8>>)>;
 
 impl Audit for RedisStore {
     fn audit_entries(&self, limit: usize) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>> {
@@ -98,8 +100,11 @@ impl RedisStore {
             range.cmd(command).arg(key).arg(from).arg(to).arg("COUNT").arg(limit);
             range
         });
-        let entries = answers.await?.pop().map(<Entries as FromRedisValue>::from_redis_value);
-        entries.and_then(Result::ok).ok_or_else(|| unreadable(key, "it is no stream of texts"))
+        let entries = answers.await?.pop().map(<Stored as FromRedisValue>::from_redis_value);
+        let entries = entries.and_then(Result::ok);
+        let entries = entries.ok_or_else(|| unreadable(key, "it is no stream of texts"))?;
+        let text = |field: &Vec<u8>| String::from_utf8_lossy(field).into_owned();
+        Ok(entries.into_iter().map(|(id, it)| (id, it.iter().map(text).collect())).collect())
     }
 }
 

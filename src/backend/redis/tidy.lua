@@ -19,21 +19,27 @@ end
 local function tidy(index, outbox, now, limit, kept)
   local entries, is_known = {}, {}
   local passed = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. whole(now), 'LIMIT', '0', limit)
-  for _, id in ipairs(passed) do
+  local function look_at(id)
     local state, at = standing(id, now)
     if state == 'open' then
       redis.call('ZADD', index, whole(at), id)
-    else
+      return
+    end
+    redis.call('ZREM', index, id)
+    local task = redis.call('HGET', ASK .. id, 'task') or ''
+    local entry, is_asked = waiting_for(id, task)
+    if not is_asked then
+      redis.call('EXPIRE', ASK .. id, whole(math.ceil((at - now) / 1000) + tonumber(kept)))
+    end
+    if state == 'expired' and entry and not is_known[entry] then
+      redis.call('ZADD', outbox, whole(now), entry)
+      entries[#entries + 1], is_known[entry] = entry, true
+    end
+  end
+  for _, id in ipairs(passed) do
+    if not pcall(look_at, id) then
+      -- A record that is no such hash leaves the list of open ones, where it would hold up the others.
       redis.call('ZREM', index, id)
-      local task = redis.call('HGET', ASK .. id, 'task') or ''
-      local entry, is_asked = waiting_for(id, task)
-      if not is_asked then
-        redis.call('EXPIRE', ASK .. id, whole(math.ceil((at - now) / 1000) + tonumber(kept)))
-      end
-      if state == 'expired' and entry and not is_known[entry] then
-        redis.call('ZADD', outbox, whole(now), entry)
-        entries[#entries + 1], is_known[entry] = entry, true
-      end
     end
   end
   return entries

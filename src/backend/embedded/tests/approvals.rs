@@ -220,10 +220,10 @@ async fn what_a_newer_countersign_has_parked_or_asked_is_left_to_it() {
     }
     let parked = store.park(parking(&id, 2, Vec::new())).await.unwrap();
     assert!(matches!(parked, Parked::Behind(_)), "{parked:?}");
-    tamper(&store, "UPDATE questions SET document = '{\"v\": 2, \"of\": \"another kind\"}'").await;
+    tamper(&store, "UPDATE questions SET document = '{\"v\": 3, \"of\": \"another kind\"}'").await;
     let found = store.asked(std::slice::from_ref(&first.id)).await.unwrap().remove(0);
     let refused = found.readable().unwrap_err();
-    assert!(refused.is_refusal() && refused.to_string().contains("format 2"), "{refused}");
+    assert!(refused.is_refusal() && refused.to_string().contains("format 3"), "{refused}");
     let decision = Decision::on(&first, "ana", Choice::Approve);
     assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
 }

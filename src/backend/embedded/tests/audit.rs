@@ -134,9 +134,14 @@ async fn what_is_changed_in_the_database_is_seen() {
         assert_ne!(verify(&store, seal.as_ref()).await.faults, [""; 0], "{tampering}");
     }
     let store = in_memory();
-    let _ = store.audit(deed("purge")).await.unwrap();
-    store.db.write(|txn| txn.execute("UPDATE audit SET fields = 'x'", [])).await.unwrap();
-    assert!(store.audit_after(None, 1).await.unwrap_err().is_refusal());
+    for what in ["purge", "replay"] {
+        let _ = store.audit(deed(what)).await.unwrap();
+    }
+    let spoil = "UPDATE audit SET fields = 'x' WHERE seq = 1";
+    store.db.write(move |txn| txn.execute(spoil, [])).await.unwrap();
+    let entries = store.audit_after(None, 2).await.unwrap();
+    assert_eq!(entries[0].fields[0].1, "unreadable");
+    assert_eq!(entries[1].fields[0].1, "replay", "it hides none of the others");
 }
 
 /// Two processes, of which one has the machine's clock of an hour ago.
