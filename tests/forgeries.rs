@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use countersign::approval::Question;
 use countersign::protocol::Headers;
 use countersign::{
     ApprovalId, Arguments, Client, Config, Context, Handle, Policy, Task, TaskResult, Verdict,
@@ -113,10 +114,10 @@ async fn a_question_of_a_newer_version_says_what_to_do() {
     let key = format!("cs:ask:{{cs}}:{id}");
     let text: String = redis().await.hget(&key, "document").await.unwrap();
     let mut document: Value = serde_json::from_str(&text).unwrap();
-    document["v"] = json!(2);
+    document["v"] = json!(Question::VERSION + 1);
     let _: () = redis().await.hset(&key, "document", document.to_string()).await.unwrap();
     let error = running.client.approval(&id).await.unwrap_err().to_string();
-    assert!(error.contains("newer Countersign (format 2)") && error.contains("upgrade"), "{error}");
+    assert!(error.contains("newer Countersign (format 3)") && error.contains("upgrade"), "{error}");
     let _: () = redis().await.hset(&key, "document", text).await.unwrap();
     approve(&running.client, &id).await;
     assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");

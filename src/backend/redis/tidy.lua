@@ -19,27 +19,28 @@ end
 local function tidy(index, outbox, now, limit, kept)
   local entries, is_known = {}, {}
   local passed = redis.call('ZRANGEBYSCORE', index, '-inf', '(' .. whole(now), 'LIMIT', '0', limit)
-  local function look_at(id)
+  local function read(id)
     local state, at = standing(id, now)
-    if state == 'open' then
-      redis.call('ZADD', index, whole(at), id)
-      return
-    end
-    redis.call('ZREM', index, id)
     local task = redis.call('HGET', ASK .. id, 'task') or ''
     local entry, is_asked = waiting_for(id, task)
-    if not is_asked then
-      redis.call('EXPIRE', ASK .. id, whole(math.ceil((at - now) / 1000) + tonumber(kept)))
-    end
-    if state == 'expired' and entry and not is_known[entry] then
-      redis.call('ZADD', outbox, whole(now), entry)
-      entries[#entries + 1], is_known[entry] = entry, true
-    end
+    return state, at, entry, is_asked
   end
   for _, id in ipairs(passed) do
-    if not pcall(look_at, id) then
-      -- A record that is no such hash leaves the list of open ones, where it would hold up the others.
+    local is_read, state, at, entry, is_asked = pcall(read, id)
+    if not is_read then
+      -- A record of another type has no state to resume by: it hinders none of the others.
       redis.call('ZREM', index, id)
+    elseif state == 'open' then
+      redis.call('ZADD', index, whole(at), id)
+    else
+      redis.call('ZREM', index, id)
+      if not is_asked then
+        redis.call('EXPIRE', ASK .. id, whole(math.ceil((at - now) / 1000) + tonumber(kept)))
+      end
+      if state == 'expired' and entry and not is_known[entry] then
+        redis.call('ZADD', outbox, whole(now), entry)
+        entries[#entries + 1], is_known[entry] = entry, true
+      end
     end
   end
   return entries
