@@ -1,5 +1,6 @@
 //! `countersign failures`: the messages that no worker could run.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use base64::Engine;
@@ -17,7 +18,8 @@ const EXAMPLES: &str = "Examples:
   countersign failures list -Q billing
   countersign failures show 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -Q billing -o json
   countersign failures replay --all -Q billing
-  countersign failures purge 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -Q billing";
+  countersign failures purge 6f1f3c1e-6d9e-4f0f-9e3b-2f0a4c7d8e9f -Q billing
+  countersign failures purge --all -Q billing        # asks; --yes does not";
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
@@ -41,8 +43,8 @@ pub(super) enum Failures {
     },
     /// Send them again under their ids. A task that has succeeded after all is left alone
     Replay(Chosen),
-    /// Throw them away. Their tasks stay failed
-    Purge(Chosen),
+    /// Throw them away. Their tasks stay failed. `--all` asks for confirmation
+    Purge(Purge),
 }
 
 #[derive(Debug, Args)]
@@ -58,6 +60,15 @@ pub(super) struct Chosen {
     queue: String,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct Purge {
+    #[command(flatten)]
+    chosen: Chosen,
+    /// Throw all of them away without asking
+    #[arg(long)]
+    yes: bool,
+}
+
 impl Failures {
     pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
         match self {
@@ -69,7 +80,17 @@ impl Failures {
             Self::Replay(Chosen { ids, queue, .. }) => {
                 replay(&client.dead_letters(&queue), ids, format).await
             }
-            Self::Purge(chosen) => purge(&client.dead_letters(&chosen.queue), chosen, format).await,
+            Self::Purge(Purge { chosen, yes }) => {
+                let letters = client.dead_letters(&chosen.queue);
+                if chosen.all && !yes {
+                    let count = letters.count().await?;
+                    let what = format!("{count} dead letters of {} are deleted", chosen.queue);
+                    if let Some(code) = refusal(&what) {
+                        return Ok(code);
+                    }
+                }
+                purge(&letters, chosen, format).await
+            }
         }
     }
 }
@@ -183,6 +204,21 @@ fn told(id: &TaskId, replay: &Replay) -> Value {
         Replay::Sent => json!({ "id": id, "replayed": true, "state": null }),
         Replay::Refused(state) => json!({ "id": id, "replayed": false, "state": state.as_str() }),
     }
+}
+
+/// Asks on the terminal whether to do `what`. Returns the exit code if it must not be done: the user
+/// declined, or standard input is no terminal.
+fn refusal(what: &str) -> Option<ExitCode> {
+    if !std::io::stdin().is_terminal() {
+        streams::note(format_args!("countersign: {what}; to do it, add --yes"));
+        return Some(ExitCode::from(exit::USAGE));
+    }
+    streams::prompt(format_args!("{what}. Continue? [y/N] "));
+    if streams::is_confirmed() {
+        return None;
+    }
+    streams::note("countersign: nothing was deleted");
+    Some(ExitCode::from(exit::FAILURE))
 }
 
 async fn purge(letters: &DeadLetters, chosen: Chosen, format: Format) -> Result<ExitCode, Error> {

@@ -2,7 +2,7 @@
 //! here the first failure is remembered, and becomes the command's exit code.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -35,6 +35,13 @@ pub(super) fn prompt(text: impl fmt::Display) {
     let mut stderr = io::stderr().lock();
     let _ = write!(stderr, "{text}");
     let _ = stderr.flush();
+}
+
+/// Reads a line from standard input: whether it agrees to what was asked.
+pub(super) fn is_confirmed() -> bool {
+    let mut line = String::new();
+    let read = io::stdin().lock().read_line(&mut line);
+    read.is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
 }
 
 /// Whether standard output cannot be written any more: what is printed without end stops then.

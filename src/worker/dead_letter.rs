@@ -49,6 +49,10 @@ pub(super) async fn bury_task(
     failure: &Failure,
     claim: &Claim,
 ) {
+    warn!(
+        task.id = %envelope.id, task.name = %envelope.name, attempt = envelope.attempt,
+        error = %failure, "task failed: {reason}"
+    );
     let document = Document::failed(envelope, failure, clock::now());
     let received = first_received(&delivery, envelope, claim);
     let told = (!envelope.ignore_result).then(|| finish(envelope, document, received));

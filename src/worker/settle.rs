@@ -235,7 +235,10 @@ async fn fail(
     failure: &Failure,
     claim: &Claim,
 ) {
-    info!(task.name = %envelope.name, task.id = %envelope.id, "failed: {failure}");
+    warn!(
+        task.id = %envelope.id, task.name = %envelope.name, attempt = envelope.attempt,
+        error = %failure, "task failed"
+    );
     let document = Document::failed(envelope, failure, clock::now());
     record(crew, queue, delivery, envelope, document, claim).await;
 }
