@@ -121,3 +121,19 @@ async fn all_failures_are_purged_only_after_confirmation() {
     let said = pool.say(&[&purge[..], &["--yes"]].concat()).await;
     assert_eq!((said.code, &said.records[0]["purged"]), (Some(0), &json!(0)), "{}", said.stderr);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_without_a_queue_goes_where_a_live_worker_runs_its_type() {
+    let pool = Pool::new();
+    let said = pool.say(&["run", "demo.add", "2", "3"]).await;
+    assert_eq!(said.code, Some(1), "nothing is consumed: {}", said.stderr);
+    assert!(said.stderr.contains("no queue is consumed"), "{}", said.stderr);
+    let _worker = pool.worker("billing").await;
+    let said = pool.say(&["run", "demo.add", "2", "3", "--wait"]).await;
+    assert_eq!((said.code, &said.records[0]["result"]), (Some(0), &json!(5)), "{}", said.stderr);
+    let said = pool.say(&["run", "demo.add", "2", "3", "--count", "2", "--wait"]).await;
+    assert_eq!((said.code, said.records.len()), (Some(0), 2), "{}", said.stderr);
+    let said = pool.say(&["run", "no.such.task"]).await;
+    assert_eq!((said.code, said.records.len()), (Some(1), 0));
+    assert!(said.stderr.contains("no.such.task") && said.stderr.contains("billing"));
+}

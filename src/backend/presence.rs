@@ -14,6 +14,9 @@ pub struct Presence {
     pub pid: u32,
     /// What it consumes.
     pub queues: Vec<String>,
+    /// The task types that it has handlers for. Empty when an older version wrote this.
+    #[serde(default)]
+    pub tasks: Vec<String>,
     /// How many tasks it may run at once.
     pub concurrency: usize,
     /// How many it runs now.

@@ -18,6 +18,7 @@ mod policies;
 mod progress;
 mod queues;
 mod request;
+mod route;
 mod rules;
 mod run;
 mod signals;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::batch::{self, Work};
 use super::output::Format;
 use super::worker::duration;
-use super::{exit, streams, tasks};
+use super::{exit, route, streams, tasks};
 use crate::client::{Client, Enqueue};
 use crate::error::{Error, Kind};
 use crate::protocol::Arguments;
@@ -33,7 +33,8 @@ pub(super) struct Run {
     /// A keyword argument, as NAME=VALUE with a JSON or plain text value
     #[arg(short, long = "kwarg", value_name = "NAME=VALUE")]
     kwargs: Vec<String>,
-    /// The queue
+    /// The queue [default: `client.queue` if it is consumed or set, else one whose live worker has a
+    /// handler for the task]
     #[arg(short = 'Q', long)]
     queue: Option<String>,
     /// Start it only after this long
@@ -64,7 +65,20 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) async fn perform(self, client: &Client, format: Format) -> Result<ExitCode, Error> {
+    pub(super) async fn perform(
+        mut self,
+        client: &Client,
+        format: Format,
+    ) -> Result<ExitCode, Error> {
+        if self.queue.is_none() {
+            match route::queue_of(client, &self.name).await? {
+                Ok(queue) => self.queue = Some(queue),
+                Err(fault) => {
+                    streams::note(format_args!("countersign: {fault}"));
+                    return Ok(ExitCode::from(exit::FAILURE));
+                }
+            }
+        }
         let wait = self.wait.then_some(self.timeout);
         let work = match (&self.from, self.count) {
             (Some(file), _) => match Work::read(file) {

@@ -159,6 +159,7 @@ fn presence(crew: &Crew, started: Timestamp) -> Presence {
         host: hostname(),
         pid: std::process::id(),
         queues: crew.queues.iter().map(|(queue, _)| queue.name.clone()).collect(),
+        tasks: task_types(crew),
         concurrency: crew.gate.size(),
         running: crew.tasks.len(),
         finished: crew.finished.load(Ordering::Relaxed),
@@ -166,6 +167,12 @@ fn presence(crew: &Crew, started: Timestamp) -> Presence {
         started,
         at: clock::now(),
     }
+}
+
+fn task_types(crew: &Crew) -> Vec<String> {
+    let mut names: Vec<_> = crew.handlers.keys().map(|name| (*name).to_owned()).collect();
+    names.sort_unstable();
+    names
 }
 
 async fn beat(crew: &Crew, mut consuming: Vec<watch::Receiver<bool>>, file: &PathBuf) {

@@ -27,6 +27,7 @@ fn presence(name: &str, pid: u32) -> Presence {
         host: "a host".into(),
         pid,
         queues: vec!["billing".into(), "日本 {q}".into()],
+        tasks: vec!["billing.charge".into(), "日本 {t}".into()],
         concurrency: 16,
         running: 3,
         finished: 1 << 40,
