@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use countersign::{Arguments, Client, Config, Handle};
 use serde_json::Value;
-use support::{DemoWorker, Proxy, binary, queue_name, servers};
+use support::{DemoWorker, Effects, Proxy, binary, queue_name, servers};
 use tokio::process::Command;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -144,11 +144,18 @@ async fn a_drain_ends_within_its_deadline_though_a_result_cannot_be_stored() {
     let (by_rabbit, broker) = Proxy::before(&servers.broker_url).await;
     let (by_redis, store) = Proxy::before(&servers.store_url).await;
     let arguments = ["-Q", &queue, "-n", &queue, "--drain-deadline", "2s"];
-    let variables = [("COUNTERSIGN_BROKER_URL", &*broker), ("COUNTERSIGN_STORE_URL", &*store)];
+    let variables = [
+        ("COUNTERSIGN_BROKER_URL", &*broker),
+        ("COUNTERSIGN_STORE_URL", &*store),
+        ("DEMO_MARKS_URL", &*servers.store_url),
+    ];
     let mut worker = DemoWorker::spawn(&arguments, &variables);
     worker.ready().await;
-    sleep(&client, &queue, 1.0).await;
-    taken(&client, &queue).await;
+    // It runs: a message that the broker has sent may still be on its way.
+    let mut effects = Effects::at(&servers.store_url).await;
+    let arguments = Arguments::of(&(&effects.list, "begun", 1.0)).unwrap();
+    let _ = client.enqueue_named("demo.mark", arguments).queue(&queue).await.unwrap();
+    while effects.runs().await.is_empty() {}
     by_redis.blackhole();
     by_rabbit.blackhole();
     let begun = Instant::now();
