@@ -51,7 +51,7 @@ pub(super) async fn bury_task(
 ) {
     warn!(
         task.id = %envelope.id, task.name = %envelope.name, attempt = envelope.attempt,
-        error = %failure, "task failed: {reason}"
+        error = %failure, "task failed and is dead-lettered"
     );
     let document = Document::failed(envelope, failure, clock::now());
     let received = first_received(&delivery, envelope, claim);
