@@ -34,15 +34,18 @@ fn begins_url(text: &str) -> bool {
     })
 }
 
-/// The scheme of a URL; empty when it has none.
-pub(crate) fn scheme(url: &str) -> &str {
-    url.split_once("://").map_or("", |(scheme, _)| scheme)
+/// The scheme of a URL, in lower case; empty when it has none.
+pub(crate) fn scheme(url: &str) -> String {
+    url.split_once("://").map_or_else(String::new, |(scheme, _)| scheme.to_ascii_lowercase())
 }
 
 /// A URL without its secrets: the password is `***`, and so is a password among the options.
 pub(crate) fn masked(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
+        // It is no URL, and may have a password all the same.
+        return url
+            .rsplit_once('@')
+            .map_or_else(|| url.to_owned(), |(_, host)| format!("***@{host}"));
     };
     let rest = match rest.rsplit_once('@') {
         Some((login, host)) => {
@@ -101,6 +104,9 @@ mod tests {
         for url in ["amqp://ana:s3;cret@one/v", "amqp://ana:s3/c#r?t@one/v", "amqp://ana:s@3@one/v"]
         {
             assert_eq!(masked(url), "amqp://ana:***@one/v");
+        }
+        for text in ["redis:/:s3cret@h", ":s3cret@h", r"redis:\\:s3cret@h"] {
+            assert_eq!(masked(text), "***@h");
         }
         let url = "unix:///run/redis.sock?db=1&pass=s3cret&password=s3cret";
         assert_eq!(masked(url), "unix:///run/redis.sock?db=1&pass=***&password=***");

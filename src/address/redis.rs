@@ -65,7 +65,10 @@ impl TlsOptions {
 
 /// Reads the URL of one server.
 pub(crate) fn parse(text: &str) -> Result<RedisAddress, String> {
-    let scheme = super::scheme(text);
+    let scheme = &*super::scheme(text);
+    if scheme.is_empty() {
+        return Err("a URL begins with redis://, or is sqlite:path/to/file.db".to_owned());
+    }
     if !SCHEMES.contains(&scheme) {
         return Err(format!("{scheme}:// is not one of {}://", SCHEMES.join("://, ")));
     }
@@ -204,7 +207,7 @@ mod tests {
     fn every_form_of_a_database_is_honoured() {
         let urls = [
             "redis://h/3",
-            "redis://h?db=3",
+            "REDIS://h?db=3",
             "redis://h/?virtual_host=/3",
             "redis://h/3?db=3",
             "unix:///run/r.sock?db=3",
@@ -246,6 +249,7 @@ mod tests {
     fn what_is_not_honoured_is_refused_with_the_remedy() {
         for (url, remedy) in [
             ("http://h", "redis://"),
+            ("", "begins with redis://"),
             ("redis://h/x", "number"),
             ("redis://h/1?db=2", "two databases"),
             ("redis://h?ssl_cert_reqs=none", "rediss://"),
