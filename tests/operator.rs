@@ -93,7 +93,7 @@ async fn a_final_failure_is_logged_as_a_warning_with_its_task_attempt_and_error(
     let id = said.records[0]["id"].as_str().unwrap();
     worker.says("no handler for no.such.task").await;
     let log = worker.stderr();
-    let line = log.lines().find(|line| line.contains("no handler for")).unwrap();
+    let line = log.lines().find(|line| line.contains("task failed and is dead-lettered")).unwrap();
     let event: Value = serde_json::from_str(line).unwrap();
     assert_eq!(event["task.id"], id);
     assert_eq!((&event["task.name"], &event["attempt"]), (&json!("no.such.task"), &json!(1)));
@@ -136,4 +136,26 @@ async fn a_task_without_a_queue_goes_where_a_live_worker_runs_its_type() {
     let said = pool.say(&["run", "no.such.task"]).await;
     assert_eq!((said.code, said.records.len()), (Some(1), 0));
     assert!(said.stderr.contains("no.such.task") && said.stderr.contains("billing"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_that_nothing_consumes_are_named_everywhere() {
+    let pool = Pool::new();
+    let mut worker = pool.worker("orphaned").await;
+    worker.sigterm();
+    assert_eq!(worker.wait().await, Some(0));
+    pool.say(&["run", "demo.add", "1", "2", "-Q", "orphaned"]).await;
+    let queues = pool.say(&["queues"]).await;
+    assert!(queues.records.iter().any(|it| it["queue"] == "orphaned" && it["ready"] == 1));
+    for verb in ["queues", "failures"] {
+        let said = pool.say(&[verb, "list"]).await;
+        let expected = "1 tasks wait in orphaned, and no worker consumes it";
+        assert!(said.stderr.contains(expected), "{verb}: {}", said.stderr);
+    }
+    let health = pool.say(&["health"]).await;
+    assert_eq!(health.code, Some(69));
+    assert!(health.records.iter().any(|it| it["check"] == "queue orphaned"));
+    let doctor = pool.say(&["doctor"]).await;
+    let waits = "1 tasks wait in orphaned, and nobody consumes it";
+    assert!(doctor.records.iter().any(|it| it["what"] == waits), "{:?}", doctor.records);
 }

@@ -446,6 +446,10 @@ pub trait Store: Approvals + Audit + fmt::Debug + Send + Sync {
     /// Every worker that is there.
     fn present(&self) -> BoxFuture<'_, Result<Vec<Presence>, Error>>;
 
+    /// Queues that a worker has consumed in the last 30 days. A database also knows those that tasks
+    /// were only sent to.
+    fn seen_queues(&self) -> BoxFuture<'_, Result<Vec<String>, Error>>;
+
     /// What the server says about itself.
     fn server(&self) -> BoxFuture<'_, Result<StoreServer, Error>>;
 

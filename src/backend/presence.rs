@@ -1,7 +1,12 @@
 //! Who is there: workers, and servers.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+/// How long a queue is remembered after a worker last consumed it.
+pub(in crate::backend) const SEEN_QUEUE_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// A worker's word that it is there, kept in the store until it is overdue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,8 @@ use crate::worker::{Drained, Worker};
 #[path = "../../workers/demo/src/tasks/mod.rs"]
 mod tasks;
 
+/// How long the report of a drain may take to be written.
+const NOTE_LIMIT: Duration = Duration::from_secs(1);
 const QUEUE: &str = "demo";
 const START: Duration = Duration::from_secs(10);
 /// A blocking task may keep the process that long after its drain.
@@ -92,7 +94,7 @@ impl Dev {
         runtime.shutdown_timeout(EXIT_GRACE);
         let drained = ended?;
         match format {
-            Format::Table => streams::note(told(&drained)),
+            Format::Table => streams::note_within(told(&drained), NOTE_LIMIT),
             _ => streams::line(json!({ "drained": drained })),
         }
         Ok(ExitCode::from(if drained.is_clean() { 0 } else { exit::TEMPFAIL }))
@@ -152,7 +154,7 @@ impl Dev {
         }
         tell_end(&client, &asked);
         shutdown.await;
-        streams::note("\ndraining; Ctrl-C once more forces the end");
+        streams::note_within("\ndraining; Ctrl-C once more forces the end", Duration::ZERO);
         children.iter().for_each(end);
         let _ = stop.send(());
         let drained = working.await.map_err(|_| Kind::Closed)?;

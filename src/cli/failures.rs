@@ -113,6 +113,7 @@ async fn list(
     }
     let names = ["id", "task", "queue", "attempt", "died_at", "reason"];
     format.print_list(&names, &records);
+    queues::warn_unconsumed(client).await;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,8 +7,8 @@ use futures_util::future::join_all;
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::exit;
 use super::output::Format;
+use super::{exit, queues};
 use crate::client::Client;
 
 #[derive(Debug, Args)]
@@ -50,6 +50,16 @@ impl Health {
             (format!("queue {queue}"), fault)
         });
         checks.extend(join_all(consumed).await);
+        if checks.iter().all(|(_, fault)| fault.is_none()) {
+            let waiting = queues::unconsumed(client).await.into_iter();
+            let waiting = waiting.filter(|(queue, _)| !self.queues.contains(queue));
+            checks.extend(waiting.map(|(queue, ready)| {
+                (
+                    format!("queue {queue}"),
+                    Some(format!("{ready} tasks wait, and no worker consumes it")),
+                )
+            }));
+        }
         let healthy = checks.iter().all(|(_, fault)| fault.is_none());
         let record = |(check, fault): (String, Option<String>)| json!({ "check": check, "healthy": fault.is_none(), "fault": fault });
         let records: Vec<_> = checks.into_iter().map(record).collect();

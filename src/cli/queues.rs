@@ -6,16 +6,16 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::output::Format;
+use super::output::{Format, plain};
 use super::{exit, streams};
-use crate::backend::Queue;
+use crate::backend::{Queue, QueueState};
 use crate::client::Client;
 use crate::config::QueueType;
 use crate::error::Error;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  countersign queues                      # those of the settings and of the workers that are there
+  countersign queues                      # those of the settings and of workers, also of stopped ones
   countersign queues list billing mail -o json
   countersign queues purge billing --yes
   countersign queues delete billing          # says what would be lost")]
@@ -26,7 +26,7 @@ pub(super) struct Queues {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show these queues; without any, those of the settings and of the workers that are there
+    /// Show these queues; without any, those of the settings and of workers, also of stopped ones
     List { queues: Vec<String> },
     /// Throw away every task that waits in a queue. Who waits for their results is not told
     Purge {
@@ -89,7 +89,8 @@ impl Queues {
     }
 }
 
-/// The queues that this installation is known to use. RabbitMQ lists all of its own only over its
+/// The queues that this installation is known to use: those of the settings, of live workers, and of
+/// workers of the last 30 days. RabbitMQ lists all of its own only over its
 /// management plugin.
 pub(super) async fn known(client: &Client) -> BTreeSet<String> {
     let config = client.config();
@@ -98,7 +99,32 @@ pub(super) async fn known(client: &Client) -> BTreeSet<String> {
     queues.extend(config.worker.queues.iter().cloned());
     let workers = client.backends().store.present().await.unwrap_or_default();
     queues.extend(workers.into_iter().flat_map(|worker| worker.queues));
+    queues.extend(client.backends().store.seen_queues().await.unwrap_or_default());
     queues
+}
+
+/// Says on standard error in which of the known queues tasks wait that nothing consumes.
+pub(super) async fn warn_unconsumed(client: &Client) {
+    for (queue, ready) in unconsumed(client).await {
+        let queue = plain(&queue);
+        streams::note(format_args!(
+            "countersign: {ready} tasks wait in {queue}, and no worker consumes it"
+        ));
+    }
+}
+
+/// The known queues in which tasks wait without a consumer, with how many. A queue that cannot be
+/// looked at is left out.
+pub(super) async fn unconsumed(client: &Client) -> Vec<(String, u64)> {
+    let mut found = Vec::new();
+    for queue in known(client).await {
+        if let Ok(Some(QueueState { ready: ready @ 1.., consumers: 0 })) =
+            client.backends().broker.inspect(&queue).await
+        {
+            found.push((queue, ready));
+        }
+    }
+    found
 }
 
 async fn print(
@@ -129,5 +155,6 @@ async fn print(
     }
     let names = ["queue", "ready", "consumers", "workers", "dead", "configured", "max_priority"];
     format.print_list(&names, &records);
+    warn_unconsumed(client).await;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,8 +4,9 @@
 use std::fmt;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use super::exit;
 
@@ -28,6 +29,21 @@ pub(super) fn line(text: impl fmt::Display) {
 /// Writes a line to standard error, where nothing more can be done if that fails.
 pub(super) fn note(text: impl fmt::Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Writes a line to standard error from a thread of its own. Returns once it is written, or after
+/// `longest`: a pipe that nobody reads, or a frozen terminal, keeps no process from its end.
+pub(super) fn note_within(text: impl fmt::Display, longest: Duration) {
+    let (written, wait) = mpsc::channel();
+    let text = text.to_string();
+    let writer = thread::Builder::new().spawn(move || {
+        note(text);
+        // Whoever asked may not wait any more.
+        let _ = written.send(());
+    });
+    if writer.is_ok() {
+        let _ = wait.recv_timeout(longest);
+    }
 }
 
 /// Writes a question to standard error, and leaves the cursor behind it.

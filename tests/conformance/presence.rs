@@ -14,6 +14,7 @@ pub(crate) fn promises() -> Vec<Promise> {
         promise(a_later_word_takes_the_place_of_an_earlier_one),
         promise(who_is_retracted_is_there_no_more),
         promise(who_is_overdue_is_there_no_more),
+        promise(a_queue_is_remembered_after_its_worker),
         promise(the_clock_does_not_go_back),
         promise(the_server_says_something_about_itself),
         promise(everybody_sees_who_is_there).needs(Capability::SeveralProcesses),
@@ -50,6 +51,18 @@ async fn who_is_announced_is_there(ground: Ground) {
         store.announce(worker.clone(), HOUR).await.unwrap();
     }
     assert_eq!(sorted(store.present().await.unwrap()), all);
+}
+
+/// A database remembers queues when they are used, not when a worker announces itself.
+async fn a_queue_is_remembered_after_its_worker(ground: Ground) {
+    let Ground { store, broker, .. } = &ground;
+    let worker = Presence { queues: vec![ground.queue.name.clone()], ..presence("a", 1) };
+    let worker = Presence { at: Timestamp::now(), ..worker };
+    broker.declare(&ground.queue).await.unwrap();
+    store.announce(worker.clone(), HOUR).await.unwrap();
+    store.retract(worker).await.unwrap();
+    let seen = store.seen_queues().await.unwrap();
+    assert!(seen.contains(&ground.queue.name), "{seen:?}");
 }
 
 async fn a_later_word_takes_the_place_of_an_earlier_one(ground: Ground) {

@@ -274,6 +274,15 @@ impl Store for EmbeddedStore {
         Box::pin(self.db.read(|txn| marks::present(txn)))
     }
 
+    fn seen_queues(&self) -> BoxFuture<'_, Result<Vec<String>, Error>> {
+        // Those of dead letters and of resume messages belong to the queue before the suffix.
+        Box::pin(self.db.read(|txn| {
+            let names = txn.all("SELECT name FROM queues ORDER BY name", [], |row| row.get(0))?;
+            let is_own = |name: &String| !name.ends_with(".dead") && !name.ends_with(".resume");
+            Ok(names.into_iter().filter(is_own).collect())
+        }))
+    }
+
     fn server(&self) -> BoxFuture<'_, Result<StoreServer, Error>> {
         let version = format!("SQLite {}", rusqlite::version());
         let server = StoreServer { version, eviction: "noeviction".to_owned(), clock_ahead: 0 };

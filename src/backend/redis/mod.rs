@@ -446,6 +446,10 @@ impl Store for RedisStore {
         Box::pin(self.all_present())
     }
 
+    fn seen_queues(&self) -> BoxFuture<'_, Result<Vec<String>, Error>> {
+        Box::pin(self.read_seen_queues())
+    }
+
     fn server(&self) -> BoxFuture<'_, Result<StoreServer, Error>> {
         Box::pin(self.ask_server())
     }

@@ -5,11 +5,14 @@ use std::time::Duration;
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::{RedisStore, whole_seconds};
+use crate::backend::presence::SEEN_QUEUE_KEPT;
 use crate::backend::{Presence, StoreServer};
 use crate::clock;
 use crate::error::Error;
 
 const ALL: &str = "cs:workers";
+/// Names of queues by when a worker last consumed them, in Unix seconds.
+const QUEUES: &str = "cs:queues";
 
 impl RedisStore {
     pub(super) async fn keep_present(
@@ -20,13 +23,33 @@ impl RedisStore {
         let json = serde_json::to_string(&presence).unwrap_or_default();
         let seconds = whole_seconds(keep).max(1);
         self.ask_soon(move |_| {
-            let mut set = Pipeline::with_capacity(2);
+            let mut set = Pipeline::with_capacity(4);
             set.cmd("SET").arg(key(&presence.key())).arg(json).arg("EX").arg(seconds);
             set.cmd("SADD").arg(ALL).arg(presence.key());
+            let now = presence.at.as_second();
+            if !presence.queues.is_empty() {
+                set.cmd("ZADD").arg(QUEUES);
+                for queue in &presence.queues {
+                    set.arg(now).arg(queue);
+                }
+            }
+            let old = now.saturating_sub_unsigned(SEEN_QUEUE_KEPT.as_secs());
+            set.cmd("ZREMRANGEBYSCORE").arg(QUEUES).arg("-inf").arg(old);
             set
         })
         .await
         .map(drop)
+    }
+
+    pub(super) async fn read_seen_queues(&self) -> Result<Vec<String>, Error> {
+        let asked = self.ask_soon(|_| {
+            let mut members = Pipeline::with_capacity(1);
+            members.cmd("ZRANGE").arg(QUEUES).arg(0).arg(-1);
+            members
+        });
+        let names = asked.await?.pop().map(Vec::<Vec<u8>>::from_redis_value);
+        let names = names.and_then(Result::ok).unwrap_or_default();
+        Ok(names.into_iter().filter_map(|name| String::from_utf8(name).ok()).collect())
     }
 
     pub(super) async fn forget_present(&self, presence: Presence) -> Result<(), Error> {
