@@ -21,7 +21,7 @@ impl Digest {
         Self(hash(&json!({ "name": action.name, "version": action.version, "args": args })))
     }
 
-    /// Of this action, who may decide about it, and what holds when nobody does.
+    /// Covers the action, who may decide about it, and the outcome when the deadline passes undecided.
     pub(super) fn of_question(question: &Question) -> Self {
         let Question { action, editable, schema, risk, requester, self_approval, .. } = question;
         let Question { approvers, quorum, on_timeout, .. } = question;

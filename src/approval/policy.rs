@@ -24,7 +24,7 @@ pub struct AutoPolicy {
     pub task: Option<String>,
     /// The name of the action; `*` stands for any text.
     pub action: Option<String>,
-    /// Who wants it; `*` stands for any text. A question that names nobody matches rules that ask or
+    /// The requester; `*` stands for any text. A request without a requester matches rules that ask or
     /// reject.
     pub requester: Option<String>,
     /// The risk is this at most. A rule that approves matches nothing irreversible unless this

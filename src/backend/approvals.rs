@@ -22,7 +22,7 @@ pub(in crate::backend) const ASKED_KEPT: Duration = Duration::from_secs(7 * 24 *
 pub(in crate::backend) const DECISION_KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// Whoever publishes a resume message himself has done it by then.
 pub(in crate::backend) const OVERDUE: Duration = Duration::from_secs(1);
-/// Requests of services that may be over are looked at whenever another one is made: so many.
+/// The number of overdue requests of services that are checked whenever a new request is made.
 pub(in crate::backend) const TIDIED: u32 = 32;
 /// Entries of the outbox, and overdue requests, that one sweep takes.
 pub(in crate::backend) const SWEPT: u32 = 500;
@@ -248,9 +248,9 @@ pub trait Approvals: sealed::Sealed {
     /// A resume message is confirmed: its entry leaves the outbox.
     fn resume_sent(&self, resume: &Resume) -> BoxFuture<'_, Result<(), Error>>;
 
-    /// What workers are to send: entries of the outbox that are older than a second, and new ones for the
-    /// tasks whose requests are overdue by the store's clock. Nobody else is given them for a while.
-    /// Requests that are over leave the list of open ones.
+    /// Returns the resume messages that the caller is to send: entries of the outbox that are older than a
+    /// second, and new ones for the tasks whose requests are overdue by the store's clock. Other callers do
+    /// not get them for a while. Requests that are over leave the list of open ones.
     fn overdue_resumes(&self) -> BoxFuture<'_, Result<Vec<Resume>, Error>>;
 
     /// Rings whenever something is decided: with its id, or with `None` when rings may have been

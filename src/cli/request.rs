@@ -111,7 +111,7 @@ fn on_timeout(then: OnTimeout) -> &'static str {
     }
 }
 
-/// The text in rows of at most so many columns; one row if it is empty.
+/// Splits the text into rows of at most `columns` columns. An empty text is one row.
 fn wrapped(text: &str, columns: usize) -> impl Iterator<Item = String> {
     let (mut rows, mut row, mut width) = (Vec::new(), String::new(), 0);
     for c in text.chars() {

@@ -32,13 +32,13 @@ pub(super) fn note(text: impl fmt::Display) {
 }
 
 /// Writes a line to standard error from a thread of its own. Returns once it is written, or after
-/// `longest`: a pipe that nobody reads, or a frozen terminal, keeps no process from its end.
+/// `longest`: an unread pipe or a frozen terminal does not keep the process from ending.
 pub(super) fn note_within(text: impl fmt::Display, longest: Duration) {
     let (written, wait) = mpsc::channel();
     let text = text.to_string();
     let writer = thread::Builder::new().spawn(move || {
         note(text);
-        // Whoever asked may not wait any more.
+        // The caller may have stopped waiting.
         let _ = written.send(());
     });
     if writer.is_ok() {

@@ -181,7 +181,7 @@ async fn clock(crew: &Crew) -> Option<i64> {
     crew.give_up.run_until_cancelled(crew.backends.store.clock()).await?.ok()
 }
 
-/// The store has lost the park of a task: nobody can decide it any more, so it has failed. Unless its wake
+/// The store has lost the park of a task: it cannot be decided any more, so it has failed. Unless its wake
 /// message is so old that the task may have ended, and the note of that be gone.
 async fn end_lost(crew: &Arc<Crew>, queue: &Queue, delivery: Delivery, claim: Claim) {
     match clock(crew).await.map(|now| park::is_lost(Ticket::sent_at(&delivery.message), now)) {

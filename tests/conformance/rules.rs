@@ -44,7 +44,7 @@ struct Model {
     asked: Vec<usize>,
     terms: [Option<Terms>; 2],
     ballots: [Ballot; 2],
-    /// So many requests were made: each has a nonce of its own.
+    /// The number of requests that were made. Each has its own nonce.
     requests: u32,
 }
 

@@ -223,7 +223,7 @@ fn decide(txn: &mut Txn<'_>, decision: &Decision) -> Done<(Answer, Option<Resume
     }
     txn.ring(Ring::Decided(Some(approval.clone())));
     let Some(task) = task.map(TaskId::from) else {
-        // Nobody else will.
+        // No suspended task owns this request, so the end of a task does not remove it.
         questions::retire(txn, approval, false)?;
         return Ok((answer, None));
     };

@@ -302,9 +302,9 @@ pub(super) fn listed(txn: &Txn<'_>, from: usize, limit: usize) -> Done<Vec<(Appr
     txn.all(list, [number(limit), number(from)], read)
 }
 
-/// Requests that are listed by a deadline that has passed, at most so many: one that was given more time is
-/// listed by its new deadline, any other leaves the list. A task that waits for one that has expired is to be
-/// resumed, as the outbox says from now on.
+/// Checks up to `limit` requests that are listed by a deadline that has passed. A request that was extended
+/// is listed by its new deadline; any other leaves the list. A task that waits for an expired request gets
+/// an entry in the outbox, so that it is resumed.
 pub(super) fn tidy(txn: &Txn<'_>, limit: u32) -> Done<Vec<Resume>> {
     let passed = "SELECT id FROM questions WHERE listed < ? ORDER BY listed, id LIMIT ?";
     let passed = txn.all(passed, params![txn.now, limit], |row| row.get::<_, String>(0))?;
@@ -330,7 +330,7 @@ pub(super) fn tidy(txn: &Txn<'_>, limit: u32) -> Done<Vec<Resume>> {
             None => false,
         };
         let Some(task) = task.filter(|_| is_asked) else {
-            // Nobody else will.
+            // No suspended task owns this request, so the end of a task does not remove it.
             retire(txn, &id, false)?;
             continue;
         };

@@ -217,7 +217,7 @@ fn read_question(row: &[Vec<u8>]) -> Found {
     let [state, at, document, decision, votes, asked_at, read_at, warned, nonce] = texts.as_slice()
     else {
         return match texts.as_slice() {
-            // Nobody knows how it stands: it is shown among the open ones.
+            // Its state is unknown, so it is shown among the open requests.
             [_, why, ..] => Found::Unreadable(Standing::Open(0), unreadable(why)),
             _ => Found::Nothing,
         };

@@ -88,7 +88,7 @@ struct Model {
     has_message: bool,
     asked: Vec<usize>,
     known: [Known; 2],
-    /// So many requests were made: each has a nonce of its own.
+    /// The number of requests that were made. Each has its own nonce.
     requests: u32,
     /// When the note of the task's end is forgotten.
     gone: Option<i64>,
