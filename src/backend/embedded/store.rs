@@ -278,7 +278,8 @@ impl Store for EmbeddedStore {
         // Those of dead letters and of resume messages belong to the queue before the suffix.
         Box::pin(self.db.read(|txn| {
             let names = txn.all("SELECT name FROM queues ORDER BY name", [], |row| row.get(0))?;
-            let is_own = |name: &String| !name.ends_with(".dead") && !name.ends_with(".resume");
+            let is_own =
+                |name: &String| !name.ends_with(".dead") && !name.ends_with(".countersign-resume");
             Ok(names.into_iter().filter(is_own).collect())
         }))
     }

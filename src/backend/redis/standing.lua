@@ -53,7 +53,7 @@ local function roles(requester, approvers, by)
   return is_named, requester ~= '' and requester == by
 end
 
--- Keeps what was said for as long as the request can be decided, and so many seconds more.
+-- Keeps votes, extensions and the decision until the deadline, and `seconds` longer.
 local function keep(id, deadline, now, seconds)
   local left = math.max(deadline - now, 0)
   redis.call('EXPIRE', DECISION .. id, whole(math.ceil(left / 1000) + tonumber(seconds)))

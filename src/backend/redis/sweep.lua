@@ -1,4 +1,4 @@
--- Takes entries of the outbox that nobody is known to have sent: a newer score keeps others off. Adds the
+-- Takes entries of the outbox that are not known to be sent: a newer score hides them. Adds the
 -- tasks whose requests are overdue.
 -- KEYS[1] the outbox
 -- KEYS[2] the index of open requests
