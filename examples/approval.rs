@@ -1,10 +1,10 @@
-//! A payment that a person approves while its task holds nothing.
+//! A payment that needs an approval. While the task waits, it holds neither a slot nor a message.
 //!
 //! `cargo run --example approval`, with RabbitMQ and Redis running.
 
 use std::time::Duration;
 
-use countersign::{Client, Config, Context, Error, Policy, Task, TaskResult, Worker};
+use countersign::{Client, Config, Context, Error, Task, TaskResult, Worker};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -23,8 +23,8 @@ impl Task for Payment {
 async fn pay(ctx: Context, payment: Payment) -> TaskResult<String> {
     let Payment { to, cents } = ctx
         .approval("pay")
-        .ask(format!("Pay {} cents to {}?", payment.cents, payment.to))
-        .effect("the money is gone")
+        .title(format!("Pay {} cents to {}?", payment.cents, payment.to))
+        .effect("the payment cannot be reversed")
         .expires_in(Duration::from_secs(60))
         .action("bank.pay", payment)
         .await?
@@ -32,13 +32,13 @@ async fn pay(ctx: Context, payment: Payment) -> TaskResult<String> {
     Ok(format!("{to} has {cents} cents"))
 }
 
-/// What `countersign approvals approve` does: reads the question, then decides what was read.
-async fn somebody_approves(client: &Client) -> Result<(), Error> {
+/// Reads the open request and approves it, as `countersign approvals approve` does.
+async fn approve_payment(client: &Client) -> Result<(), Error> {
     loop {
-        for asked in client.pending_approvals(100).await?.asked {
-            if asked.question.action.name == "bank.pay" {
-                println!("{}", asked.question.title);
-                println!("{}", client.decide(&asked.approve("ana")).await?);
+        for record in client.pending_approvals(100).await?.requests {
+            if record.request.action.name == "bank.pay" {
+                println!("{}", record.request.title);
+                println!("{}", client.decide(&record.approve("ana")).await?);
                 return Ok(());
             }
         }
@@ -50,14 +50,13 @@ async fn somebody_approves(client: &Client) -> Result<(), Error> {
 async fn main() -> Result<(), Error> {
     let config = Config::load()?;
     let client = Client::connect(&config).await?;
-    let worker = Worker::new(&Client::connect(&config).await?)
-        .queue("example-approval")
-        .handle(pay, Policy::default());
+    let worker =
+        Worker::new(&Client::connect(&config).await?).queue("example-approval").handle(pay);
     let (stop, stopped) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async { drop(stopped.await) }));
 
     let receipt = client.enqueue(Payment { to: "Bob".into(), cents: 500 }).await?;
-    somebody_approves(&client).await?;
+    approve_payment(&client).await?;
     println!("{}", receipt.result_within(Duration::from_secs(30)).await?);
 
     drop(stop);

@@ -36,7 +36,7 @@ async fn main() -> Result<(), Error> {
         Err(error) => {
             println!("demo.fail: {}", error.failure().map_or(error.to_string(), |f| f.to_string()))
         }
-        Ok(value) => println!("demo.fail answered {value}"),
+        Ok(value) => println!("demo.fail returned {value}"),
     }
     client.close().await;
     Ok(())

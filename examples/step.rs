@@ -1,4 +1,4 @@
-//! A payment that is held once, however often its task is tried.
+//! A payment that is held once, although its task runs twice.
 //!
 //! `cargo run --example step`, with RabbitMQ and Redis running.
 
@@ -18,12 +18,17 @@ impl Task for Charge {
     const NAME: &'static str = "example.charge";
     const QUEUE: Option<&'static str> = Some("example-step");
     type Output = String;
+
+    fn policy() -> Policy {
+        let retry = Retry::exponential(Duration::from_millis(100)).attempts(3);
+        Policy { retry, ..Policy::default() }
+    }
 }
 
 async fn charge(ctx: Context, task: Charge) -> TaskResult<String> {
     println!("attempt {}", ctx.attempt());
     let held = ctx.step("hold", || hold(&task.order, task.cents)).await?;
-    // The second attempt gets `held` from the journal, and holds nothing.
+    // The second attempt gets `held` from the journal, and does not call `hold` again.
     ctx.step("capture", || capture(&held, ctx.attempt())).await
 }
 
@@ -44,10 +49,7 @@ async fn capture(held: &str, attempt: u32) -> TaskResult<String> {
 async fn main() -> Result<(), Error> {
     let config = Config::load()?;
     let client = Client::connect(&config).await?;
-    let retry = Retry::exponential(Duration::from_millis(100)).attempts(3);
-    let worker = Worker::new(&Client::connect(&config).await?)
-        .queue("example-step")
-        .handle(charge, Policy { retry, ..Policy::default() });
+    let worker = Worker::new(&Client::connect(&config).await?).queue("example-step").handle(charge);
     let (stop, stopped) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async { drop(stopped.await) }));
 

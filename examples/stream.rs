@@ -1,10 +1,8 @@
-//! A task that gives away its words as it finds them, and somebody who reads along.
+//! A task that streams its output word by word, and a client that follows it.
 //!
 //! `cargo run --example stream`, with RabbitMQ and Redis running.
 
-use countersign::{
-    Client, Config, Context, Error, Policy, Said, Task, TaskError, TaskResult, Worker,
-};
+use countersign::{Client, Config, Context, EntryKind, Error, Task, TaskError, TaskResult, Worker};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
@@ -21,7 +19,8 @@ impl Task for Answer {
 
 async fn answer(ctx: Context, task: Answer) -> TaskResult<usize> {
     ctx.progress("thinking").await?;
-    // Should this be done again after a crash, readers are told to forget what they have read.
+    // If the step runs again after a crash, the stream gets a `Restarted` entry: readers discard the output
+    // so far.
     let generate = || async {
         let output = ctx.stream();
         for word in task.prompt.split(' ').rev() {
@@ -36,9 +35,8 @@ async fn answer(ctx: Context, task: Answer) -> TaskResult<usize> {
 async fn main() -> Result<(), Error> {
     let config = Config::load()?;
     let client = Client::connect(&config).await?;
-    let worker = Worker::new(&Client::connect(&config).await?)
-        .queue("example-stream")
-        .handle(answer, Policy::default());
+    let worker =
+        Worker::new(&Client::connect(&config).await?).queue("example-stream").handle(answer);
     let (stop, stopped) = oneshot::channel::<()>();
     let worker = tokio::spawn(worker.run(async { drop(stopped.await) }));
 
@@ -46,10 +44,11 @@ async fn main() -> Result<(), Error> {
     let mut follow = client.follow(task.id());
     while let Some(entry) = follow.next().await {
         let entry = entry?;
-        match entry.said {
-            Said::Progress => println!("({})", entry.value),
-            Said::Output => println!("{}", entry.value),
-            Said::Restarted => println!("(it begins again)"),
+        match entry.kind {
+            EntryKind::Progress => println!("({})", entry.value),
+            EntryKind::Output => println!("{}", entry.value),
+            EntryKind::Restarted => println!("(the step runs again)"),
+            _ => {}
         }
     }
     println!("{} characters", task.result().await?);

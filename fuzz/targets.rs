@@ -1,4 +1,4 @@
-//! What is fuzzed. The corpus runs through the same functions in the ordinary tests.
+//! The fuzz targets. Ordinary tests run the corpus through the same functions.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,11 @@ use countersign::protocol::{Arguments, Document, Envelope, Headers, Message, Pro
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Small, so that bombs are met early.
+/// Small, so that decompression bombs reach it early.
 const LIMIT: usize = 64 * 1024;
 
-/// A line of JSON with the headers, then the body. What decodes must survive being sent on.
+/// Input: a line of JSON with the headers, then the body. A decoded message must be unchanged when it is sent
+/// on.
 pub(crate) fn decode(data: &[u8]) {
     let end = data.iter().position(|byte| *byte == b'\n').unwrap_or(0);
     let (headers, body) = data.split_at(end);
@@ -26,7 +27,7 @@ pub(crate) fn decode(data: &[u8]) {
     match Envelope::decode(&message, LIMIT) {
         Ok(envelope) => {
             let again = Envelope::decode(&envelope.encode(), 2 * LIMIT);
-            let again = again.expect("what was decoded can be sent on");
+            let again = again.expect("a decoded message can be sent on");
             assert_eq!(texts(&envelope.arguments), texts(&again.arguments));
             assert_eq!(envelope.embed.get(), again.embed.get());
             assert_eq!(envelope.attempt, again.attempt);
@@ -54,15 +55,15 @@ pub(crate) fn document(data: &[u8]) {
     }
 }
 
-/// The size of the chunks, then what a broker sends after it has accepted us. What the guard lets through
-/// is parsed by lapin's parser, which must take every method and every content header of it.
+/// Input: the size of the chunks, then the bytes that a broker sends after it has accepted the connection.
+/// lapin's parser must accept every method and every content header that the guard passes.
 pub(crate) fn frames(data: &[u8]) {
     const OPEN_OK: &[u8] = b"\x01\0\0\0\0\0\x05\0\x0a\0\x29\0\xce";
     let Some((chunk, frames)) = data.split_first() else { return };
     let sent = [OPEN_OK, frames].concat();
     let (read, refused) = guard_frames(&sent, usize::from(*chunk) + 1);
     let whole = guard_frames(&sent, sent.len());
-    assert_eq!((&read, &refused), (&whole.0, &whole.1), "however it is split");
+    assert_eq!((&read, &refused), (&whole.0, &whole.1), "the chunks make no difference");
     let mut rest = read.as_slice();
     while let Some(prefix) = rest.first_chunk::<7>() {
         let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
@@ -72,7 +73,7 @@ pub(crate) fn frames(data: &[u8]) {
         if !matches!(prefix[0], 1 | 2) {
             continue;
         }
-        let (left, parsed) = parse_frame(frame).expect("lapin's parser takes it");
+        let (left, parsed) = parse_frame(frame).expect("lapin's parser accepts it");
         assert!(left.is_empty());
         if let AMQPFrame::Header(_, header) = parsed {
             let message = read_message(&header.properties, b"[[], {}, {}]".to_vec());

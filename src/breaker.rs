@@ -1,21 +1,22 @@
-//! A circuit breaker for one type of task. Pure: the clock is given.
+//! A circuit breaker for one task type. Pure: the caller supplies the time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// When tasks of a type are held back because they keep failing: after `failures` within `within`
-/// none starts for `cool_down`; then one is tried, and its end decides.
+/// A limit on failures, above which the tasks of a type are held back: after `failures` failed runs within
+/// `within`, no task starts for `cool_down`. Then one task runs, and its outcome closes or reopens the
+/// breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CircuitBreaker {
-    /// So many failed runs open it.
+    /// The number of failed runs that open the breaker.
     pub failures: u32,
-    /// Only failures of this last while count.
+    /// Only failures within this period count.
     pub within: Duration,
-    /// How long it stays open before one task is tried.
+    /// How long the breaker stays open before one task runs.
     pub cool_down: Duration,
 }
 
-/// A breaker at work.
+/// The state of a breaker.
 #[derive(Debug)]
 pub(crate) struct Breaker {
     rule: CircuitBreaker,
@@ -30,12 +31,12 @@ enum State {
     Probing { since: Instant },
 }
 
-/// How a run ended, as far as a breaker cares.
+/// The outcome of a run, for a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Succeeded,
     Failed,
-    /// It did not come to an end here.
+    /// The run ended without success or failure, for example by a suspension or a drain.
     None,
 }
 
@@ -44,8 +45,8 @@ impl Breaker {
         Self { rule, state: State::Closed, failed: VecDeque::new() }
     }
 
-    /// May a task start now? If not: ask again after this long.
-    pub(crate) fn ask(&mut self, now: Instant) -> Result<(), Duration> {
+    /// Checks whether a task may start now. The error is the time until the next check.
+    pub(crate) fn check(&mut self, now: Instant) -> Result<(), Duration> {
         match self.state {
             State::Closed => Ok(()),
             State::Open { until } if now >= until => {
@@ -59,7 +60,7 @@ impl Breaker {
         }
     }
 
-    /// Takes in how a run ended. True when this opened the breaker.
+    /// Records the outcome of a run. Returns whether this opened the breaker.
     pub(crate) fn report(&mut self, now: Instant, verdict: Verdict) -> bool {
         match (self.state, verdict) {
             (State::Probing { .. }, Verdict::Succeeded) => {
@@ -102,33 +103,33 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_at_the_last_failure_and_tries_one_task_after_its_cool_down() {
+    fn it_opens_at_the_failure_limit_and_allows_one_probe_after_its_cool_down() {
         let (mut breaker, now) = breaker();
         assert!(!breaker.report(now, Verdict::Failed));
         assert!(!breaker.report(now, Verdict::Failed));
-        assert_eq!(breaker.ask(now), Ok(()));
+        assert_eq!(breaker.check(now), Ok(()));
         assert!(breaker.report(now, Verdict::Failed));
-        assert_eq!(breaker.ask(now + SECOND), Err(4 * SECOND));
+        assert_eq!(breaker.check(now + SECOND), Err(4 * SECOND));
         let later = now + 5 * SECOND;
-        assert_eq!(breaker.ask(later), Ok(()), "the probe");
-        assert_eq!(breaker.ask(later), Err(5 * SECOND), "and nobody else");
+        assert_eq!(breaker.check(later), Ok(()), "the probe");
+        assert_eq!(breaker.check(later), Err(5 * SECOND), "and no other task");
         assert!(!breaker.report(later, Verdict::Succeeded));
-        assert_eq!(breaker.ask(later), Ok(()));
+        assert_eq!(breaker.check(later), Ok(()));
     }
 
     #[test]
-    fn a_failed_probe_opens_it_again_and_one_without_an_end_frees_the_place() {
+    fn a_failed_probe_reopens_it_and_an_unfinished_probe_allows_another() {
         let (mut breaker, now) = breaker();
         for _ in 0..3 {
             breaker.report(now, Verdict::Failed);
         }
         let later = now + 5 * SECOND;
-        assert_eq!(breaker.ask(later), Ok(()));
+        assert_eq!(breaker.check(later), Ok(()));
         assert!(breaker.report(later, Verdict::Failed));
-        assert_eq!(breaker.ask(later), Err(5 * SECOND));
-        assert_eq!(breaker.ask(later + 5 * SECOND), Ok(()));
+        assert_eq!(breaker.check(later), Err(5 * SECOND));
+        assert_eq!(breaker.check(later + 5 * SECOND), Ok(()));
         breaker.report(later + 5 * SECOND, Verdict::None);
-        assert_eq!(breaker.ask(later + 5 * SECOND), Ok(()));
+        assert_eq!(breaker.check(later + 5 * SECOND), Ok(()));
     }
 
     #[test]

@@ -1,13 +1,12 @@
-//! What time it is for this process. Deadlines of approvals are by the store's clock, never by this
-//! one.
+//! The clock of this process. The deadlines of approvals use the store's clock, never this one.
 
 use jiff::Timestamp;
 
-use crate::faults;
+use crate::failpoints;
 
-/// Now, by the clock of this machine.
+/// Returns the current time by the clock of this machine.
 pub(crate) fn now() -> Timestamp {
-    faults::shifted(read())
+    failpoints::shifted(read())
 }
 
 #[cfg(not(feature = "testing"))]
@@ -15,7 +14,7 @@ fn read() -> Timestamp {
     Timestamp::now()
 }
 
-/// Goes with the clock of the runtime, which a test may pause.
+/// Follows the clock of the runtime, which a test may pause.
 #[cfg(feature = "testing")]
 fn read() -> Timestamp {
     use std::cell::Cell;
@@ -27,9 +26,9 @@ fn read() -> Timestamp {
         static BEGAN: Cell<Option<(Timestamp, Instant)>> = const { Cell::new(None) };
     }
     let now = Instant::now();
-    // A runtime of an earlier test on this thread may have been ahead.
-    let known = BEGAN.get().filter(|(_, since)| *since <= now);
-    let (began, since) = known.unwrap_or_else(|| (Timestamp::now(), now));
+    // The runtime of an earlier test on this thread may have been ahead.
+    let stored = BEGAN.get().filter(|(_, since)| *since <= now);
+    let (began, since) = stored.unwrap_or_else(|| (Timestamp::now(), now));
     BEGAN.set(Some((began, since)));
     let passed = SignedDuration::try_from(now.duration_since(since)).unwrap_or_default();
     began.saturating_add(passed).unwrap_or(began)

@@ -1,13 +1,14 @@
-//! What can go wrong: [`Error`] for callers of this library, [`TaskError`] for handlers, and
-//! [`Failure`], which is data: how a task failed, as its waiters see it.
+//! Errors: [`Error`] for callers of this library, [`TaskError`] for handlers, and [`Failure`], which is
+//! data: how a task failed, as its waiters see it.
 
 use std::fmt;
+use std::panic::Location;
 use std::time::Duration;
 
 use crate::approval::ApprovalId;
 use crate::task::TaskId;
 
-/// An error of this library. Opaque; the predicates tell apart what callers branch on.
+/// An error of this library. It is opaque: predicates such as [`Error::is_timeout`] distinguish the cases.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(#[from] pub(crate) Box<Kind>);
@@ -18,18 +19,20 @@ pub(crate) enum Kind {
     Timeout { what: String, after: Duration },
     #[error("{peer}: {cause}")]
     Connection { peer: String, cause: String },
-    #[error("no queue takes {route:?}: start a worker that consumes it, or declare it first")]
+    #[error(
+        "no queue is bound for {route:?}: start a worker that consumes it, or declare it first"
+    )]
     Unroutable { route: String },
     #[error(
         "task {id} has priority {priority}, and queue {queue} {levels}: set max_priority under \
          [queues.\"{queue}\"] in the countersign.toml of its clients and its workers"
     )]
     Priority { id: TaskId, queue: String, priority: u8, levels: String },
-    #[error("queue {queue} is not as it is configured, or in use: {cause}")]
+    #[error("queue {queue} does not match its configuration, or is in use: {cause}")]
     QueueMismatch { queue: String, cause: String },
     #[error("{what}: {cause}")]
     Storage { what: String, cause: String },
-    #[error("{what} refused for now: {cause}")]
+    #[error("{what} is refused for now: {cause}")]
     Backpressure { what: String, cause: String },
     #[error("{what} is {size} bytes, over the limit of {limit} ({setting})")]
     TooLarge { what: &'static str, size: usize, limit: usize, setting: &'static str },
@@ -41,12 +44,14 @@ pub(crate) enum Kind {
     Revoked { id: TaskId, reason: String },
     #[error("{what}: {cause}")]
     Codec { what: String, cause: String },
-    #[error("there is no approval {id}: it was never asked, or a week has passed since its end")]
+    #[error(
+        "there is no approval request {id}: it was never made, or it ended more than a week ago"
+    )]
     NoApproval { id: ApprovalId },
     #[error("{0}")]
     Decision(String),
-    #[error("the edited arguments do not fit: {}", .0.join("; "))]
-    Misfit(Vec<String>),
+    #[error("the edited arguments violate the schema of the request: {}", .0.join("; "))]
+    SchemaViolation(Vec<String>),
     #[error("task {id} cannot be forgotten: {cause}")]
     Unfinished { id: TaskId, cause: String },
     #[error("{what}: {cause}")]
@@ -66,106 +71,107 @@ impl Error {
         Self(Box::new(kind))
     }
 
-    /// A deadline passed. Whether the thing happened after all is not known.
+    /// Returns whether a timeout passed. It is unknown whether the operation took effect.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
         matches!(*self.0, Kind::Timeout { .. })
     }
 
-    /// Nobody asks, or has asked lately, what was to be decided.
+    /// Returns whether the approval request does not exist, or ended more than a week ago.
     #[must_use]
     pub fn is_no_approval(&self) -> bool {
         matches!(*self.0, Kind::NoApproval { .. })
     }
 
-    /// A question or a decision lacks something, and was not sent.
+    /// Returns whether an approval request or a decision is invalid. It was not sent.
     #[must_use]
     pub fn is_decision(&self) -> bool {
         matches!(*self.0, Kind::Decision(_))
     }
 
-    /// A decision's edited arguments do not fit the schema of its question; the message says where.
-    /// Nothing was sent.
+    /// Returns whether a decision's edited arguments violate the schema of its request. The message names the
+    /// locations. Nothing was sent.
     #[must_use]
-    pub fn is_misfit(&self) -> bool {
-        matches!(*self.0, Kind::Misfit(_))
+    pub fn is_schema_violation(&self) -> bool {
+        matches!(*self.0, Kind::SchemaViolation(_))
     }
 
-    /// A server could not be reached, or the connection to it broke.
+    /// Returns whether a server could not be reached, or the connection to it was lost.
     #[must_use]
     pub fn is_connection(&self) -> bool {
         matches!(*self.0, Kind::Connection { .. })
     }
 
-    /// The broker took the message and had no queue to put it in. Nothing was enqueued.
+    /// Returns whether the broker had no queue to route the message to. Nothing was enqueued.
     #[must_use]
     pub fn is_unroutable(&self) -> bool {
         matches!(*self.0, Kind::Unroutable { .. })
     }
 
-    /// The task has a priority, and its queue is not configured to have that one.
+    /// Returns whether the task has a priority that its queue is not configured for.
     #[must_use]
     pub fn is_priority(&self) -> bool {
         matches!(*self.0, Kind::Priority { .. })
     }
 
-    /// A queue exists with another type or other arguments than its configuration says.
+    /// Returns whether a queue exists with another type or other arguments than those configured.
     #[must_use]
     pub fn is_queue_mismatch(&self) -> bool {
         matches!(*self.0, Kind::QueueMismatch { .. })
     }
 
-    /// The broker is refusing new messages for now (an alarm, or a full queue). One that was on
-    /// its way when an alarm began may arrive after it: send it again with the same id, or with an
-    /// idempotency key.
+    /// Returns whether the broker refuses new messages for now (an alarm, or a full queue). A message that
+    /// was sent when an alarm began may still arrive after the alarm: repeat the enqueue with the same id, or
+    /// with an idempotency key.
     #[must_use]
     pub fn is_backpressure(&self) -> bool {
         matches!(*self.0, Kind::Backpressure { .. })
     }
 
-    /// Something is larger than a configured limit; the message names the setting.
+    /// Returns whether a value is larger than a configured limit. The message names the setting.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
         matches!(*self.0, Kind::TooLarge { .. })
     }
 
-    /// A task was to be forgotten that is suspended, or may still run. Nothing was deleted.
+    /// Returns whether a task could not be forgotten, because it is suspended or may still run. Nothing was
+    /// deleted.
     #[must_use]
     pub fn is_unfinished(&self) -> bool {
         matches!(*self.0, Kind::Unfinished { .. })
     }
 
-    /// The broker's user may not do what it takes; the message names the object and the permission.
+    /// Returns whether the broker's user lacks a permission. The message names the object and the permission.
     #[must_use]
     pub fn is_access_refused(&self) -> bool {
         matches!(*self.0, Kind::AccessRefused { .. })
     }
 
-    /// The same message would be refused for the same reason again.
+    /// Returns whether the same message would be refused again for the same reason.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(*self.0, Kind::TooLarge { .. } | Kind::Codec { .. })
     }
 
-    /// The configuration is wrong; the message has a line for each fault.
+    /// Returns whether the configuration is invalid. The message has one line for each fault.
     #[must_use]
     pub fn is_config(&self) -> bool {
         matches!(*self.0, Kind::Config(_))
     }
 
-    /// The database cannot be opened: it is read-only, damaged, of a newer version, or its disk is
-    /// full.
+    /// Returns whether the database cannot be opened: it is read-only, corrupt or of a newer version, or its
+    /// disk is full.
     #[must_use]
     pub fn is_storage(&self) -> bool {
         matches!(*self.0, Kind::Storage { .. })
     }
 
-    /// The task was revoked, or it expired before it ran.
+    /// Returns whether the task was revoked, or expired before it ran.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
         matches!(*self.0, Kind::Revoked { .. })
     }
 
-    /// How the awaited task failed, if that is what this error says.
+    /// Returns the failure of the awaited task, if this error reports one.
     #[must_use]
     pub fn failure(&self) -> Option<&Failure> {
         match &*self.0 {
@@ -186,16 +192,17 @@ impl From<Kind> for Error {
 pub struct Failure {
     /// The exception's qualified name, for example `ValueError`.
     pub exc_type: String,
-    /// The Python module that has it. A client that has not imported it makes a class on the fly.
+    /// The Python module of the exception. A client that has not imported it creates a class dynamically.
     pub exc_module: String,
     /// The exception's arguments; usually one text.
     pub args: Vec<serde_json::Value>,
-    /// Where it failed, as text for people.
+    /// The error and its causes, one on each line, and the place where it was created. Celery clients and
+    /// Flower show it.
     pub traceback: Option<String>,
 }
 
 impl Failure {
-    /// A failure with one message, as `exc_module.exc_type(message)`.
+    /// Creates a failure with one message, as `exc_module.exc_type(message)`.
     #[must_use]
     pub fn new(exc_module: &str, exc_type: &str, message: impl Into<String>) -> Self {
         Self {
@@ -206,7 +213,7 @@ impl Failure {
         }
     }
 
-    /// The first argument as text: what a person reads.
+    /// Returns the first argument as text.
     #[must_use]
     pub fn message(&self) -> String {
         match self.args.first() {
@@ -223,56 +230,63 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What a handler answers.
+/// The result of a handler.
 pub type TaskResult<T> = Result<T, TaskError>;
 
-/// Why a handler gave up. Made from any error by `?`, which is retried as its policy says, or by
-/// [`TaskError::fatal`], which is not.
+/// Why a handler failed. Created from any error by `?`, which is retried by the policy, or by
+/// [`TaskError::fatal`], which is not retried.
 ///
-/// It does not implement `std::error::Error`: only so can `?` take every error there is.
+/// It does not implement `std::error::Error`, because otherwise `?` could not convert every error type.
 #[derive(Debug)]
 pub struct TaskError {
     pub(crate) failure: Failure,
     pub(crate) retry: Retryable,
 }
 
-/// Whether an error may be tried again.
+/// Whether an error may be retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retryable {
-    /// As the policy says.
+    /// By the policy.
     ByPolicy,
-    /// After this long, if attempts are left.
+    /// After this delay, if attempts are left.
     After(Duration),
-    /// Not again.
+    /// Not retried.
     Never,
 }
 
 impl TaskError {
-    /// An error that is not retried.
+    /// Creates an error that is not retried.
+    #[track_caller]
     pub fn fatal(message: impl Into<String>) -> Self {
-        Self::raise("builtins", "Exception", message).never()
+        Self::with_exception("builtins", "Exception", message).no_retry()
     }
 
-    /// An error that is retried after `delay`, as long as the policy has attempts left.
+    /// Creates an error that is retried after `delay`, if the policy has attempts left.
+    #[track_caller]
     pub fn retry_after(delay: Duration, message: impl Into<String>) -> Self {
-        Self {
-            failure: Failure::new("builtins", "Exception", message),
-            retry: Retryable::After(delay),
-        }
+        let retry = Retryable::After(delay);
+        Self { retry, ..Self::with_exception("builtins", "Exception", message) }
     }
 
-    /// An error that a Celery client raises as `module.name(message)`, retried as the policy says.
-    pub fn raise(module: &str, name: &str, message: impl Into<String>) -> Self {
-        Self { failure: Failure::new(module, name, message), retry: Retryable::ByPolicy }
+    /// Creates an error that a Celery client raises as `module.name(message)`, retried by the policy.
+    #[track_caller]
+    pub fn with_exception(module: &str, name: &str, message: impl Into<String>) -> Self {
+        Self::traced(Failure::new(module, name, message), "", Location::caller())
     }
 
-    /// The same error, never retried.
+    /// Creates an error with a traceback: the failure, its causes, and the location.
+    fn traced(failure: Failure, causes: &str, location: &Location<'_>) -> Self {
+        let traceback = Some(format!("{failure}{causes}\n  at {location}"));
+        Self { failure: Failure { traceback, ..failure }, retry: Retryable::ByPolicy }
+    }
+
+    /// Returns the same error, never retried.
     #[must_use]
-    pub fn never(self) -> Self {
+    pub fn no_retry(self) -> Self {
         Self { retry: Retryable::Never, ..self }
     }
 
-    /// How the task fails if nothing retries it.
+    /// Returns the failure of the task if the error is not retried.
     #[must_use]
     pub fn failure(&self) -> &Failure {
         &self.failure
@@ -286,6 +300,7 @@ impl fmt::Display for TaskError {
 }
 
 impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for TaskError {
+    #[track_caller]
     fn from(error: E) -> Self {
         let error = error.into();
         let mut causes = String::new();
@@ -294,8 +309,48 @@ impl<E: Into<Box<dyn std::error::Error + Send + Sync>>> From<E> for TaskError {
             causes.push_str(&format!("\ncaused by: {cause}"));
             next = cause.source();
         }
-        let mut failure = Failure::new("builtins", "Exception", error.to_string());
-        failure.traceback = Some(format!("{error}{causes}"));
-        Self { failure, retry: Retryable::ByPolicy }
+        let failure = Failure::new("builtins", "Exception", error.to_string());
+        Self::traced(failure, &causes, Location::caller())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Outer(&'static str, #[source] std::io::Error);
+
+    fn cannot_pay() -> TaskResult<()> {
+        Err(Outer("cannot pay", std::io::Error::other("connection refused")))?;
+        Ok(())
+    }
+
+    fn lines(error: &TaskError) -> Vec<&str> {
+        error.failure().traceback.as_deref().unwrap_or_default().lines().collect()
+    }
+
+    #[test]
+    fn a_traceback_has_the_causes_and_the_location_of_an_error() {
+        let error = cannot_pay().unwrap_err();
+        let lines = lines(&error);
+        assert_eq!(lines[..2], ["Exception: cannot pay", "caused by: connection refused"]);
+        assert!(lines[2].starts_with("  at src/error.rs:"), "{lines:?}");
+        assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn an_explicit_failure_has_a_traceback_too() {
+        let errors = [
+            (TaskError::fatal("no"), "Exception: no"),
+            (TaskError::retry_after(Duration::ZERO, "later"), "Exception: later"),
+            (TaskError::with_exception("builtins", "KeyError", "k").no_retry(), "KeyError: k"),
+        ];
+        for (error, first) in errors {
+            let lines = lines(&error);
+            assert_eq!(lines[0], first);
+            assert!(lines[1].starts_with("  at src/error.rs:"), "{lines:?}");
+        }
     }
 }

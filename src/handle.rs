@@ -1,20 +1,33 @@
-//! A task that is on its way, as whoever waits for it sees it.
+//! Handles of enqueued tasks.
 
 use std::fmt;
+use std::future::IntoFuture;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use crate::backend::{Origin, Store};
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, State};
+use crate::protocol::Document;
+pub use crate::protocol::State;
 use crate::task::TaskId;
 
-/// A task that was put on its way. Dropping it forgets nothing: the task goes on.
+/// A handle of an enqueued task. Await it for the task's result, as [`Handle::result`] returns it. Dropping
+/// it does not affect the task.
+///
+/// ```no_run
+/// # async fn example(client: countersign::Client) -> Result<(), countersign::Error> {
+/// use countersign::Arguments;
+/// let handle = client.enqueue_named("demo.add", Arguments::of(&(1, 2))?).queue("demo").await?;
+/// println!("enqueued as {}", handle.id());
+/// println!("the result is {}", handle.await?);
+/// # Ok(()) }
+/// ```
 pub struct Handle<O> {
     id: TaskId,
     origin: Origin,
@@ -27,56 +40,66 @@ impl<O: DeserializeOwned> Handle<O> {
         Self { id, origin, store, output: PhantomData }
     }
 
-    /// The task's id.
+    /// Returns the id of the task.
     #[must_use]
     pub fn id(&self) -> &TaskId {
         &self.id
     }
 
-    /// What the task answered, once it has. Waits without limit, over any number of reconnects.
+    /// Waits for the result of the task, without a time limit, over any number of reconnects.
     ///
-    /// It holds only a channel: it may be awaited on any thread and any executor, and dropped at
+    /// The future holds only a channel: it may be awaited on any thread and any executor, and dropped at
     /// any time.
     ///
     /// # Errors
-    /// The task's failure ([`Error::failure`]), that it was revoked or expired, that its answer is
-    /// not an `O`, or that the client was closed.
+    /// If the task failed ([`Error::failure`]), was revoked or expired; if its result is not an `O`; or if
+    /// the client was closed.
     pub async fn result(self) -> Result<O, Error> {
-        answered(self.watch(None).await)
+        output(self.watch(None).await)
     }
 
-    /// The same, for at most this long.
+    /// Like [`Handle::result`], for at most `timeout`.
     ///
     /// # Errors
-    /// As [`Handle::result`], and a timeout error: the task itself is not affected by it.
+    /// As [`Handle::result`], and a timeout error, which does not affect the task.
     pub async fn result_within(self, timeout: Duration) -> Result<O, Error> {
-        answered(self.watch(Some(timeout)).await)
+        output(self.watch(Some(timeout)).await)
     }
 
-    /// Begins the wait. What goes on waiting is one pointer: a hundred thousand may wait at a time.
-    fn watch(self, timeout: Option<Duration>) -> Answer {
-        self.store.watch(self.id, self.origin, timeout)
+    /// Begins the wait. The waiting future is one pointer, so a hundred thousand can wait at a time.
+    fn watch(self, timeout: Option<Duration>) -> WaitResult {
+        self.store.watch_result(self.id, self.origin, timeout)
     }
 
-    /// The task's state as it is stored now; `None` while nobody has stored any.
+    /// Returns the state of the task as it is stored now, or `None` if no state is stored.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// If the store does not answer.
     pub async fn state(&self) -> Result<Option<State>, Error> {
-        Ok(self.store.read(&self.id).await?.map(|document| document.state))
+        Ok(self.store.read_result(&self.id).await?.map(|document| document.state))
     }
 }
 
-type Answer = oneshot::Receiver<Result<Box<Document>, Error>>;
+impl<O: DeserializeOwned + 'static> IntoFuture for Handle<O> {
+    type Output = Result<O, Error>;
+    type IntoFuture = BoxFuture<'static, Self::Output>;
 
-fn answered<O: DeserializeOwned>(
-    answer: Result<Result<Box<Document>, Error>, oneshot::error::RecvError>,
-) -> Result<O, Error> {
-    answer.map_err(|_| Error::new(Kind::Closed))??.output()
+    /// Waits for the result of the task; see [`Handle::result`].
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.result())
+    }
 }
 
-/// The results of many tasks, in the order of their handles: one that failed hides no other. Waits
-/// for at most `concurrency` of them at a time, and without limit.
+type WaitResult = oneshot::Receiver<Result<Box<Document>, Error>>;
+
+fn output<O: DeserializeOwned>(
+    received: Result<Result<Box<Document>, Error>, oneshot::error::RecvError>,
+) -> Result<O, Error> {
+    received.map_err(|_| Error::new(Kind::Closed))??.output()
+}
+
+/// Returns the results of many tasks, in the order of their handles; one failure does not hide the
+/// others. Waits for at most `concurrency` of them at a time, without a time limit.
 ///
 /// ```no_run
 /// # async fn example(handles: Vec<countersign::Handle<u64>>) {
@@ -93,7 +116,8 @@ pub async fn gather<O: DeserializeOwned>(
     results.buffered(concurrency.max(1)).collect().await
 }
 
-/// The same, for at most this long in all: what has not ended by then is a timeout error.
+/// Like [`gather`], for at most `timeout` in all: a task that has not ended by then gives a timeout
+/// error.
 pub async fn gather_within<O: DeserializeOwned>(
     handles: impl IntoIterator<Item = Handle<O>>,
     concurrency: usize,

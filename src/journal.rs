@@ -1,4 +1,4 @@
-//! What a task already knows: the values of its finished steps. Pure: the store keeps it.
+//! The journal of a task: the results of its finished steps. Pure: the store persists it.
 //!
 //! An entry is JSON, `{"v":1,"step":<value>}`, under the step's name.
 
@@ -12,12 +12,12 @@ use serde_json::value::RawValue;
 
 use crate::error::TaskError;
 
-/// The form of entries that this version writes, and the newest that it reads.
+/// The version of the entries that this library writes, and the newest that it reads.
 const VERSION: u32 = 1;
-/// Where Celery clients find the classes of these failures.
+/// The Python module in which Celery clients find the classes of these failures.
 const MODULE: &str = "countersign.errors";
 
-/// How large things may get, in bytes.
+/// Size limits, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// `limits.step`: the value of one step.
@@ -28,26 +28,26 @@ pub(crate) struct Limits {
     pub(crate) stream_entry: usize,
 }
 
-/// What one run knows of the steps of its task.
+/// The steps of a task, as one run has read and recorded them.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     entries: HashMap<String, Bytes>,
     size: usize,
-    begun: HashSet<String>,
+    started: HashSet<String>,
 }
 
-/// Why a step has no value.
+/// Why a step has no result.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// This run has had a step of this name.
+    /// This run already had a step of this name.
     Duplicate { step: String },
-    /// What is recorded is of another type than the handler wants now.
+    /// The recorded result has another type than the handler expects.
     Mismatch { step: String, cause: String },
-    /// What is recorded was written by a newer version of this library.
+    /// The entry was written by a newer version of this library.
     Newer { step: String, version: u32 },
-    /// The value is no JSON, or is another value once it has been.
+    /// The result cannot be encoded as JSON, or cannot be decoded from it again.
     NotJson { step: String, cause: String },
-    /// The value is over `limits.step`.
+    /// The result is over `limits.step`.
     StepTooLarge { step: String, size: usize, limit: usize },
     /// With this step, all entries are over `limits.journal`.
     JournalTooLarge { step: String, size: usize, limit: usize },
@@ -66,22 +66,22 @@ struct Head {
 }
 
 impl Journal {
-    /// What earlier runs have recorded.
+    /// Creates a journal from the entries that earlier runs have recorded.
     pub(crate) fn new(entries: HashMap<String, Bytes>) -> Self {
         let size = entries.iter().map(|(step, entry)| step.len() + entry.len()).sum();
-        Self { entries, size, begun: HashSet::new() }
+        Self { entries, size, started: HashSet::new() }
     }
 
-    /// Begins a step of this run; returns the entry that answers it, if there is one.
+    /// Begins a step of this run; returns its recorded entry, if there is one.
     pub(crate) fn begin(&mut self, step: &str) -> Result<Option<Bytes>, Fault> {
-        if !self.begun.insert(step.to_owned()) {
+        if !self.started.insert(step.to_owned()) {
             return Err(Fault::Duplicate { step: step.to_owned() });
         }
         Ok(self.entries.get(step).cloned())
     }
 
-    /// Makes room for an entry that is about to be recorded.
-    pub(crate) fn admit(&mut self, step: &str, entry: &Bytes, limit: usize) -> Result<(), Fault> {
+    /// Counts an entry that is about to be recorded against the limit.
+    pub(crate) fn reserve(&mut self, step: &str, entry: &Bytes, limit: usize) -> Result<(), Fault> {
         let size = self.size + step.len() + entry.len();
         if size > limit {
             return Err(Fault::JournalTooLarge { step: step.to_owned(), size, limit });
@@ -91,7 +91,7 @@ impl Journal {
     }
 }
 
-/// The entry of a step that answered `value`.
+/// Returns the entry of a step that returned `value`.
 pub(crate) fn encode<T: Serialize>(step: &str, value: &T, limit: usize) -> Result<Bytes, Fault> {
     let not_json =
         |cause: serde_json::Error| Fault::NotJson { step: step.into(), cause: cause.to_string() };
@@ -104,7 +104,7 @@ pub(crate) fn encode<T: Serialize>(step: &str, value: &T, limit: usize) -> Resul
     Ok(entry.into())
 }
 
-/// The value in an entry.
+/// Returns the result in an entry.
 pub(crate) fn decode<T: DeserializeOwned>(step: &str, entry: &[u8]) -> Result<T, Fault> {
     let mismatch =
         |cause: serde_json::Error| Fault::Mismatch { step: step.into(), cause: cause.to_string() };
@@ -117,7 +117,7 @@ pub(crate) fn decode<T: DeserializeOwned>(step: &str, entry: &[u8]) -> Result<T,
 }
 
 impl Fault {
-    /// The name by which Celery clients know it.
+    /// Returns the class name of the exception in Celery clients.
     fn class(&self) -> &'static str {
         match self {
             Self::Duplicate { .. } => "DuplicateStep",
@@ -134,25 +134,28 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Duplicate { step } => {
-                write!(f, "this run has had a step {step:?}: give each step a name of its own")
+                write!(
+                    f,
+                    "step name {step:?} is used twice in one run: give each step a unique name"
+                )
             }
             Self::Mismatch { step, cause } => write!(
                 f,
-                "what step {step:?} has recorded is of another type than the handler wants \
-                 ({cause}): give a step that answers something else another name"
+                "the recorded result of step {step:?} does not have the type that the handler expects \
+                 ({cause}): rename a step when its result type changes"
             ),
             Self::Newer { step, version } => write!(
                 f,
-                "step {step:?} was recorded in form {version} by a newer worker: this one reads \
-                 up to {VERSION}"
+                "step {step:?} was recorded in format {version} by a newer worker, and this worker reads \
+                 formats up to {VERSION}: upgrade it"
             ),
             Self::NotJson { step, cause } => {
-                write!(f, "the value of step {step:?} does not survive JSON: {cause}")
+                write!(f, "the result of step {step:?} cannot be encoded as JSON: {cause}")
             }
             Self::StepTooLarge { step, size, limit } => write!(
                 f,
-                "the value of step {step:?} is {size} bytes, over the limit of {limit} \
-                 (limits.step): record where it is kept instead"
+                "the result of step {step:?} is {size} bytes, over the limit of {limit} \
+                 (limits.step): store it elsewhere, and record a reference"
             ),
             Self::JournalTooLarge { step, size, limit } => write!(
                 f,
@@ -164,17 +167,18 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
-    /// The fault of a value that was written here and now.
-    pub(crate) fn of_own(self) -> Self {
+    /// Returns the fault for a result that this run has just written.
+    pub(crate) fn of_new_value(self) -> Self {
         match self {
             Self::Mismatch { step, cause } => Self::NotJson { step, cause },
             other => other,
         }
     }
 
-    /// As a handler gets it: fatal, for another attempt would find the same.
+    /// Converts the fault for the handler. It is not retried, because another attempt would fail the same
+    /// way.
     pub(crate) fn into_error(self) -> TaskError {
-        TaskError::raise(MODULE, self.class(), self.to_string()).never()
+        TaskError::with_exception(MODULE, self.class(), self.to_string()).no_retry()
     }
 }
 
@@ -185,7 +189,7 @@ mod tests {
     const LIMIT: usize = 64;
 
     #[test]
-    fn an_entry_gives_back_its_value() {
+    fn an_entry_decodes_to_its_value() {
         let entry = encode("hold", &("h-1", 5), LIMIT).unwrap();
         assert_eq!(&*entry, br#"{"v":1,"step":["h-1",5]}"#);
         assert_eq!(decode::<(String, u8)>("hold", &entry), Ok(("h-1".to_owned(), 5)));
@@ -204,13 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_of_a_newer_form_is_told_from_a_broken_one() {
+    fn a_newer_entry_is_distinguished_from_a_broken_one() {
         let fault = decode::<u8>("hold", br#"{"v":2,"done":{}}"#).unwrap_err();
         assert_eq!(fault, Fault::Newer { step: "hold".into(), version: 2 });
     }
 
     #[test]
-    fn a_name_is_good_for_one_step_of_a_run_recorded_or_not() {
+    fn a_step_name_can_be_used_once_per_run() {
         let entry = encode("a", &1, LIMIT).unwrap();
         let mut journal = Journal::new(HashMap::from([("a".to_owned(), entry.clone())]));
         assert_eq!(journal.begin("a"), Ok(Some(entry)));
@@ -220,15 +224,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_names_its_setting() {
+    fn an_entry_over_a_limit_names_its_setting() {
         let fault = encode("big", &"x".repeat(LIMIT), LIMIT).unwrap_err();
         assert!(fault.to_string().contains("limits.step"), "{fault}");
         let entry = encode("a", &1, LIMIT).unwrap();
         let full = entry.len() + 1;
         let mut journal = Journal::new(HashMap::from([("a".to_owned(), entry.clone())]));
-        let fault = journal.admit("b", &entry, full).unwrap_err();
+        let fault = journal.reserve("b", &entry, full).unwrap_err();
         assert!(fault.to_string().contains("limits.journal"), "{fault}");
-        assert_eq!(journal.admit("b", &entry, full * 2), Ok(()));
-        assert!(journal.admit("c", &entry, full * 2).is_err());
+        assert_eq!(journal.reserve("b", &entry, full * 2), Ok(()));
+        assert!(journal.reserve("c", &entry, full * 2).is_err());
     }
 }

@@ -1,14 +1,14 @@
-//! Tests of your own handlers: a whole pool in one thread, in memory, with people who answer as a
-//! test says, and by a clock that jumps to whatever is waited for.
+//! Tests of your own handlers: a whole pool in one thread, in memory, with approvers scripted by the
+//! test, and with a clock that jumps to the next timer.
 //!
-//! It is the same [`Worker`] and the same [`Client`] as in production. Run it where tokio's clock is
-//! paused, and an hour's timeout, a retry's backoff or hours without a decision are over at once:
+//! It uses the same [`Worker`] and the same [`Client`] as in production. Run it where tokio's clock is
+//! paused: then an hour's timeout, a retry's backoff or hours without a decision pass at once:
 //!
 //! ```
 //! use std::time::Duration;
 //!
 //! use countersign::testing::Pool;
-//! use countersign::{Context, Policy, Task, TaskResult};
+//! use countersign::{Context, Task, TaskResult};
 //! use serde::{Deserialize, Serialize};
 //!
 //! #[derive(Serialize, Deserialize)]
@@ -22,8 +22,8 @@
 //! async fn refund(ctx: Context, task: Refund) -> TaskResult<String> {
 //!     let hold = ctx.step("hold", || async { TaskResult::Ok(format!("hold of {}", task.order)) }).await?;
 //!     let two_hours = Duration::from_secs(2 * 60 * 60);
-//!     let asked = ctx.approval("refund").ask(format!("Refund {}?", task.order));
-//!     if asked.expires_in(two_hours).await?.is_approved() {
+//!     let approval = ctx.approval("refund").title(format!("Refund {}?", task.order));
+//!     if approval.expires_in(two_hours).await?.is_approved() {
 //!         Ok(format!("{} cents by {hold}", task.cents))
 //!     } else {
 //!         Ok("refused".into())
@@ -33,17 +33,17 @@
 //! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
 //! # runtime.unwrap().block_on(async {
 //! // In a #[tokio::test(start_paused = true)]:
-//! let pool = Pool::start(|worker| worker.handle(refund, Policy::default())).await?;
-//! pool.on("refund", |asked| Some(asked.approve("ana")));
+//! let pool = Pool::start(|worker| worker.handle(refund)).await?;
+//! pool.on("refund", |request| Some(request.approve("ana")));
 //!
-//! let ran = pool.run(Refund { order: "o-1".into(), cents: 500 }).await;
-//! assert_eq!(ran.result?, "500 cents by hold of o-1");
-//! assert_eq!(ran.asked[0].title, "Refund o-1?");
-//! assert_eq!(ran.steps, ["hold"]);
+//! let run = pool.run(Refund { order: "o-1".into(), cents: 500 }).await;
+//! assert_eq!(run.result?, "500 cents by hold of o-1");
+//! assert_eq!(run.requests[0].title, "Refund o-1?");
+//! assert_eq!(run.steps, ["hold"]);
 //!
-//! pool.on("refund", |_| None);                   // nobody answers: the deadline passes
-//! let ran = pool.run(Refund { order: "o-2".into(), cents: 500 }).await;
-//! assert_eq!(ran.result?, "refused");
+//! pool.on("refund", |_| None);                   // no decision: the deadline passes
+//! let run = pool.run(Refund { order: "o-2".into(), cents: 500 }).await;
+//! assert_eq!(run.result?, "refused");
 //! # Ok::<(), countersign::Error>(())
 //! # }).unwrap();
 //! ```
@@ -56,67 +56,67 @@ use std::time::Duration;
 use tokio::sync::{broadcast, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::approval::{ApprovalId, Decision, Question};
-use crate::backend::{Asked, StreamEntry};
+use crate::approval::{ApprovalId, ApprovalRequest, Decision};
+use crate::backend::{ApprovalRecord, StreamEntry};
 use crate::client::Client;
 use crate::error::{Error, Kind};
 use crate::protocol::{Arguments, Envelope};
 use crate::task::{Task, TaskId};
-use crate::worker::{Drained, Worker};
+use crate::worker::{DrainReport, Worker};
 
 /// The queue that [`Pool::run`] uses, and the pool's worker consumes.
 pub const QUEUE: &str = "testing";
-const START: Duration = Duration::from_secs(60);
-const FETCHED: usize = 10_000;
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+const FETCH_LIMIT: usize = 10_000;
 
-type Answer = Box<dyn Fn(&Asked) -> Option<Decision> + Send>;
+type Script = Box<dyn Fn(&ApprovalRecord) -> Option<Decision> + Send>;
 
-/// A client, a worker and people who decide, in one process and in memory.
+/// A client, a worker and scripted approvers, in one process and in memory.
 pub struct Pool {
     client: Client,
-    people: Arc<People>,
+    approvers: Arc<Approvers>,
     stop: oneshot::Sender<()>,
-    working: JoinHandle<Result<Drained, Error>>,
-    listening: JoinHandle<()>,
+    worker: JoinHandle<Result<DrainReport, Error>>,
+    listener: JoinHandle<()>,
 }
 
-/// Those who decide, and what they were asked.
+/// The scripted approvers, and the requests that they received.
 #[derive(Default)]
-struct People {
-    answers: Mutex<HashMap<String, Answer>>,
-    asked: Mutex<Vec<Question>>,
+struct Approvers {
+    scripts: Mutex<HashMap<String, Script>>,
+    requests: Mutex<Vec<ApprovalRequest>>,
 }
 
-/// What came of one task.
+/// The run of one task to its end.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Ran<O> {
-    /// Its id.
+pub struct TaskRun<O> {
+    /// The id of the task.
     pub id: TaskId,
-    /// What it answered, or how it failed.
+    /// The task's result, or its failure.
     pub result: Result<O, Error>,
-    /// Everything that it asked, in the order in which people saw it.
-    pub asked: Vec<Question>,
-    /// The names of the steps and sleeps that it has recorded, in alphabetical order.
+    /// All approval requests of the task, in the order in which the approvers saw them.
+    pub requests: Vec<ApprovalRequest>,
+    /// The names of the steps and sleeps that the task has recorded, in alphabetical order.
     pub steps: Vec<String>,
-    /// What it has said while it ran.
-    pub said: Vec<StreamEntry>,
+    /// The stream entries of the task.
+    pub entries: Vec<StreamEntry>,
 }
 
-/// A task that a handler has put on its way, to a queue that nobody consumes.
+/// A task that a handler has enqueued to a queue that the pool does not consume.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Enqueued {
-    /// Its id.
+    /// The id of the task.
     pub id: TaskId,
     /// The task's registered name.
     pub name: String,
-    /// Its arguments.
+    /// The task's arguments.
     pub arguments: Arguments,
 }
 
 impl Enqueued {
-    /// Its arguments as the type of a task.
+    /// Returns its arguments as the type of a task.
     ///
     /// # Errors
     /// It is another task, or has other arguments.
@@ -133,100 +133,105 @@ impl Enqueued {
 }
 
 impl Pool {
-    /// Starts a pool with the handlers that `build` adds. It consumes [`QUEUE`], and what `build`
-    /// adds to that.
+    /// Starts a pool with the handlers that `build` adds. It consumes [`QUEUE`], and any queue that
+    /// `build` adds.
     ///
     /// # Errors
-    /// As those of [`Worker::run`].
-    pub async fn start(build: impl FnOnce(Worker) -> Worker) -> Result<Self, Error> {
+    /// The errors of [`Worker::run`].
+    pub async fn start<S: Send + Sync + 'static>(
+        build: impl FnOnce(Worker) -> Worker<S>,
+    ) -> Result<Self, Error> {
         let client = Client::connect("sqlite::memory:").await?;
         let worker = build(Worker::new(&client).name("testing").queue(QUEUE));
-        let vitals = worker.vitals();
+        let health = worker.health();
         let (stop, stopped) = oneshot::channel();
-        let working = tokio::spawn(worker.run(async {
-            // Dropped without a drain, the pool ends its worker all the same.
+        let worker = tokio::spawn(worker.run(async {
+            // If the pool is dropped without a drain, this ends its worker too.
             let _ = stopped.await;
         }));
-        let people = Arc::new(People::default());
-        let rings = client.backends().store.questions();
-        let listening = tokio::spawn(Arc::clone(&people).listen(client.clone(), rings));
-        let pool = Self { client, people, stop, working, listening };
-        if let Err(error) = vitals.ready(START).await {
-            // What it says itself is clearer.
+        let approvers = Arc::new(Approvers::default());
+        let new_requests = client.backends().store.new_requests();
+        let listener = tokio::spawn(Arc::clone(&approvers).listen(client.clone(), new_requests));
+        let pool = Self { client, approvers, stop, worker, listener };
+        if let Err(error) = health.ready(START_TIMEOUT).await {
+            // The error of the worker itself is clearer.
             return Err(pool.drain().await.err().unwrap_or(error));
         }
         Ok(pool)
     }
 
-    /// The client of this pool, for handlers and for the test.
+    /// Returns the client of this pool, for handlers and for the test.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// How questions that the handler calls `name` are answered from now on: by a decision, or by
-    /// nobody.
-    pub fn on(&self, name: &str, answer: impl Fn(&Asked) -> Option<Decision> + Send + 'static) {
-        lock(&self.people.answers).insert(name.to_owned(), Box::new(answer));
+    /// Sets the decision on requests that the handler calls `name` from now on; `None`: no decision.
+    pub fn on(
+        &self,
+        name: &str,
+        decide: impl Fn(&ApprovalRecord) -> Option<Decision> + Send + 'static,
+    ) {
+        lock(&self.approvers.scripts).insert(name.to_owned(), Box::new(decide));
     }
 
     /// Runs one task to its end, through its retries, sleeps and approvals.
-    pub async fn run<T: Task>(&self, task: T) -> Ran<T::Output> {
+    pub async fn run<T: Task>(&self, task: T) -> TaskRun<T::Output> {
         let id = TaskId::random();
         let result = match self.client.enqueue(task).queue(QUEUE).id(id.as_str()).await {
             Ok(handle) => handle.result().await,
             Err(error) => Err(error),
         };
         let store = &self.client.backends().store;
-        let kept = store.kept(&id, None).await.unwrap_or_default();
-        let mut steps: Vec<_> = kept.steps.into_keys().collect();
+        let history = store.task_history(&id, None).await.unwrap_or_default();
+        let mut steps: Vec<_> = history.steps.into_keys().collect();
         steps.sort();
-        let said = self.said(&id).await;
-        let is_its = |question: &&Question| question.task.as_ref() == Some(&id);
-        let asked = lock(&self.people.asked).iter().filter(is_its).cloned().collect();
-        Ran { id, result, asked, steps, said }
+        let entries = self.entries(&id).await;
+        let is_its = |request: &&ApprovalRequest| request.task.as_ref() == Some(&id);
+        let requests = lock(&self.approvers.requests).iter().filter(is_its).cloned().collect();
+        TaskRun { id, result, requests, steps, entries }
     }
 
-    async fn said(&self, id: &TaskId) -> Vec<StreamEntry> {
-        let mut said: Vec<StreamEntry> = Vec::new();
+    async fn entries(&self, id: &TaskId) -> Vec<StreamEntry> {
+        let mut entries: Vec<StreamEntry> = Vec::new();
         loop {
-            let after = said.last().map_or(0, |entry| entry.number);
-            match self.client.backends().store.entries(id, after).await {
-                Ok(more) if !more.is_empty() => said.extend(more),
-                _ => return said,
+            let after = entries.last().map_or(0, |entry| entry.number);
+            match self.client.backends().store.read_entries(id, after).await {
+                Ok(more) if !more.is_empty() => entries.extend(more),
+                _ => return entries,
             }
         }
     }
 
-    /// Takes out of a queue that the pool does not consume what handlers have enqueued there, in
-    /// its order.
+    /// Removes and returns the tasks that handlers have enqueued to a queue that the pool does not
+    /// consume, in the order of the queue.
     ///
     /// # Errors
     /// The pool was drained.
     pub async fn enqueued(&self, queue: &str) -> Result<Vec<Enqueued>, Error> {
         let backends = self.client.backends();
-        let (fetched, flushed) = backends.broker.fetch(queue, FETCHED).await?;
+        let (fetched, flushed) = backends.broker.fetch(queue, FETCH_LIMIT).await?;
         let mut enqueued = Vec::with_capacity(fetched.len());
         for delivery in fetched {
             let read = Envelope::decode(&delivery.message, self.client.config().max_arguments);
             if let Ok(Envelope { id, name, arguments, .. }) = read {
                 enqueued.push(Enqueued { id, name, arguments });
             }
-            let taken = backends.store.ignore(delivery.id());
-            let _ = delivery.ack(taken);
+            let removed = backends.store.ignore_result(delivery.id());
+            let _ = delivery.ack(removed);
         }
         flushed.wait().await;
         Ok(enqueued)
     }
 
-    /// Ends the pool as a worker ends at SIGTERM; says what that did.
+    /// Drains the pool as SIGTERM drains a worker; returns the report of the drain.
     ///
     /// # Errors
-    /// As those of [`Worker::run`].
-    pub async fn drain(self) -> Result<Drained, Error> {
+    /// The errors of [`Worker::run`].
+    pub async fn drain(self) -> Result<DrainReport, Error> {
         let _ = self.stop.send(());
-        self.listening.abort();
-        self.working.await.map_err(|_| Kind::Closed)?
+        self.listener.abort();
+        self.worker.await.map_err(|_| Kind::Closed)?
     }
 }
 
@@ -236,25 +241,25 @@ impl fmt::Debug for Pool {
     }
 }
 
-impl People {
-    /// Looks at each question that is asked, and answers it.
+impl Approvers {
+    /// Receives each approval request, and decides it.
     async fn listen(
         self: Arc<Self>,
         client: Client,
-        mut rings: broadcast::Receiver<Option<ApprovalId>>,
+        mut new_requests: broadcast::Receiver<Option<ApprovalId>>,
     ) {
         loop {
-            let id = match rings.recv().await {
+            let id = match new_requests.recv().await {
                 Ok(Some(id)) => id,
                 Ok(None) | Err(broadcast::error::RecvError::Lagged(_)) => continue,
                 Err(broadcast::error::RecvError::Closed) => return,
             };
-            let Ok(asked) = client.approval(&id).await else { continue };
+            let Ok(record) = client.approval(&id).await else { continue };
             let decision =
-                lock(&self.answers).get(&asked.question.name).and_then(|answer| answer(&asked));
-            lock(&self.asked).push(asked.question);
+                lock(&self.scripts).get(&record.request.name).and_then(|decide| decide(&record));
+            lock(&self.requests).push(record.request);
             if let Some(decision) = decision {
-                // A test that decides wrongly sees the deadline pass.
+                // If the decision of the test is refused, the deadline passes.
                 let _ = client.decide(&decision).await;
             }
         }

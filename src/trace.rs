@@ -1,4 +1,4 @@
-//! W3C trace context: which trace a task belongs to (<https://www.w3.org/TR/trace-context/>).
+//! W3C trace context: the trace that a task belongs to (<https://www.w3.org/TR/trace-context/>).
 
 use std::fmt;
 
@@ -12,19 +12,20 @@ const HEADER: &str = "traceparent";
 
 tokio::task_local! {
     /// The run of a handler that this code is part of.
-    pub(crate) static CURRENT: Place;
+    pub(crate) static CURRENT: TraceScope;
 }
 
-/// Where in its trace and in its family of tasks a run stands.
+/// The position of a run in its trace and in its tree of tasks.
 #[derive(Clone, Debug)]
-pub(crate) struct Place {
+pub(crate) struct TraceScope {
     pub(crate) trace: TraceParent,
     pub(crate) task: TaskId,
     pub(crate) root: TaskId,
 }
 
-impl Place {
-    /// Writes into a new task whose child it is: of the run that this code is part of, if any.
+impl TraceScope {
+    /// Writes the lineage and the trace of a new task: its parent is the run that this code is part of, if
+    /// any.
     pub(crate) fn inherit(headers: &mut Headers, lineage: &mut Lineage) {
         let trace = CURRENT.try_with(|current| {
             lineage.parent_id = Some(current.task.clone());
@@ -44,7 +45,8 @@ pub(crate) struct TraceParent {
 }
 
 impl TraceParent {
-    /// Reads version 00 of the header; anything else is no trace.
+    /// Parses the header in version 00, or in a later version that begins the same way. Returns `None`
+    /// for other text.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
         let (version, trace, parent, flags) =
@@ -74,7 +76,7 @@ impl TraceParent {
         Self { trace_id, parent_id: rng.random_range(1..=u64::MAX), flags: 0 }
     }
 
-    /// A position below this one, in the same trace.
+    /// Returns a new position below this one, in the same trace.
     pub(crate) fn child(self) -> Self {
         Self { parent_id: rand::rng().random_range(1..=u64::MAX), ..self }
     }
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_specification_forbids_is_no_trace() {
+    fn an_invalid_traceparent_is_ignored() {
         for text in [
             "",
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",

@@ -1,31 +1,31 @@
-//! The audit is sealed as it grows, and whoever changes what is sealed is found out.
+//! The audit is sealed as it grows, and a change of sealed entries is detected.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
-use std::time::Duration;
-
-use countersign::approval::{Answer, Question, Seal, Verified};
-use countersign::{Client, Config};
+use countersign::approval::{ApprovalRequest, AuditKind, DecideResult, Decision, Seal, Verified};
+use countersign::backend::AuditAction;
+use countersign::{Client, Config, TaskId};
 use redis::aio::MultiplexedConnection;
-use support::{Server, servers};
+use support::{Server, TIMEOUT, servers};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const AUDIT: &str = "cs:audit:{cs}";
 const SEALS: &str = "cs:seal:{cs}";
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n";
 
-/// One who seals, in this process.
-struct Clerk {
+/// An approval service in this process, which seals the audit.
+struct ApprovalService {
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Clerk {
+impl ApprovalService {
     async fn start(config: &Config) -> Self {
         let client = Client::connect(config).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move { client.clerk(async { drop(stopped.await) }).await });
+        let task = tokio::spawn(async move {
+            client.run_approval_service(async { drop(stopped.await) }).await
+        });
         Self { stop, task }
     }
 
@@ -43,14 +43,14 @@ fn config(redis: &Server) -> Config {
 
 async fn decide(client: &Client, times: usize) {
     for n in 0..times {
-        let requested = client.request_approval(Question::new("Deploy?")).await.unwrap();
-        let asked = client.approval(requested.id()).await.unwrap();
-        let decision = asked.approve(&format!("person-{n}"));
-        assert_eq!(client.decide(&decision).await.unwrap(), Answer::Applied);
+        let requested = client.request_approval(ApprovalRequest::new("Deploy?")).await.unwrap();
+        let record = client.approval(requested.id()).await.unwrap();
+        let decision = record.approve(&format!("person-{n}"));
+        assert_eq!(client.decide(&decision).await.unwrap(), DecideResult::Applied);
     }
 }
 
-/// The seal that covers this many entries.
+/// Waits for a seal that covers at least this many entries.
 async fn sealed(client: &Client, entries: u64) -> Seal {
     let wait = async {
         loop {
@@ -61,7 +61,7 @@ async fn sealed(client: &Client, entries: u64) -> Seal {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap()
+    tokio::time::timeout(TIMEOUT, wait).await.unwrap()
 }
 
 async fn faults(client: &Client, exported: Option<&Seal>) -> Vec<String> {
@@ -73,7 +73,7 @@ async fn connection(redis: &Server) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// All entries of a stream, as `XADD` takes them.
+/// Returns all entries of a stream in the form that `XADD` takes.
 async fn entries(redis: &mut MultiplexedConnection, key: &str) -> Vec<(String, Vec<String>)> {
     redis::cmd("XRANGE").arg(key).arg("-").arg("+").query_async(redis).await.unwrap()
 }
@@ -87,18 +87,28 @@ async fn write(redis: &mut MultiplexedConnection, key: &str, entries: &[(String,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_done_to_sealed_entries_is_found() {
+async fn every_change_to_sealed_entries_is_detected() {
     let redis = Server::redis().await;
     let config = config(&redis);
     let client = Client::connect(&config).await.unwrap();
-    let clerks = [Clerk::start(&config).await, Clerk::start(&config).await];
+    let services = [ApprovalService::start(&config).await, ApprovalService::start(&config).await];
     decide(&client, 5).await;
     let early = sealed(&client, 5).await;
     decide(&client, 5).await;
     sealed(&client, 10).await;
-    for clerk in clerks {
-        clerk.end().await;
+    for service in services {
+        service.end().await;
     }
+    // Refused attempts and notes are listed, but neither sealed nor counted.
+    let requested = client.request_approval(ApprovalRequest::new("Deploy?")).await.unwrap();
+    let record = client.approval(requested.id()).await.unwrap();
+    let stale = Decision { digest: "0".repeat(64).into(), ..record.approve("eve") };
+    assert_eq!(client.decide(&stale).await.unwrap(), DecideResult::DigestMismatch);
+    let (id, queue) = (TaskId::random(), "q.dead".to_owned());
+    let action = AuditAction { what: "purge", id, queue, by: "a worker".into() };
+    drop(client.backends().store.record_action(action).await.unwrap());
+    let kinds: Vec<_> = client.audit_entries(2).await.unwrap().iter().map(|it| it.kind).collect();
+    assert!(kinds.contains(&AuditKind::Note) && kinds.contains(&AuditKind::Refused), "{kinds:?}");
     let unchanged = client.verify_audit(Some(&early)).await.unwrap();
     let Verified { sealed, unsealed, faults: none, .. } = unchanged;
     assert!((sealed, unsealed) == (10, 0) && none.is_empty(), "{none:?}");
@@ -119,28 +129,28 @@ async fn whatever_is_done_to_sealed_entries_is_found() {
     write(&mut redis, SEALS, &seals[1..]).await;
     assert_ne!(faults(&client, None).await, [""; 0]);
     write(&mut redis, SEALS, &[]).await;
-    let told = faults(&client, Some(&early)).await;
-    assert!(told[0].contains("its tail is cut"), "{told:?}");
+    let found = faults(&client, Some(&early)).await;
+    assert!(found[0].contains("the audit was truncated"), "{found:?}");
     write(&mut redis, SEALS, &seals).await;
     assert_eq!(faults(&client, Some(&early)).await, [""; 0]);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_process_goes_on_with_the_chain_of_one_that_died() {
+async fn another_process_continues_the_seal_chain_of_a_dead_one() {
     let redis = Server::redis().await;
     let config = config(&redis);
     let client = Client::connect(&config).await.unwrap();
-    let first = Clerk::start(&config).await;
+    let first = ApprovalService::start(&config).await;
     decide(&client, 1).await;
     sealed(&client, 1).await;
     first.task.abort();
-    let second = Clerk::start(&config).await;
+    let second = ApprovalService::start(&config).await;
     decide(&client, 1).await;
     let seal = sealed(&client, 2).await;
     assert_eq!(seal.number, 2);
     assert_eq!(faults(&client, Some(&seal)).await, [""; 0]);
-    // A key that is not the one it was sealed with.
+    // This key is not the one that the entries were sealed with.
     let mut other = config.clone();
     other.seal_key = countersign::approval::SealKey::new(&[7; 32]);
     let stranger = Client::connect(&other).await.unwrap();

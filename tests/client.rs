@@ -9,10 +9,8 @@ use countersign::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use support::{Running, queue_name, servers};
+use support::{Running, TIMEOUT, queue_name, servers};
 use tokio::sync::Notify;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Serialize, Deserialize)]
 struct Greet {
@@ -31,33 +29,33 @@ async fn greet(_: Context, greet: Greet) -> TaskResult<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_typed_task_comes_back_typed() {
-    let running = Running::start(|worker| worker.handle(greet, Policy::default())).await;
-    let answer = running.call(Greet { name: "Ana".into(), times: 2 }).await.unwrap();
-    assert_eq!(answer, "hello Ana, hello Ana");
+async fn a_typed_task_has_a_typed_result() {
+    let running = Running::start(|worker| worker.handle(greet)).await;
+    let result = running.call(Greet { name: "Ana".into(), times: 2 }).await.unwrap();
+    assert_eq!(result, "hello Ana, hello Ana");
     let drained = running.drain().await;
     assert!(drained.is_clean(), "{drained:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_may_be_awaited_on_another_executor() {
-    let running = Running::start(|worker| worker.handle(greet, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(greet)).await;
     let handle =
         running.client.enqueue(Greet { name: "Bo".into(), times: 1 }).queue(&running.queue);
     let handle = handle.await.unwrap();
-    let answer = std::thread::spawn(move || {
-        futures_executor::block_on(handle.result_within(PATIENCE)).unwrap()
+    let result = std::thread::spawn(move || {
+        futures_executor::block_on(handle.result_within(TIMEOUT)).unwrap()
     });
-    assert_eq!(tokio::task::spawn_blocking(|| answer.join().unwrap()).await.unwrap(), "hello Bo");
+    assert_eq!(tokio::task::spawn_blocking(|| result.join().unwrap()).await.unwrap(), "hello Bo");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_panic_is_its_tasks_failure_and_nobody_elses() {
-    let explode = |_: Context, greet: Greet| async move {
+async fn a_panic_fails_only_its_task() {
+    let panicking = |_: Context, greet: Greet| async move {
         if greet.times == 0 { panic!("boom for {}", greet.name) } else { Ok(greet.name) }
     };
-    let running = Running::start(|worker| worker.handle(explode, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(panicking)).await;
     let error = running.call(Greet { name: "Cy".into(), times: 0 }).await.unwrap_err();
     let failure = error.failure().unwrap();
     assert_eq!(failure.exc_type, "HandlerPanicked");
@@ -81,9 +79,9 @@ async fn a_retry_runs_until_it_succeeds_or_runs_out_of_attempts() {
     };
     let retry = Retry::exponential(Duration::from_millis(100)).attempts(4);
     let policy = Policy { retry, ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(flaky, policy)).await;
-    let answer = running.call(Greet { name: "Ed".into(), times: 3 }).await.unwrap();
-    assert_eq!(answer, "attempt 4");
+    let running = Running::start(|worker| worker.handle_with_policy(flaky, policy)).await;
+    let result = running.call(Greet { name: "Ed".into(), times: 3 }).await.unwrap();
+    assert_eq!(result, "attempt 4");
     let error = running.call(Greet { name: "Flo".into(), times: 9 }).await.unwrap_err();
     assert_eq!(error.failure().unwrap().message(), "not yet");
     assert_eq!(runs.load(Ordering::SeqCst), 8);
@@ -91,53 +89,55 @@ async fn a_retry_runs_until_it_succeeds_or_runs_out_of_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delayed_task_waits_on_the_ladder_and_not_in_the_worker() {
-    let running = Running::start(|worker| worker.handle(greet, Policy::default())).await;
+async fn a_delayed_task_waits_in_the_delay_queues_and_not_in_the_worker() {
+    let running = Running::start(|worker| worker.handle(greet)).await;
     let begun = jiff::Timestamp::now();
     let later = Greet { name: "Gil".into(), times: 1 };
     let later = running.client.enqueue(later).queue(&running.queue);
     let later = later.delay(Duration::from_millis(1300)).await.unwrap();
     let now = running.call(Greet { name: "Hal".into(), times: 1 }).await.unwrap();
     assert_eq!(now, "hello Hal");
-    assert_eq!(later.result_within(PATIENCE).await.unwrap(), "hello Gil");
+    assert_eq!(later.result_within(TIMEOUT).await.unwrap(), "hello Gil");
     let waited = jiff::Timestamp::now().duration_since(begun);
     assert!(waited >= jiff::SignedDuration::from_millis(1250), "too early, after {waited:?}");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_soft_limit_tells_and_the_hard_limit_ends() {
-    let patient = |ctx: Context, greet: Greet| async move {
+async fn the_soft_limit_cancels_and_the_hard_limit_ends_a_task() {
+    let cancellable = |ctx: Context, greet: Greet| async move {
         ctx.cancelled().await;
         if greet.times == 0 {
             std::future::pending::<()>().await;
         }
-        Ok("told in time".to_owned())
+        Ok("cancelled in time".to_owned())
     };
     let policy = Policy {
         soft_limit: Some(Duration::from_millis(50)),
         hard_limit: Duration::from_millis(200),
         ..Policy::default()
     };
-    let running = Running::start(|worker| worker.handle(patient, policy)).await;
-    assert_eq!(running.call(Greet { name: "Ida".into(), times: 1 }).await.unwrap(), "told in time");
+    let running = Running::start(|worker| worker.handle_with_policy(cancellable, policy)).await;
+    assert_eq!(
+        running.call(Greet { name: "Ida".into(), times: 1 }).await.unwrap(),
+        "cancelled in time"
+    );
     let error = running.call(Greet { name: "Jo".into(), times: 0 }).await.unwrap_err();
     assert_eq!(error.failure().unwrap().exc_type, "TimeLimitExceeded");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_runs_past_the_drain_deadline_is_given_back_and_named() {
+async fn a_task_past_the_drain_deadline_is_requeued_and_reported() {
     let started = Arc::new(Notify::new());
     let begun = Arc::clone(&started);
     let stuck = move |_: Context, _: Greet| {
         begun.notify_one();
         std::future::pending::<TaskResult<String>>()
     };
-    let running = Running::start(|worker| {
-        worker.handle(stuck, Policy::default()).drain_deadline(Duration::from_millis(200))
-    })
-    .await;
+    let running =
+        Running::start(|worker| worker.handle(stuck).drain_deadline(Duration::from_millis(200)))
+            .await;
     let task = running.client.enqueue(Greet { name: "Kim".into(), times: 1 });
     let handle = task.queue(&running.queue).await.unwrap();
     started.notified().await;
@@ -145,28 +145,28 @@ async fn what_runs_past_the_drain_deadline_is_given_back_and_named() {
     let drained = running.drain().await;
     assert_eq!(drained.abandoned, std::slice::from_ref(&id));
 
-    let heir = Running::start(|worker| worker.queue(&queue).handle(greet, Policy::default())).await;
-    let answer = heir.client.handle::<String>(id).result_within(PATIENCE).await.unwrap();
-    assert_eq!(answer, "hello Kim");
-    heir.drain().await;
+    let successor = Running::start(|worker| worker.queue(&queue).handle(greet)).await;
+    let result = successor.client.handle::<String>(id).result_within(TIMEOUT).await.unwrap();
+    assert_eq!(result, "hello Kim");
+    successor.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blocking_handler_leaves_the_runtime_free() {
     let count = |_: Context, greet: Greet| Ok(greet.name.len().to_string());
-    let running = Running::start(|worker| worker.handle_blocking(count, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle_blocking(count)).await;
     assert_eq!(running.call(Greet { name: "Lou".into(), times: 1 }).await.unwrap(), "3");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_enqueued_by_a_handler_continues_its_trace() {
-    let tell = |ctx: Context, _: Greet| async move { Ok(ctx.traceparent()) };
-    let running = Running::start(|worker| worker.handle(tell, Policy::default())).await;
+    let read_trace = |ctx: Context, _: Greet| async move { Ok(ctx.traceparent()) };
+    let running = Running::start(|worker| worker.handle(read_trace)).await;
     let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let task = running.client.enqueue(Greet { name: "Mo".into(), times: 1 }).traceparent(trace);
     let handle = task.queue(&running.queue).await.unwrap();
-    let inside = handle.result_within(PATIENCE).await.unwrap();
+    let inside = handle.result_within(TIMEOUT).await.unwrap();
     assert!(inside.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-"), "{inside}");
     assert!(!inside.contains("00f067aa0ba902b7"), "a span of its own: {inside}");
     running.drain().await;
@@ -179,7 +179,7 @@ async fn a_task_enqueued_by_a_handler_is_its_child() {
     let client = Client::connect(&config).await.unwrap();
     let queue = queue_name();
     let (producer, to) = (client.clone(), queue.clone());
-    let descend = move |_: Context, Greet { name, times }: Greet| {
+    let enqueue_child = move |_: Context, Greet { name, times }: Greet| {
         let (producer, to) = (producer.clone(), to.clone());
         async move {
             if times == 0 {
@@ -189,13 +189,13 @@ async fn a_task_enqueued_by_a_handler_is_its_child() {
             Ok(producer.enqueue(child).queue(to).await?.id().to_string())
         }
     };
-    let running = Running::start(|worker| worker.queue(&queue).handle(descend, Policy::default()));
+    let running = Running::start(|worker| worker.queue(&queue).handle(enqueue_child));
     let running = running.await;
     let task = client.enqueue(Greet { name: "Ida".into(), times: 2 }).queue(&queue).await.unwrap();
     let root = task.id().clone();
-    let child = task.result_within(PATIENCE).await.unwrap();
-    let grandchild = client.handle::<String>(&child).result_within(PATIENCE).await.unwrap();
-    client.handle::<String>(&grandchild).result_within(PATIENCE).await.unwrap();
+    let child = task.result_within(TIMEOUT).await.unwrap();
+    let grandchild = client.handle::<String>(&child).result_within(TIMEOUT).await.unwrap();
+    client.handle::<String>(&grandchild).result_within(TIMEOUT).await.unwrap();
     for (id, parent) in [(&child, root.as_str()), (&grandchild, &child)] {
         let document = client.status(&id.as_str().into()).await.unwrap().unwrap();
         let stored: Value = serde_json::from_slice(&document.json).unwrap();
@@ -250,16 +250,16 @@ async fn tls_is_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_fault_of_a_worker_is_told_before_it_consumes() {
+async fn a_worker_reports_every_configuration_fault_before_it_consumes() {
     let servers = servers();
     let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
-    let worker = Worker::new(&client).concurrency(0).handle(greet, Policy::default());
+    let worker = Worker::new(&client).concurrency(0).handle(greet);
     let error = worker.run(std::future::pending()).await.unwrap_err();
-    let told = error.to_string();
+    let message = error.to_string();
     assert!(error.is_config());
     for part in ["no queue", "concurrency is 0"] {
-        assert!(told.contains(part), "{told}");
+        assert!(message.contains(part), "{message}");
     }
     client.close().await;
 }

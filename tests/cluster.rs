@@ -1,24 +1,23 @@
-//! A RabbitMQ cluster of three nodes under load that loses a node, is partitioned, and is rolled.
+//! A RabbitMQ cluster of three nodes under load: a node is lost, a node is partitioned, all are restarted.
 //!
-//! Counted: for every accepted id one success, read from the store; and its runs, in a Redis list.
-//! The queue is a quorum queue, as whoever runs a cluster has it.
+//! The test counts one success per accepted id in the store, and the runs in a Redis list.
+//! The queue is a quorum queue, as is usual in a cluster.
 use std::collections::HashSet;
 use std::time::Duration;
 
 use countersign::{Client, Config};
 use futures_util::StreamExt;
 use serde_json::Value;
-use support::{Cluster, DemoWorker, Effects, produce_marks, queue_name, servers};
+use support::{Cluster, DemoWorker, Effects, TIMEOUT, produce_marks, queue_name, servers};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(180);
-/// Long enough that the nodes notice, short enough that they forgive: their net_ticktime is 60 s.
+/// Long enough that the nodes notice it, short enough that they reconnect: their net_ticktime is 60 s.
 const OUTAGE: Duration = Duration::from_secs(40);
-/// Enqueued at a time, again and again until the last fault is over.
+/// Tasks that are enqueued in one go; repeated until the last fault is over.
 const BATCH: usize = 1000;
 
-/// Enqueues until `done`; returns the ids that were accepted.
+/// Enqueues tasks until `done` is cancelled; returns the accepted ids.
 async fn load(client: Client, queue: String, list: String, done: CancellationToken) -> Vec<String> {
     let mut accepted = Vec::new();
     while !done.is_cancelled() {
@@ -30,10 +29,9 @@ async fn load(client: Client, queue: String, list: String, done: CancellationTok
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "long: a cluster of three RabbitMQ nodes in containers"]
-async fn a_cluster_that_loses_a_node_is_partitioned_and_is_rolled_loses_no_task() {
+async fn a_cluster_loses_no_task_through_node_loss_partition_and_rolling_restart() {
     if !Cluster::is_possible().await {
-        eprintln!("SKIPPED: no container engine answers");
-        return;
+        return support::skip("no container engine answers");
     }
     let cluster = Cluster::start().await;
     let queue = queue_name();
@@ -64,7 +62,7 @@ async fn a_cluster_that_loses_a_node_is_partitioned_and_is_rolled_loses_no_task(
     cluster.kill(0).await;
     sleep(OUTAGE / 4).await;
     cluster.revive(0).await;
-    eprintln!("lost node 0 and got it back");
+    eprintln!("killed node 0 and started it again");
 
     cluster.cut_off(1).await;
     sleep(OUTAGE).await;
@@ -79,14 +77,14 @@ async fn a_cluster_that_loses_a_node_is_partitioned_and_is_rolled_loses_no_task(
     let accepted = load.await.unwrap();
 
     let results = futures_util::stream::iter(&accepted)
-        .map(|id| client.handle::<Value>(id).result_within(PATIENCE))
+        .map(|id| client.handle::<Value>(id).result_within(TIMEOUT))
         .buffer_unordered(20_000);
     let failed: Vec<_> = results.filter_map(async |result| result.err()).collect().await;
     let of = accepted.len();
     assert!(failed.is_empty(), "{} of {of} have no success: {:?}", failed.len(), failed.first());
     let runs = effects.runs().await;
     let never = accepted.iter().filter(|id| !runs.contains_key(*id)).count();
-    assert_eq!(never, 0, "accepted, a success, and never run");
+    assert_eq!(never, 0, "accepted tasks with a success that never ran");
     let known: HashSet<_> = accepted.iter().collect();
     let repeated: usize = accepted.iter().map(|id| runs[id] - 1).sum();
     eprintln!("{of} accepted, {} distinct, {repeated} runs repeated", known.len());

@@ -1,4 +1,4 @@
-//! Dead letters: seen, sent again, thrown away.
+//! Dead letters: listed, replayed, deleted.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::time::Duration;
@@ -11,9 +11,7 @@ use countersign::{
 };
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
-use support::{Running, approve, queue_name, servers, shown};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use support::{Running, TIMEOUT, approve, queue_name, servers, wait_for_request};
 
 #[derive(Serialize, Deserialize)]
 struct Late {
@@ -29,13 +27,17 @@ async fn late(_: Context, late: Late) -> TaskResult<u32> {
     Ok(late.n)
 }
 
-/// Fails twice, and then asks.
+/// Fails twice, and then requests an approval.
 async fn slow(ctx: Context, late: Late) -> TaskResult<u32> {
     let attempt = ctx.attempt();
     if attempt < 3 {
-        return Err(TaskError::raise("shop.errors", "Closed", format!("closed at {attempt}")));
+        return Err(TaskError::with_exception(
+            "shop.errors",
+            "Closed",
+            format!("closed at {attempt}"),
+        ));
     }
-    ctx.approval("late").ask("Still?").await?;
+    ctx.approval("late").title("Still?").await?;
     Ok(late.n)
 }
 
@@ -44,24 +46,24 @@ async fn client() -> Client {
     Client::connect(&config).await.unwrap()
 }
 
-/// Tasks that died because no worker knew them, in the order of their deaths.
-async fn died(client: &Client, queue: &str, count: u32) -> Vec<TaskId> {
-    let ignorant = Running::start(|worker| worker.queue(queue)).await;
+/// Returns the ids of tasks without a registered handler, in the order in which they were dead-lettered.
+async fn make_dead_letters(client: &Client, queue: &str, count: u32) -> Vec<TaskId> {
+    let unregistered = Running::start(|worker| worker.queue(queue)).await;
     let mut ids = Vec::new();
     for n in 0..count {
         let handle = client.enqueue(Late { n }).queue(queue).await.unwrap();
         ids.push(handle.id().clone());
-        let error = handle.result_within(PATIENCE).await.unwrap_err();
+        let error = handle.result_within(TIMEOUT).await.unwrap_err();
         assert_eq!(error.failure().unwrap().exc_type, "NotRegistered");
     }
-    ignorant.drain().await;
+    unregistered.drain().await;
     ids
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_changes_nothing() {
+async fn browsing_changes_nothing() {
     let (client, queue) = (client().await, queue_name());
-    let ids = died(&client, &queue, 5).await;
+    let ids = make_dead_letters(&client, &queue, 5).await;
     let letters = client.dead_letters(&queue);
     for _ in 0..3 {
         let seen = letters.browse(100).await.unwrap();
@@ -80,71 +82,73 @@ async fn looking_changes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replayed_task_runs_under_its_id_and_its_failure_is_gone() {
     let (client, queue) = (client().await, queue_name());
-    let ids = died(&client, &queue, 3).await;
+    let ids = make_dead_letters(&client, &queue, 3).await;
     let letters = client.dead_letters(&queue);
-    // As a worker leaves it that has begun with the task, and died of it.
+    // A worker that began the task and then crashed leaves this key.
     let () = store().await.set(format!("cs:run:{}:1", ids[1]), "1").await.unwrap();
     assert_eq!(letters.replay(&ids[1]).await.unwrap(), Some(Replay::Sent));
-    assert!(client.status(&ids[1]).await.unwrap().is_none(), "its failure is taken back");
+    assert!(client.status(&ids[1]).await.unwrap().is_none(), "its failure is removed");
     assert!(client.status(&ids[0]).await.unwrap().is_some());
-    assert_eq!(letters.replay(&ids[1]).await.unwrap(), None, "it is there no more");
+    assert_eq!(letters.replay(&ids[1]).await.unwrap(), None, "it was removed");
 
-    // Even where each attempt is run once only.
+    // This also holds if each attempt may run only once.
     let once = Policy { once: true, ..Policy::default() };
-    let heir = Running::start(|worker| worker.queue(&queue).handle(late, once)).await;
-    let answer = client.handle::<u32>(ids[1].as_str()).result_within(PATIENCE).await.unwrap();
-    assert_eq!(answer, 1);
-    let mut told = Vec::new();
-    letters.replay_all(|id, replay| told.push((id.clone(), replay.clone()))).await.unwrap();
-    assert_eq!(told, [(ids[0].clone(), Replay::Sent), (ids[2].clone(), Replay::Sent)]);
+    let successor =
+        Running::start(|worker| worker.queue(&queue).handle_with_policy(late, once)).await;
+    let result = client.handle::<u32>(ids[1].as_str()).result_within(TIMEOUT).await.unwrap();
+    assert_eq!(result, 1);
+    let mut replayed = Vec::new();
+    letters.replay_all(|id, replay| replayed.push((id.clone(), replay.clone()))).await.unwrap();
+    assert_eq!(replayed, [(ids[0].clone(), Replay::Sent), (ids[2].clone(), Replay::Sent)]);
     for (id, n) in [(&ids[0], 0), (&ids[2], 2)] {
         let handle = client.handle::<u32>(id.as_str());
-        assert_eq!(handle.result_within(PATIENCE).await.unwrap(), n);
+        assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), n);
     }
-    heir.drain().await;
+    successor.drain().await;
     assert_eq!(audited(&queue).await, ["replay", "replay", "replay"]);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_letter_says_how_its_attempts_failed() {
+async fn a_dead_letter_lists_its_failed_attempts() {
     let (client, queue) = (client().await, queue_name());
     let retry = Retry::fixed(Duration::from_millis(1)).attempts(3);
     let policy = Policy { retry, ..Policy::default() };
-    let knowing = Running::start(|worker| worker.queue(&queue).handle(slow, policy)).await;
-    let name = knowing.queue.clone();
+    let registered =
+        Running::start(|worker| worker.queue(&queue).handle_with_policy(slow, policy)).await;
+    let name = registered.queue.clone();
     let handle = client.enqueue(Late { n: 1 }).queue(&queue).await.unwrap();
     let id = handle.id().clone();
-    let ask = ApprovalId::of(&id, "late", 0);
-    shown(&client, &ask).await;
-    knowing.drain().await;
-    approve(&client, &ask).await;
+    let approval = ApprovalId::of(&id, "late", 0);
+    wait_for_request(&client, &approval).await;
+    registered.drain().await;
+    approve(&client, &approval).await;
 
-    // The third attempt is resumed where nobody knows it.
-    let ignorant = Running::start(|worker| worker.queue(&queue)).await;
-    let error = handle.result_within(PATIENCE).await.unwrap_err();
+    // The third attempt is resumed by a worker without its handler.
+    let unregistered = Running::start(|worker| worker.queue(&queue)).await;
+    let error = handle.result_within(TIMEOUT).await.unwrap_err();
     assert_eq!(error.failure().unwrap().exc_type, "NotRegistered");
     let letters = client.dead_letters(&queue);
     let letter = letters.find(&id).await.unwrap().unwrap();
     assert_eq!((letter.attempt, letter.attempts_left_out), (Some(3), 0));
-    let told = |attempt: &Attempt| {
+    let fields = |attempt: &Attempt| {
         assert!(!attempt.at.is_empty());
         let Attempt { number, error, message, worker, .. } = attempt.clone();
         (number, error, message, worker.unwrap())
     };
     let error = "shop.errors.Closed".to_owned();
     assert_eq!(
-        letter.attempts.iter().map(told).collect::<Vec<_>>(),
+        letter.attempts.iter().map(fields).collect::<Vec<_>>(),
         [
             (1, error.clone(), "closed at 1".to_owned(), name.clone()),
             (2, error, "closed at 2".to_owned(), name)
         ]
     );
 
-    // Sent again, it begins anew.
+    // A replayed task starts again from its first attempt.
     assert_eq!(letters.replay(&id).await.unwrap(), Some(Replay::Sent));
-    client.handle::<u32>(id.as_str()).result_within(PATIENCE).await.unwrap_err();
-    ignorant.drain().await;
+    client.handle::<u32>(id.as_str()).result_within(TIMEOUT).await.unwrap_err();
+    unregistered.drain().await;
     let letter = letters.find(&id).await.unwrap().unwrap();
     assert_eq!((letter.attempt, letter.attempts), (Some(1), Vec::new()));
     client.close().await;
@@ -153,7 +157,7 @@ async fn a_dead_letter_says_how_its_attempts_failed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_success_is_never_reopened() {
     let (client, queue) = (client().await, queue_name());
-    let ids = died(&client, &queue, 1).await;
+    let ids = make_dead_letters(&client, &queue, 1).await;
     let mut store = store().await;
     let key = format!("celery-task-meta-{}", ids[0]);
     let success =
@@ -173,15 +177,15 @@ async fn a_success_is_never_reopened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_no_task_may_be_sent_again_too() {
+async fn a_message_that_is_not_a_task_can_be_replayed() {
     let (client, queue) = (client().await, queue_name());
-    let ignorant = Running::start(|worker| worker.queue(&queue)).await;
+    let unregistered = Running::start(|worker| worker.queue(&queue)).await;
     let wrong = client.enqueue_named("test.late", Arguments::default()).queue(&queue);
     let headers = serde_json::from_str(r#"{"retries": "many"}"#).unwrap();
     let handle = wrong.headers(headers).await.unwrap();
     let id = handle.id().clone();
-    handle.result_within(PATIENCE).await.unwrap_err();
-    ignorant.drain().await;
+    handle.result_within(TIMEOUT).await.unwrap_err();
+    unregistered.drain().await;
     let letters = client.dead_letters(&queue);
     assert_eq!(letters.replay(&id).await.unwrap(), Some(Replay::Sent));
     assert_eq!(letters.purge_all().await.unwrap(), 0);
@@ -193,9 +197,9 @@ async fn store() -> redis::aio::MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// What the audit stream has of a queue.
+/// Returns the entries about a queue among the audit notes.
 async fn audited(queue: &str) -> Vec<String> {
-    let range = redis::cmd("XRANGE").arg("cs:audit:{cs}").arg("-").arg("+").to_owned();
+    let range = redis::cmd("XRANGE").arg("cs:notes:{cs}").arg("-").arg("+").to_owned();
     let entries: Vec<(String, Vec<String>)> = range.query_async(&mut store().await).await.unwrap();
     let dead = format!("{queue}.dead");
     let ours = entries.into_iter().filter(|(_, fields)| fields.contains(&dead));

@@ -1,16 +1,13 @@
-//! Delays always arrive: after the queue was deleted, under policies of the broker, and without the right
-//! to configure. Each test has a RabbitMQ of its own, and counts results, dead letters and runs.
+//! Delayed tasks always arrive: after the queue was deleted, under policies of the broker, and without the
+//! configure permission. Each test has a RabbitMQ of its own, and counts results, dead letters and runs.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::time::Duration;
 
 use countersign::{Arguments, Client, Config, Handle};
 use serde_json::Value;
-use support::{DemoWorker, Server, queue_name, servers};
+use support::{DemoWorker, Server, TIMEOUT, queue_name, servers};
 use tokio::time::timeout;
-
-/// A fresh broker makes 31 quorum queues first, each on the disk.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn client(rabbit: &Server) -> Client {
     let config = Config::new(rabbit.url(), &servers().store_url).unwrap();
@@ -37,55 +34,55 @@ async fn ready(client: &Client, queue: &str) -> u64 {
     client.backends().broker.inspect(queue).await.unwrap().map_or(0, |state| state.ready)
 }
 
-/// The consumer declares the deleted queue again and binds it: a retry that was on its way arrives, and
-/// so do later ones, by a publisher that has declared everything before.
+/// The consumer declares the deleted queue again and binds it: a retry that was already sent arrives, and
+/// so do later ones from a publisher that has declared everything before.
 #[tokio::test(flavor = "multi_thread")]
-async fn delays_arrive_in_a_queue_that_was_deleted_and_declared_again() {
+async fn delayed_messages_arrive_in_a_queue_that_was_deleted_and_declared_again() {
     let rabbit = Server::rabbit().await;
     let (client, queue) = (client(&rabbit).await, queue_name());
     let worker = worker(rabbit.url(), &queue, &[]);
     worker.ready().await;
     let before = retry(&client, &queue, 1, 1.0).await;
-    assert_eq!(before.result_within(PATIENCE).await.unwrap(), 1);
+    assert_eq!(before.result_within(TIMEOUT).await.unwrap(), 1);
     let across = retry(&client, &queue, 1, 4.0).await;
-    worker.says("retry in 4").await;
+    worker.wait_for_log("retry in 4").await;
     rabbit.control(&["delete_queue", &queue]).await;
-    worker.says_again(&format!("consuming {queue}\""), 2, PATIENCE).await;
-    assert_eq!(across.result_within(PATIENCE).await.unwrap(), 1);
+    worker.wait_for_logs(&format!("consuming {queue}\""), 2, TIMEOUT).await;
+    assert_eq!(across.result_within(TIMEOUT).await.unwrap(), 1);
     let after = retry(&client, &queue, 2, 1.0).await;
-    assert_eq!(after.result_within(PATIENCE).await.unwrap(), 2);
+    assert_eq!(after.result_within(TIMEOUT).await.unwrap(), 2);
     client.close().await;
 }
 
-/// The broker dead-letters a level's messages at least once, 32 at a time: eighty that no queue took would
-/// hold up everybody's.
+/// The broker dead-letters a level's messages at least once, 32 at a time: eighty that no queue accepts would
+/// block the messages of all queues.
 #[tokio::test(flavor = "multi_thread")]
-async fn delayed_tasks_of_a_deleted_queue_are_dead_letters_and_hold_up_no_others() {
+async fn delayed_tasks_of_a_deleted_queue_are_dead_lettered_and_block_no_others() {
     let rabbit = Server::rabbit().await;
     let client = client(&rabbit).await;
     let (deleted, consumed) = (queue_name(), queue_name());
     let worker = worker(rabbit.url(), &consumed, &[]);
     worker.ready().await;
-    // The long ones are all published before the first of them is due.
+    // All the long delays are published before the first of them is due.
     for delay in [300, 15_000] {
         for _ in 0..40 {
             add(&client, &deleted, Duration::from_millis(delay)).await;
         }
     }
     let first = add(&client, &consumed, Duration::from_millis(1100)).await;
-    first.result_within(PATIENCE).await.unwrap();
+    first.result_within(TIMEOUT).await.unwrap();
     rabbit.control(&["delete_queue", &deleted]).await;
     let due = async { while ready(&client, &format!("{deleted}.dead")).await < 40 {} };
-    timeout(PATIENCE, due).await.expect("the long ones are dead letters when they are due");
+    timeout(TIMEOUT, due).await.expect("the long delays end as dead letters");
     for delay in [200, 2500] {
         let other = add(&client, &consumed, Duration::from_millis(delay)).await;
-        assert_eq!(other.result_within(PATIENCE).await.unwrap(), 3);
+        assert_eq!(other.result_within(TIMEOUT).await.unwrap(), 3);
     }
     client.close().await;
 }
 
-/// A policy lets every queue's messages expire after two seconds: an attempt that is due later goes on for
-/// the rest of its time.
+/// A policy expires the messages of every queue after two seconds: an attempt that is due later waits for
+/// the rest of its delay.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_that_a_policy_delivers_early_waits_for_the_rest_of_its_time() {
     let rabbit = Server::rabbit().await;
@@ -93,21 +90,21 @@ async fn a_retry_that_a_policy_delivers_early_waits_for_the_rest_of_its_time() {
     let worker = worker(rabbit.url(), &queue, &[]);
     worker.ready().await;
     let first = retry(&client, &queue, 1, 1.0).await;
-    first.result_within(PATIENCE).await.unwrap();
+    first.result_within(TIMEOUT).await.unwrap();
     let policy = r#"{"message-ttl": 2000}"#;
     let levels = "^celery_delayed_";
     rabbit.control(&["set_policy", "--apply-to", "queues", "short", levels, policy]).await;
     let begun = std::time::Instant::now();
     let late = retry(&client, &queue, 1, 9.0).await;
-    assert_eq!(late.result_within(PATIENCE).await.unwrap(), 1);
+    assert_eq!(late.result_within(TIMEOUT).await.unwrap(), 1);
     assert!(begun.elapsed() > Duration::from_secs(8), "{:?}", begun.elapsed());
     client.close().await;
 }
 
-/// The worker's user may read and write, and configure nothing: retries and approvals are refused, hold no
-/// slot, and go on when the right is granted. Tasks that need no delay run all the time.
+/// The worker's user has read and write but no configure permission: retries and approvals are refused, hold
+/// no slot, and continue when the permission is granted. Tasks without a delay run all the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_delay_holds_no_slot_and_is_sent_when_the_right_is_granted() {
+async fn a_refused_delay_holds_no_permit_and_is_sent_once_access_is_granted() {
     let rabbit = Server::rabbit().await;
     let (client, queue, other) = (client(&rabbit).await, queue_name(), queue_name());
     for name in [&queue, &other] {
@@ -127,17 +124,17 @@ async fn a_refused_delay_holds_no_slot_and_is_sent_when_the_right_is_granted() {
         &["-Q", &queues, "-n", &queue, "-c", "2", "--prefetch", "4"],
         &[("COUNTERSIGN_BROKER_URL", limited.as_str())],
     );
-    worker.says("RabbitMQ refuses access").await;
+    worker.wait_for_log("RabbitMQ refuses access").await;
     let mut refused = Vec::new();
     for _ in 0..6 {
         refused.push(retry(&client, &queue, 1, 2.0).await);
     }
-    let asks = Arguments::of(&("order-1", 25_000)).unwrap();
-    let asks = client.enqueue_named("demo.refund", asks).queue(&other).await.unwrap();
+    let refund = Arguments::of(&("order-1", 25_000)).unwrap();
+    let refund = client.enqueue_named("demo.refund", refund).queue(&other).await.unwrap();
     for _ in 0..20 {
         let task = client.enqueue_named("demo.add", Arguments::of(&(1, 2)).unwrap());
         let task = task.queue(&other).await.unwrap();
-        assert_eq!(task.result_within(PATIENCE).await.unwrap(), 3);
+        assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 3);
     }
     let text = worker.stderr();
     assert!(text.contains("configure"), "{text}");
@@ -145,30 +142,31 @@ async fn a_refused_delay_holds_no_slot_and_is_sent_when_the_right_is_granted() {
 
     rabbit.control(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
     for task in refused {
-        assert_eq!(task.result_within(PATIENCE).await.unwrap(), 1);
+        assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 1);
     }
-    let asked = async {
+    let record = async {
         loop {
-            if let Some(asked) = client
+            if let Some(record) = client
                 .pending_approvals(100)
                 .await
                 .unwrap()
-                .asked
+                .requests
                 .into_iter()
-                .find(|asked| asked.question.task.as_ref() == Some(asks.id()))
+                .find(|record| record.request.task.as_ref() == Some(refund.id()))
             {
-                return asked;
+                return record;
             }
         }
     };
-    let asked = timeout(PATIENCE, asked).await.expect("it asks once it may");
-    client.decide(&asked.approve("ana")).await.unwrap();
-    asks.result_within(PATIENCE).await.unwrap();
+    let record =
+        timeout(TIMEOUT, record).await.expect("the approval is requested once access is granted");
+    client.decide(&record.approve("ana")).await.unwrap();
+    refund.result_within(TIMEOUT).await.unwrap();
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_name_that_a_feature_cannot_serve_is_refused_at_the_start() {
+async fn an_unsupported_queue_name_is_refused_at_start() {
     let long = "q".repeat(181);
     for name in [&*long, "a.*", "#", "eu.#.billing"] {
         let mut worker = DemoWorker::spawn(&["-Q", name, "-n", "names"], &[]);
@@ -194,9 +192,9 @@ async fn countersign(variables: &[(&str, &str)], arguments: &[&str]) -> (Option<
     (output.status.code(), String::from_utf8(text).unwrap())
 }
 
-/// Through the management API, where it answers.
+/// The policies are read through the management API, if it is available.
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_names_policies_that_drop_tasks_and_says_when_it_cannot_look() {
+async fn doctor_reports_policies_that_drop_tasks_and_an_unreachable_management_api() {
     let (rabbit, management) = Server::rabbit_with_management().await;
     let (client, queue) = (client(&rabbit).await, queue_name());
     let worker = worker(rabbit.url(), &queue, &[]);
@@ -207,7 +205,7 @@ async fn doctor_names_policies_that_drop_tasks_and_says_when_it_cannot_look() {
         ("COUNTERSIGN_BROKER_MANAGEMENT_URL", &management),
     ];
     let (_, healthy) = countersign(&variables, &["doctor"]).await;
-    assert!(healthy.contains("the broker's policies were looked at"), "{healthy}");
+    assert!(healthy.contains("the broker's policies were checked"), "{healthy}");
     assert!(healthy.contains("dead_letter_worker_publisher_confirm_timeout"), "{healthy}");
 
     let pattern = format!("^{queue}$");
@@ -215,41 +213,41 @@ async fn doctor_names_policies_that_drop_tasks_and_says_when_it_cannot_look() {
     rabbit.control(&["set_policy", "--apply-to", "queues", "short", &pattern, policy]).await;
     let named = async {
         loop {
-            let (code, said) = countersign(&variables, &["doctor"]).await;
-            if said.contains("policy `short` lets its messages expire") {
+            let (code, output) = countersign(&variables, &["doctor"]).await;
+            if output.contains("policy `short` lets its messages expire") {
                 return code;
             }
         }
     };
-    assert_eq!(timeout(PATIENCE, named).await.unwrap(), Some(1));
+    assert_eq!(timeout(TIMEOUT, named).await.unwrap(), Some(1));
 
     let unreachable = [variables[0], variables[1], (variables[2].0, "http://127.0.0.1:9")];
-    let (_, said) = countersign(&unreachable, &["doctor"]).await;
-    assert!(said.contains("could not be looked at"), "{said}");
+    let (_, output) = countersign(&unreachable, &["doctor"]).await;
+    assert!(output.contains("could not be checked"), "{output}");
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_is_deleted_only_when_asked_twice_and_its_delays_become_dead_letters() {
+async fn a_queue_is_deleted_only_with_confirmation_and_its_delays_become_dead_letters() {
     let rabbit = Server::rabbit().await;
     let (client, queue) = (client(&rabbit).await, queue_name());
     let variables =
         [("COUNTERSIGN_BROKER_URL", rabbit.url()), ("COUNTERSIGN_STORE_URL", &servers().store_url)];
     client.enqueue_named("demo.add", Arguments::default()).queue(&queue).await.unwrap();
     add(&client, &queue, Duration::from_secs(2)).await;
-    let (code, said) = countersign(&variables, &["queues", "delete", &queue]).await;
-    assert_eq!(code, Some(2), "{said}");
-    assert!(said.contains("1 tasks wait") && said.contains(".dead"), "{said}");
+    let (code, output) = countersign(&variables, &["queues", "delete", &queue]).await;
+    assert_eq!(code, Some(2), "{output}");
+    assert!(output.contains("1 tasks wait") && output.contains(".dead"), "{output}");
     assert_eq!(ready(&client, &queue).await, 1);
-    let (code, said) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
-    assert_eq!(code, Some(0), "{said}");
+    let (code, output) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
+    assert_eq!(code, Some(0), "{output}");
     assert!(client.backends().broker.inspect(&queue).await.unwrap().is_none());
     let due = async { while ready(&client, &format!("{queue}.dead")).await < 1 {} };
-    timeout(PATIENCE, due).await.expect("the delayed one is a dead letter");
+    timeout(TIMEOUT, due).await.expect("the delayed message is a dead letter");
 
     let worker = worker(rabbit.url(), &queue, &[]);
     worker.ready().await;
-    let (code, said) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
-    assert_ne!(code, Some(0), "a queue that is consumed stays: {said}");
+    let (code, output) = countersign(&variables, &["queues", "delete", &queue, "--yes"]).await;
+    assert_ne!(code, Some(0), "a queue that is consumed stays: {output}");
     client.close().await;
 }

@@ -1,15 +1,13 @@
-//! Tasks that wait: where they come out, and how often.
+//! Delayed tasks: the queue in which they arrive, and how often they run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::{Client, Config, Context, Policy, Task, TaskResult, Worker};
+use countersign::{Client, Config, Context, Task, TaskResult, Worker};
 use serde::{Deserialize, Serialize};
-use support::{Running, queue_name, servers};
+use support::{Running, TIMEOUT, queue_name, servers};
 use tokio::sync::oneshot;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Serialize, Deserialize)]
 struct Work {
@@ -30,13 +28,13 @@ fn counting(runs: &Arc<AtomicUsize>) -> impl Fn(Worker) -> Worker {
             runs.fetch_add(1, Ordering::SeqCst);
             std::future::ready::<TaskResult<usize>>(Ok(n))
         };
-        worker.handle(count, Policy::default())
+        worker.handle(count)
     }
 }
 
-/// `#.billing` would match `eu.billing` too. Both have to be bound before anything is delayed.
+/// `#.billing` would match `eu.billing` too. Both are bound before any task is delayed.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_delayed_task_of_eu_billing_does_not_come_out_at_billing() {
+async fn a_delayed_task_is_not_delivered_to_a_queue_with_a_similar_name() {
     let servers = servers();
     let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
@@ -55,12 +53,12 @@ async fn a_delayed_task_of_eu_billing_does_not_come_out_at_billing() {
         for n in 0..10 {
             for queue in &queues {
                 let work = client.enqueue(Work { n }).queue(queue);
-                let pause = Duration::from_millis(200 * n as u64);
-                delayed.push((n, work.delay(pause).await.unwrap()));
+                let delay = Duration::from_millis(200 * n as u64);
+                delayed.push((n, work.delay(delay).await.unwrap()));
             }
         }
         for (n, handle) in delayed {
-            assert_eq!(handle.result_within(PATIENCE).await.unwrap(), n);
+            assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), n);
         }
     }
     for (stop, worker) in workers {
@@ -79,7 +77,7 @@ async fn a_task_with_a_delay_does_not_start_before_it_has_passed() {
         let delay = Duration::from_millis(millis);
         let due = jiff::Timestamp::now() + delay;
         let work = running.client.enqueue(Work { n: 1 }).queue(&running.queue).delay(delay);
-        work.await.unwrap().result_within(PATIENCE).await.unwrap();
+        work.await.unwrap().result_within(TIMEOUT).await.unwrap();
         let early = due.duration_since(jiff::Timestamp::now());
         assert!(early <= jiff::SignedDuration::from_millis(20), "{early:?} early of {delay:?}");
     }

@@ -1,4 +1,4 @@
-//! One file instead of servers, and what can happen to it.
+//! The embedded backend, one file without servers, and its failure modes.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::collections::BTreeSet;
@@ -8,21 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use countersign::approval::Answer;
+use countersign::approval::DecideResult;
 use countersign::{ApprovalId, Arguments, Client, Config, Handle, TaskId};
 use rusqlite::Connection;
 use serde_json::{Value, json};
-use support::{DemoWorker, scratch};
+use support::roles::produce::QUEUE;
+use support::{DemoWorker, TIMEOUT, roles, scratch};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-const QUEUE: &str = "embedded";
-/// Tells a child of this test which file to use.
-const FILE: &str = "COUNTERSIGN_TEST_DATABASE";
 const KILLS: usize = 100;
-/// A producer is killed after so many tasks that it knows to be accepted, and a worker with it.
+/// A producer and a worker are killed when the producer knows that this number of tasks is accepted.
 const ACCEPTED: usize = 5;
 
 fn url(file: &Path) -> String {
@@ -43,76 +40,45 @@ fn worker(file: &Path) -> DemoWorker {
     DemoWorker::spawn(&["-Q", QUEUE, "-c", "4"], &variables)
 }
 
-/// A child of this test: one of the tests below that are none.
+/// Starts a process with this role, whose output is piped.
 fn child(role: &str, file: &Path) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", role, "--ignored", "--nocapture"])
-        .env(FILE, file)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+    roles::command(role, &[file]).stdout(Stdio::piped()).spawn().unwrap()
 }
 
-/// No test: somebody who enqueues, says what was accepted, and is killed.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a producer that is killed"]
-async fn producing() {
-    let Ok(file) = std::env::var(FILE) else { return };
-    let client = client(Path::new(&file)).await;
-    loop {
-        let echo = client.enqueue_named("demo.echo", Arguments::of(&("hi",)).unwrap());
-        let handle = echo.queue(QUEUE).await.unwrap();
-        println!("accepted {}", handle.id());
-    }
-}
-
-/// No test: somebody who has the lock, says so, and is killed.
-#[test]
-#[ignore = "a process that is killed while it writes"]
-fn locking() {
-    let Ok(file) = std::env::var(FILE) else { return };
-    let connection = Connection::open(file).unwrap();
-    connection.execute_batch("BEGIN IMMEDIATE; DELETE FROM messages").unwrap();
-    println!("locked");
-    std::thread::park();
-}
-
-/// Reads what a child says; each line that begins with `word` without that word.
-async fn says(child: &mut Child, word: &str, lines: usize) -> Vec<String> {
+/// Reads a child's output until `lines` lines contain `word`; returns the text after `word` of each.
+async fn read_lines(child: &mut Child, word: &str, lines: usize) -> Vec<String> {
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut said = Vec::new();
-    while said.len() < lines {
-        let line = timeout(PATIENCE, output.next_line()).await.expect("it says it").unwrap();
-        let line = line.expect("it lives");
-        // The harness writes on the same lines.
-        if let Some((_, rest)) = line.split_once(word) {
-            said.push(rest.trim().to_owned());
+    let mut found = Vec::new();
+    while found.len() < lines {
+        let line =
+            timeout(TIMEOUT, output.next_line()).await.expect("the child prints a line").unwrap();
+        let line = line.expect("the process runs");
+        if let Some(rest) = line.strip_prefix(word) {
+            found.push(rest.trim().to_owned());
         }
     }
-    said
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_killed_under_load_every_accepted_task_ends() {
+async fn every_accepted_task_ends_though_processes_are_killed() {
     let file = scratch().join("tasks.db");
     let mut accepted = BTreeSet::new();
     let first = client(&file).await;
     for _ in 0..KILLS {
-        let (mut producer, mut worker) = (child("producing", &file), worker(&file));
-        accepted.extend(says(&mut producer, "accepted ", ACCEPTED).await);
+        let (mut producer, mut worker) = (child("produce", &file), worker(&file));
+        accepted.extend(read_lines(&mut producer, "accepted ", ACCEPTED).await);
         worker.kill9().await;
         producer.kill().await.unwrap();
     }
     assert!(accepted.len() >= KILLS * ACCEPTED);
-    let heir = worker(&file);
+    let successor = worker(&file);
     for id in accepted {
         let handle: Handle<Value> = first.handle(&*id);
-        let echo = handle.result_within(PATIENCE).await;
+        let echo = handle.result_within(TIMEOUT).await;
         assert_eq!(echo.unwrap()["args"], json!(["hi"]), "{id}");
     }
-    drop(heir);
+    drop(successor);
     first.close().await;
     let sound: String = Connection::open(&file)
         .unwrap()
@@ -125,55 +91,60 @@ async fn whoever_is_killed_under_load_every_accepted_task_ends() {
 async fn a_client_a_worker_and_an_approver_are_three_processes() {
     let file = scratch().join("tasks.db");
     let client = client(&file).await;
-    let mut rings = client.backends().store.questions();
+    let mut notifications = client.backends().store.new_requests();
     let mut worker = worker(&file);
     let refund = Arguments::of(&("o-1", 20_000)).unwrap();
     let id = TaskId::random();
     let handle = client.enqueue_named("demo.refund", refund).queue(QUEUE).id(id.as_str());
     let handle = handle.await.unwrap();
-    let question = ApprovalId::of(&id, "over-limit", 0);
-    timeout(PATIENCE, async { while rings.recv().await.unwrap() != Some(question.clone()) {} })
-        .await
-        .expect("the question of another process rings here");
-    let digest = client.approval(&question).await.unwrap().question.digest();
-    let approve = Command::new(env!("CARGO_BIN_EXE_countersign"))
-        .args(["--broker", &url(&file), "approvals", "approve", question.as_str()])
+    let request = ApprovalId::of(&id, "over-limit", 0);
+    timeout(TIMEOUT, async {
+        while notifications.recv().await.unwrap() != Some(request.clone()) {}
+    })
+    .await
+    .expect("the request of another process is announced here");
+    let digest = client.approval(&request).await.unwrap().request.digest();
+    let approve = Command::new(support::binary("countersign"))
+        .args(["--broker", &url(&file), "approvals", "approve", request.as_str()])
         .args(["--by", "ana", "--yes", "--digest", digest.as_str()])
         .env_remove("COUNTERSIGN_STORE_URL")
         .output();
-    let output = timeout(PATIENCE, approve).await.unwrap().unwrap();
+    let output = timeout(TIMEOUT, approve).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let receipt: Value = handle.result_within(PATIENCE).await.unwrap();
+    let receipt: Value = handle.result_within(TIMEOUT).await.unwrap();
     assert!(receipt.as_str().unwrap().contains("refunded 20000 cents"), "{receipt}");
-    let late = client.approval(&question).await.unwrap();
-    let answer = client.decide(&late.reject("ben", "too late")).await.unwrap();
-    assert!(matches!(answer, Answer::AlreadyDecided { ref by, .. } if by == "ana"), "{answer:?}");
+    let late = client.approval(&request).await.unwrap();
+    let result = client.decide(&late.reject("ben", "too late")).await.unwrap();
+    assert!(
+        matches!(result, DecideResult::AlreadyDecided { ref by, .. } if by == "ana"),
+        "{result:?}"
+    );
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_killed_with_the_lock_in_his_hands_locks_nobody_out() {
+async fn a_process_killed_while_it_holds_the_lock_releases_it() {
     let file = scratch().join("tasks.db");
     let client = client(&file).await;
     let echo = || client.enqueue_named("demo.echo", Arguments::default()).queue(QUEUE);
     echo().await.unwrap();
-    let mut locking = child("locking", &file);
-    says(&mut locking, "locked", 1).await;
+    let mut locking = child("lock", &file);
+    read_lines(&mut locking, "locked", 1).await;
     let mut enqueuing = tokio::spawn(echo().into_future());
     assert!(futures_util::poll!(&mut enqueuing).is_pending());
     locking.kill().await.unwrap();
-    timeout(PATIENCE, enqueuing).await.expect("the lock is free").unwrap().unwrap();
+    timeout(TIMEOUT, enqueuing).await.expect("the lock is free").unwrap().unwrap();
     let state = client.backends().broker.inspect(QUEUE).await.unwrap().unwrap();
-    assert_eq!(state.ready, 2, "what the dead process was about to delete is there");
+    assert_eq!(state.ready, 2, "the delete of the dead process was rolled back");
 }
 
 async fn refused(file: &Path) -> countersign::Error {
-    Client::connect(&config(file)).await.expect_err("it is refused")
+    Client::connect(&config(file)).await.expect_err("the file is refused")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_ours_is_refused_and_left_as_it_is() {
+async fn an_unusable_file_is_refused_and_not_changed() {
     let folder = scratch();
     let foreign = folder.join("foreign.db");
     Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
@@ -198,30 +169,30 @@ async fn a_file_that_cannot_be_ours_is_refused_and_left_as_it_is() {
 
     let absent = folder.join("absent/tasks.db");
     let error = refused(&absent).await;
-    assert!(error.is_storage() && error.to_string().contains("make it first"), "{error}");
+    assert!(error.is_storage() && error.to_string().contains("create it first"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_another_process_has_migrated_is_written_no_more() {
+async fn a_file_migrated_by_a_newer_process_is_not_written() {
     let file = scratch().join("tasks.db");
     let client = client(&file).await;
     let echo = || client.enqueue_named("demo.echo", Arguments::default()).queue(QUEUE);
     echo().await.unwrap();
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
-    let error = echo().await.expect_err("it is not understood any more");
-    assert!(error.is_storage() && error.to_string().contains("restart this one"), "{error}");
+    let error = echo().await.expect_err("the file is of a newer version");
+    assert!(error.is_storage() && error.to_string().contains("upgrade this process"), "{error}");
     Connection::open(&file).unwrap().pragma_update(None, "user_version", 1).unwrap();
     echo().await.unwrap();
 }
 
-/// As a user who may write nothing there: to root every file is writable.
+/// Runs as a user without write permission, because root can write to every file.
 #[test]
-fn a_file_that_is_read_only_is_said_to_be_so() {
+fn a_read_only_file_is_reported() {
     let folder = PathBuf::from(format!("/tmp/countersign-{}", TaskId::random()));
     let (file, program) = (folder.join("tasks.db"), folder.join("countersign"));
     std::fs::create_dir(&folder).unwrap();
     Connection::open(&file).unwrap().execute_batch("PRAGMA user_version = 0; VACUUM").unwrap();
-    std::fs::copy(env!("CARGO_BIN_EXE_countersign"), &program).unwrap();
+    std::fs::copy(support::binary("countersign"), &program).unwrap();
     let readable = |path: &Path, mode| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
@@ -229,7 +200,7 @@ fn a_file_that_is_read_only_is_said_to_be_so() {
     readable(&folder, 0o555);
     let mut command = std::process::Command::new(&program);
     command.args(["dev", "--db"]).arg(&file).env("HOME", &folder);
-    // Nobody, if we may choose.
+    // The user `nobody`, if this process may switch users.
     let is_root = std::fs::metadata("/proc/self").unwrap();
     if std::os::unix::fs::MetadataExt::uid(&is_root) == 0 {
         command.uid(65534).gid(65534);
@@ -237,16 +208,16 @@ fn a_file_that_is_read_only_is_said_to_be_so() {
     let output = command.output().unwrap();
     readable(&folder, 0o755);
     std::fs::remove_dir_all(&folder).unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(74), "{said}");
-    assert!(said.contains("read-only"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(74), "{stderr}");
+    assert!(stderr.contains("read-only"), "{stderr}");
 }
 
 /// A file system of one MiB, unmounted when it is dropped.
-struct Small(PathBuf);
+struct SmallFileSystem(PathBuf);
 
-impl Small {
-    /// `None` where nobody may mount one.
+impl SmallFileSystem {
+    /// Returns `None` if this process may not mount a file system.
     fn mount() -> Option<Self> {
         let folder = scratch();
         let mut mount = std::process::Command::new("mount");
@@ -255,23 +226,23 @@ impl Small {
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_disk_is_said_to_be_full_and_loses_nothing() {
-    let Some(small) = Small::mount() else {
-        return eprintln!("skipped: no small file system can be mounted here");
+async fn a_full_disk_is_reported_and_loses_nothing() {
+    let Some(disk) = SmallFileSystem::mount() else {
+        return support::skip("no small file system can be mounted");
     };
-    let file = small.0.join("tasks.db");
+    let file = disk.0.join("tasks.db");
     let mut config = config(&file);
-    config.publish_timeout = Duration::from_millis(300);
+    config.publish_timeout = Duration::from_secs(1);
     let client = Client::connect(&config).await.unwrap();
-    let ballast = small.0.join("ballast");
-    std::fs::write(&ballast, vec![0; 256 * 1024]).unwrap();
+    let filler = disk.0.join("filler");
+    std::fs::write(&filler, vec![0; 256 * 1024]).unwrap();
     let text = "x".repeat(32 * 1024);
     let echo = || {
         let arguments = Arguments::of(&(&text,)).unwrap();
@@ -284,11 +255,11 @@ async fn a_full_disk_is_said_to_be_full_and_loses_nothing() {
             Err(error) => break error,
         }
     };
-    let told = error.to_string();
-    assert!(error.is_connection() && told.contains("tasks.db: the disk is full"), "{told}");
+    let message = error.to_string();
+    assert!(error.is_connection() && message.contains("tasks.db: the disk is full"), "{message}");
     let ready = async || client.backends().broker.inspect(QUEUE).await.unwrap().unwrap().ready;
     assert_eq!(ready().await, accepted);
-    std::fs::remove_file(ballast).unwrap();
+    std::fs::remove_file(filler).unwrap();
     echo().await.unwrap();
     assert_eq!(ready().await, accepted + 1);
     client.close().await;

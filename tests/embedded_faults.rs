@@ -1,5 +1,5 @@
-//! What a worker does while its database takes no writes: it ends when it is asked to, it does not
-//! fill the log, and no accepted task is lost.
+//! A worker whose database accepts no writes still drains on SIGTERM, does not flood the log, and loses no
+//! accepted task.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::io::Write;
@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 use countersign::{Arguments, Client, Config, Handle, TaskId};
 use rusqlite::Connection;
 use serde_json::Value;
-use support::{DemoWorker, scratch};
+use support::{DemoWorker, TIMEOUT, scratch};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(120);
 const QUEUE: &str = "faults";
 const DEADLINE: Duration = Duration::from_secs(3);
-/// What a drain may take beyond its deadline: 2 s for what is left to be written, twice, 2 s to close
-/// the database, and time for a machine that does other things.
+/// The time that a drain may take beyond its deadline: twice 2 s for the remaining writes, 2 s to close
+/// the database, and a margin for a busy machine.
 const SLACK: Duration = Duration::from_secs(12);
 
 fn url(file: &Path) -> String {
@@ -51,19 +50,24 @@ async fn enqueue(client: &Client, count: usize) -> Vec<Handle<Value>> {
     accepted
 }
 
-/// Asks a worker to drain; it ends by its deadline.
+/// Sends SIGTERM to a worker, and checks that it ends by its drain deadline.
 async fn drains_in_time(worker: &mut DemoWorker) {
-    let asked = Instant::now();
+    let signalled = Instant::now();
     worker.sigterm();
     worker.wait().await;
-    assert!(asked.elapsed() < DEADLINE + SLACK, "{:?}\n{}", asked.elapsed(), worker.stderr());
+    assert!(
+        signalled.elapsed() < DEADLINE + SLACK,
+        "{:?}\n{}",
+        signalled.elapsed(),
+        worker.stderr()
+    );
 }
 
 /// A file system of four MiB, unmounted when it is dropped.
-struct Small(PathBuf);
+struct SmallFileSystem(PathBuf);
 
-impl Small {
-    /// `None` where nobody may mount one.
+impl SmallFileSystem {
+    /// Returns `None` if this process may not mount a file system.
     fn mount() -> Option<Self> {
         let folder = scratch();
         let mut mount = std::process::Command::new("mount");
@@ -71,16 +75,16 @@ impl Small {
         mount.status().is_ok_and(|status| status.success()).then_some(Self(folder))
     }
 
-    /// Writes until it takes no more.
+    /// Writes a file until the file system is full.
     fn fill(&self) -> PathBuf {
-        let ballast = self.0.join("ballast");
-        let mut file = std::fs::File::create(&ballast).unwrap();
+        let filler = self.0.join("filler");
+        let mut file = std::fs::File::create(&filler).unwrap();
         while file.write_all(&[0; 4096]).is_ok() {}
-        ballast
+        filler
     }
 }
 
-impl Drop for Small {
+impl Drop for SmallFileSystem {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
@@ -88,42 +92,42 @@ impl Drop for Small {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_on_a_full_disk_ends_by_its_drain_deadline_and_loses_nothing() {
-    let Some(small) = Small::mount() else {
-        return eprintln!("skipped: no small file system can be mounted here");
+    let Some(disk) = SmallFileSystem::mount() else {
+        return support::skip("no small file system can be mounted");
     };
-    let file = small.0.join("tasks.db");
+    let file = disk.0.join("tasks.db");
     let client = client(&file).await;
     let mut first = worker(&file, "full-disk", DEADLINE);
     first.ready().await;
     let accepted = enqueue(&client, 8).await;
-    let ballast = small.fill();
-    first.says("the disk is full").await;
+    let filler = disk.fill();
+    first.wait_for_log("the disk is full").await;
     drains_in_time(&mut first).await;
     let warned = first.stderr().matches("the disk is full").count();
     assert!(warned < 100, "{warned} warnings:\n{}", first.stderr());
-    std::fs::remove_file(ballast).unwrap();
-    let heir = worker(&file, "full-disk", DEADLINE);
+    std::fs::remove_file(filler).unwrap();
+    let successor = worker(&file, "full-disk", DEADLINE);
     for handle in accepted {
-        handle.result_within(PATIENCE).await.unwrap();
+        handle.result_within(TIMEOUT).await.unwrap();
     }
-    drop(heir);
+    drop(successor);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_a_worker_on_a_full_disk_long_before_its_deadline() {
-    let Some(small) = Small::mount() else {
-        return eprintln!("skipped: no small file system can be mounted here");
+    let Some(disk) = SmallFileSystem::mount() else {
+        return support::skip("no small file system can be mounted");
     };
-    let file = small.0.join("tasks.db");
+    let file = disk.0.join("tasks.db");
     let client = client(&file).await;
-    let mut worker = worker(&file, "forced", PATIENCE);
+    let mut worker = worker(&file, "forced", TIMEOUT);
     worker.ready().await;
     enqueue(&client, 8).await;
-    let _ballast = small.fill();
-    worker.says("the disk is full").await;
+    let _filler = disk.fill();
+    worker.wait_for_log("the disk is full").await;
     worker.sigterm();
-    worker.says("draining").await;
+    worker.wait_for_log("draining").await;
     // Two signals at the same moment may count as one.
     tokio::time::sleep(Duration::from_millis(1_500)).await;
     let forced = Instant::now();
@@ -141,26 +145,26 @@ async fn a_worker_whose_file_is_locked_ends_by_its_drain_deadline() {
     first.ready().await;
     let accepted = enqueue(&client, 8).await;
     let other = Connection::open(&file).unwrap();
-    other.busy_timeout(PATIENCE).unwrap();
+    other.busy_timeout(TIMEOUT).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    first.says("another process keeps it locked").await;
+    first.wait_for_log("another process has locked it").await;
     drains_in_time(&mut first).await;
     other.execute_batch("COMMIT").unwrap();
-    let heir = worker(&file, "locked", DEADLINE);
+    let successor = worker(&file, "locked", DEADLINE);
     for handle in accepted {
-        handle.result_within(PATIENCE).await.unwrap();
+        handle.result_within(TIMEOUT).await.unwrap();
     }
-    drop(heir);
+    drop(successor);
     client.close().await;
 }
 
-/// A worker whose user may not write the file: to root every file is writable.
+/// Runs the worker as a user without write permission, because root can write to every file.
 #[test]
-fn a_file_that_is_read_only_is_refused_at_the_start() {
+fn a_read_only_file_is_refused_at_start() {
     let folder = PathBuf::from(format!("/tmp/countersign-{}", TaskId::random()));
     let (file, program) = (folder.join("tasks.db"), folder.join("demo"));
     std::fs::create_dir(&folder).unwrap();
-    let demo = Path::new(env!("CARGO_BIN_EXE_countersign")).with_file_name("demo");
+    let demo = support::binary("demo");
     std::fs::copy(demo, &program).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async { client(&file).await.close().await });
@@ -177,14 +181,14 @@ fn a_file_that_is_read_only_is_refused_at_the_start() {
     }
     let output = command.output().unwrap();
     std::fs::remove_dir_all(&folder).unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("it is read-only"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains("it is read-only"), "{stderr}");
 }
 
-/// What a readiness probe answers.
+/// Returns whether the readiness probe of the worker succeeds.
 async fn is_ready(name: &str, file: &Path) -> bool {
-    let demo = Path::new(env!("CARGO_BIN_EXE_countersign")).with_file_name("demo");
+    let demo = support::binary("demo");
     let mut probe = Command::new(demo);
     probe.args(["-n", name, "health"]).env("COUNTERSIGN_BROKER_URL", url(file));
     probe.env("COUNTERSIGN_STORE_URL", url(file));
@@ -192,14 +196,14 @@ async fn is_ready(name: &str, file: &Path) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_whose_file_is_deleted_or_replaced_says_so_and_takes_no_more_tasks() {
+async fn a_worker_whose_file_is_deleted_or_replaced_logs_it_and_takes_no_more_tasks() {
     for replaced in [false, true] {
         let file = scratch().join("tasks.db");
         let name = format!("gone-{}", TaskId::random());
         let client = client(&file).await;
         let mut worker = worker(&file, &name, DEADLINE);
         worker.ready().await;
-        enqueue(&client, 1).await.remove(0).result_within(PATIENCE).await.unwrap();
+        enqueue(&client, 1).await.remove(0).result_within(TIMEOUT).await.unwrap();
         assert!(is_ready(&name, &file).await);
         if replaced {
             let copy = file.with_extension("copy");
@@ -208,15 +212,15 @@ async fn a_worker_whose_file_is_deleted_or_replaced_says_so_and_takes_no_more_ta
         } else {
             std::fs::remove_file(&file).unwrap();
         }
-        worker.says(if replaced { "was replaced" } else { "was deleted" }).await;
+        worker.wait_for_log(if replaced { "was replaced" } else { "was deleted" }).await;
         let unready = async {
             while is_ready(&name, &file).await {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        timeout(PATIENCE, unready).await.expect("it is not ready");
+        timeout(TIMEOUT, unready).await.expect("the worker is not ready");
         let task = client.enqueue_named("demo.sleep", Arguments::of(&(0.0,)).unwrap());
-        let error = task.queue(QUEUE).await.expect_err("nobody would see it");
+        let error = task.queue(QUEUE).await.expect_err("the task would be lost");
         assert!(error.is_storage() && error.to_string().contains("restart"), "{error}");
         drains_in_time(&mut worker).await;
         client.close().await;

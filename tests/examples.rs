@@ -1,28 +1,26 @@
-//! The examples that bring their own worker, run as they are.
+//! Runs the examples that start their own worker, unchanged.
 #![expect(clippy::expect_used, reason = "a test panics when it fails")]
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::env;
-use std::time::Duration;
 
+use support::TIMEOUT;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What an example prints.
+/// Runs an example and returns the lines that it prints.
 async fn printed(example: &str) -> Vec<String> {
     let test = env::current_exe().unwrap();
     let folder = test.ancestors().nth(2).unwrap().join("examples");
     let run = Command::new(folder.join(example)).kill_on_drop(true).output();
-    let run = timeout(PATIENCE, run).await.expect("it ends");
+    let run = timeout(TIMEOUT, run).await.expect("the example ends");
     let output = run.expect("an example: build it by cargo build --examples");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_is_done_once_over_two_attempts() {
+async fn a_step_runs_once_over_two_attempts() {
     let lines = [
         "attempt 1",
         "the bank holds 500 cents for o-1",
@@ -34,19 +32,31 @@ async fn a_step_is_done_once_over_two_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_is_read_along() {
+async fn a_stream_is_followed() {
     let lines = ["(\"thinking\")", "\"hello\"", "\"the\"", "\"world\"", "15 characters"];
     assert_eq!(printed("stream").await, lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payment_waits_for_ana() {
+async fn a_payment_waits_for_its_approval() {
     let lines = ["Pay 500 cents to Bob?", "applied", "Bob has 500 cents"];
     assert_eq!(printed("approval").await, lines);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_is_told_no() {
+async fn a_service_gets_a_rejection() {
     let lines = ["timeout: false", "rejected: not on a Friday"];
     assert_eq!(printed("outside_approval").await, lines);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn middlewares_measure_authenticate_and_map_an_error() {
+    let lines = [
+        "example.charge attempt 1: error",
+        "example.charge attempt 2: success",
+        "charged 500 cents",
+        "example.charge attempt 1: error",
+        "PermissionError: wrong x-token",
+    ];
+    assert_eq!(printed("middleware").await, lines);
 }

@@ -1,4 +1,4 @@
-//! Workers, brokers and stores that die under load. Each test says what it counts, and where.
+//! Workers, brokers and stores that die under load. Each test states what it counts, and where.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::time::Duration;
@@ -7,9 +7,7 @@ use countersign::{Arguments, Client, Config, Error, Handle};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
-use support::{DemoWorker, Effects, Proxy, Server, queue_name, servers};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+use support::{DemoWorker, Effects, Proxy, Server, TIMEOUT, queue_name, servers};
 
 async fn client(broker_url: &str, store_url: &str) -> Client {
     Client::connect(&Config::new(broker_url, store_url).unwrap()).await.unwrap()
@@ -38,7 +36,7 @@ async fn add(client: &Client, queue: &str, n: usize) -> Handle<Value> {
     sum.queue(queue).await.unwrap()
 }
 
-/// Enqueues `count` tasks, many at a time; every one of them is accepted.
+/// Enqueues `count` tasks concurrently; all of them must be accepted.
 async fn enqueue_marks(
     client: &Client,
     queue: &str,
@@ -52,14 +50,14 @@ async fn enqueue_marks(
         .await
 }
 
-/// Waits for every result, and counts those that are a success.
+/// Waits for every result, and counts the successes.
 async fn successes(handles: Vec<Handle<Value>>) -> usize {
     let waits: FuturesUnordered<_> =
-        handles.into_iter().map(|handle| handle.result_within(PATIENCE)).collect();
-    let told = |result: &Result<Value, Error>| {
+        handles.into_iter().map(|handle| handle.result_within(TIMEOUT)).collect();
+    let is_success = |result: &Result<Value, Error>| {
         result.as_ref().inspect_err(|error| eprintln!("{error}")).is_ok()
     };
-    waits.filter(|result| std::future::ready(told(result))).count().await
+    waits.filter(|result| std::future::ready(is_success(result))).count().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,14 +66,14 @@ async fn a_worker_killed_under_load_loses_nothing() {
     let queue = queue_name();
     let client = client(&servers.broker_url, &servers.store_url).await;
     let mut effects = Effects::at(&servers.store_url).await;
-    let mut doomed = worker(&queue, &servers.broker_url, &servers.store_url);
-    doomed.ready().await;
+    let mut killed = worker(&queue, &servers.broker_url, &servers.store_url);
+    killed.ready().await;
     let mut handles = enqueue_marks(&client, &queue, &effects.list, 2000).await;
 
-    // Killed once it is in the middle of its work.
-    handles.pop().unwrap().result_within(PATIENCE).await.ok();
+    // The worker is killed while it is in the middle of its work.
+    handles.pop().unwrap().result_within(TIMEOUT).await.ok();
     let rest = enqueue_marks(&client, &queue, &effects.list, 2000).await;
-    doomed.kill9().await;
+    killed.kill9().await;
     let _successor = worker(&queue, &servers.broker_url, &servers.store_url);
 
     let expected = handles.len() + rest.len();
@@ -107,7 +105,7 @@ async fn drains_under_load(drains: usize) {
     let handles = enqueue_marks(&client, &queue, &effects.list, count).await;
     for _ in 0..drains {
         let mut drained = worker(&queue, &servers.broker_url, &servers.store_url);
-        drained.says("consuming").await;
+        drained.wait_for_log("consuming").await;
         mark(&client, &queue, &effects.list, "last").await.unwrap();
         drained.sigterm();
         assert_eq!(drained.wait().await, Some(0), "{}", drained.stderr());
@@ -135,7 +133,7 @@ async fn a_broker_restarted_under_load_loses_nothing() {
     let (during, ()) = tokio::join!(enqueue_marks(&client, &queue, &effects.list, 1000), async {
         rabbit.stop().await;
         rabbit.start().await;
-        worker.says_again("consuming", 2, Duration::from_secs(10)).await;
+        worker.wait_for_logs("consuming", 2, Duration::from_secs(10)).await;
     });
     let after = enqueue_marks(&client, &queue, &effects.list, 100).await;
     let results = successes(before).await + successes(during).await + successes(after).await;
@@ -207,13 +205,13 @@ async fn every_connection_cut_every_second_loses_nothing() {
     let calls = futures_util::stream::iter(0..3000)
         .map(|n| {
             let (client, queue) = (&client, &queue);
-            async move { add(client, queue, n).await.result_within(2 * PATIENCE).await }
+            async move { add(client, queue, n).await.result_within(2 * TIMEOUT).await }
         })
         .buffer_unordered(16)
         .filter(|sum| std::future::ready(sum.is_ok()))
         .count();
-    let (answered, ()) = tokio::join!(calls, thirty_seconds);
-    assert_eq!(answered, 3000, "accepted tasks whose result came");
+    let (succeeded, ()) = tokio::join!(calls, thirty_seconds);
+    assert_eq!(succeeded, 3000, "accepted tasks whose result came");
     client.close().await;
 }
 
@@ -252,17 +250,17 @@ async fn servers_that_come_late_are_waited_for_with_one_line_each() {
     rabbit.stop().await;
     redis.stop().await;
     let worker = worker(&queue, rabbit.url(), redis.url());
-    worker.says("cannot reach RabbitMQ").await;
+    worker.wait_for_log("cannot connect to RabbitMQ").await;
     redis.start().await;
     rabbit.start().await;
     worker.ready().await;
-    let told = worker.stderr();
-    let lines = told.lines().filter(|line| line.contains("cannot reach RabbitMQ")).count();
-    assert!(lines <= 2, "one line for each connection, not {lines}:\n{told}");
-    assert!(!told.contains("not-to-be-printed"), "a password was printed:\n{told}");
+    let stderr = worker.stderr();
+    let lines = stderr.lines().filter(|line| line.contains("cannot connect to RabbitMQ")).count();
+    assert!(lines <= 2, "one line for each connection, not {lines}:\n{stderr}");
+    assert!(!stderr.contains("not-to-be-printed"), "a password was printed:\n{stderr}");
 
     let client = client(rabbit.url(), redis.url()).await;
     let sum = client.enqueue_named("demo.add", Arguments::of(&(1, 2)).unwrap()).queue(&queue);
-    assert_eq!(sum.await.unwrap().result_within(PATIENCE).await.unwrap(), 3);
+    assert_eq!(sum.await.unwrap().result_within(TIMEOUT).await.unwrap(), 3);
     client.close().await;
 }

@@ -1,64 +1,67 @@
-//! What somebody else has put into the broker or the store: nothing is lost by it, nobody hangs.
+//! Forged data in the broker or the store loses no task and hangs no task.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::approval::Question;
+use countersign::approval::ApprovalRequest;
 use countersign::protocol::Headers;
 use countersign::{
-    ApprovalId, Arguments, Client, Config, Context, Handle, Policy, Task, TaskResult, Verdict,
+    ApprovalId, Arguments, Client, Config, Context, Handle, Task, TaskResult, Verdict,
 };
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use support::{DemoWorker, Running, approve, queue_name, servers, shown};
+use support::{DemoWorker, Running, TIMEOUT, approve, queue_name, servers, wait_for_request};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const DAY: u64 = 24 * 60 * 60;
-const NEWER: &str = "a newer Countersign has parked it";
+const NEWER: &str = "a newer version of Countersign has suspended the task";
 
 #[derive(Serialize, Deserialize)]
-struct Ask {
+struct NeedsApproval {
     seconds: u64,
 }
 
-impl Task for Ask {
+impl Task for NeedsApproval {
     const NAME: &'static str = "test.ask";
     type Output = String;
 }
 
-async fn ask(ctx: Context, Ask { seconds }: Ask) -> TaskResult<String> {
-    let asked = ctx.approval("now").ask("Now?").expires_in(Duration::from_secs(seconds)).await?;
-    Ok(match asked.verdict {
+async fn needs_approval(
+    ctx: Context,
+    NeedsApproval { seconds }: NeedsApproval,
+) -> TaskResult<String> {
+    let decided =
+        ctx.approval("now").title("Now?").expires_in(Duration::from_secs(seconds)).await?;
+    Ok(match decided.verdict {
         Verdict::Approved { .. } => "approved",
         _ => "not approved",
     }
     .into())
 }
 
-/// A worker with one slot: whatever holds it for good is seen.
+/// A worker with one slot, so that anything that holds a slot forever makes the test fail.
 async fn running() -> Running {
     let mut config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     config.hold = Duration::ZERO;
-    let build = |worker: countersign::Worker| {
-        worker.handle(ask, Policy::default()).concurrency(1).prefetch(1)
-    };
+    let build =
+        |worker: countersign::Worker| worker.handle(needs_approval).concurrency(1).prefetch(1);
     Running::start_with(&config, build).await
 }
 
 async fn enqueue(running: &Running, seconds: u64) -> Handle<String> {
-    let handle = running.client.enqueue(Ask { seconds }).queue(&running.queue).await.unwrap();
-    shown(&running.client, &question(&handle, "now")).await;
+    let handle =
+        running.client.enqueue(NeedsApproval { seconds }).queue(&running.queue).await.unwrap();
+    wait_for_request(&running.client, &request_id(&handle, "now")).await;
     handle
 }
 
-fn question<O: DeserializeOwned>(handle: &Handle<O>, name: &str) -> ApprovalId {
+fn request_id<O: DeserializeOwned>(handle: &Handle<O>, name: &str) -> ApprovalId {
     ApprovalId::of(handle.id(), name, 0)
 }
 
@@ -67,66 +70,66 @@ async fn redis() -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-fn park<O: DeserializeOwned>(handle: &Handle<O>) -> String {
+fn suspension_key<O: DeserializeOwned>(handle: &Handle<O>) -> String {
     format!("cs:park:{{cs}}:{}", handle.id())
 }
 
-/// Waits until all that is in the queue of resumed tasks by now was looked at.
-async fn looked_at(running: &Running) {
+/// Waits until the worker has processed all messages that are in the resume queue now.
+async fn wait_until_processed(running: &Running) {
     let queue = format!("{}.countersign-resume", running.queue);
-    let expired = running.client.enqueue(Ask { seconds: DAY }).queue(queue);
+    let expired = running.client.enqueue(NeedsApproval { seconds: DAY }).queue(queue);
     let handle = expired.await.unwrap();
-    shown(&running.client, &question(&handle, "now")).await;
+    wait_for_request(&running.client, &request_id(&handle, "now")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ticket_from_the_end_of_all_numbers_ends_no_tasks_numbers() {
+async fn a_forged_suspend_header_does_not_exhaust_the_numbers_of_a_task() {
     let running = running().await;
     let handle = enqueue(&running, DAY).await;
     for forged in ["wake 9007199254740991", "original 9007199254740991", "wake 9", "original 12"] {
         let mut headers = Headers::new();
         headers.insert("x-countersign-ticket".into(), forged.into());
         let queue = format!("{}.countersign-resume", running.queue);
-        let forged = running.client.enqueue(Ask { seconds: DAY }).queue(queue);
+        let forged = running.client.enqueue(NeedsApproval { seconds: DAY }).queue(queue);
         forged.id(handle.id().as_str()).headers(headers).await.unwrap();
     }
-    looked_at(&running).await;
-    approve(&running.client, &question(&handle, "now")).await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");
+    wait_until_processed(&running).await;
+    approve(&running.client, &request_id(&handle, "now")).await;
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), "approved");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_parked_message_that_cannot_be_read_leaves_the_task_to_its_wake() {
+async fn an_unreadable_suspended_message_leaves_the_task_to_its_wake_message() {
     let running = running().await;
     let handle = enqueue(&running, 5).await;
-    let _: () = redis().await.hset(park(&handle), "message", "no message").await.unwrap();
-    approve(&running.client, &question(&handle, "now")).await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");
+    let _: () = redis().await.hset(suspension_key(&handle), "message", "no message").await.unwrap();
+    approve(&running.client, &request_id(&handle, "now")).await;
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), "approved");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_of_a_newer_version_says_what_to_do() {
+async fn a_request_of_a_newer_version_is_an_error_with_advice() {
     let running = running().await;
     let handle = enqueue(&running, DAY).await;
-    let id = question(&handle, "now");
+    let id = request_id(&handle, "now");
     let key = format!("cs:ask:{{cs}}:{id}");
     let text: String = redis().await.hget(&key, "document").await.unwrap();
     let mut document: Value = serde_json::from_str(&text).unwrap();
-    document["v"] = json!(Question::VERSION + 1);
+    document["v"] = json!(ApprovalRequest::VERSION + 1);
     let _: () = redis().await.hset(&key, "document", document.to_string()).await.unwrap();
     let error = running.client.approval(&id).await.unwrap_err().to_string();
     assert!(error.contains("newer Countersign (format 3)") && error.contains("upgrade"), "{error}");
     let _: () = redis().await.hset(&key, "document", text).await.unwrap();
     approve(&running.client, &id).await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), "approved");
     running.drain().await;
 }
 
-/// Two tasks that an older worker is to leave alone, and one of its own to show that it went on.
+/// Two tasks that an older worker must not touch, and one of its own, which shows that it continues.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_park_of_a_newer_version_is_put_off_and_that_is_said_once() {
+async fn a_suspension_of_a_newer_version_is_postponed_and_logged_once() {
     let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
     let queue = queue_name();
@@ -135,21 +138,21 @@ async fn a_park_of_a_newer_version_is_put_off_and_that_is_said_once() {
     let enqueue = async |queue: &str| -> Handle<Value> {
         let refund = Arguments::of(&("o-1", 50_000)).unwrap();
         let handle = client.enqueue_named("demo.refund", refund).queue(queue).await.unwrap();
-        shown(&client, &question(&handle, "over-limit")).await;
+        wait_for_request(&client, &request_id(&handle, "over-limit")).await;
         handle
     };
     let newer = [enqueue(&queue).await, enqueue(&queue).await];
     for handle in &newer {
-        let _: () = redis().await.hset(park(handle), "v", "2").await.unwrap();
-        approve(&client, &question(handle, "over-limit")).await;
+        let _: () = redis().await.hset(suspension_key(handle), "v", "2").await.unwrap();
+        approve(&client, &request_id(handle, "over-limit")).await;
     }
-    worker.says(NEWER).await;
+    worker.wait_for_log(NEWER).await;
     enqueue(&format!("{queue}.countersign-resume")).await;
     for handle in newer {
-        let holder: String = redis().await.hget(park(&handle), "holder").await.unwrap();
-        assert_eq!(holder, "", "nobody claims it");
-        let _: () = redis().await.hset(park(&handle), "v", "1").await.unwrap();
-        let receipt: Value = handle.result_within(PATIENCE).await.unwrap();
+        let holder: String = redis().await.hget(suspension_key(&handle), "holder").await.unwrap();
+        assert_eq!(holder, "", "no worker claims it");
+        let _: () = redis().await.hset(suspension_key(&handle), "v", "1").await.unwrap();
+        let receipt: Value = handle.result_within(TIMEOUT).await.unwrap();
         assert!(receipt.as_str().unwrap().starts_with("refunded"), "{receipt}");
     }
     assert_eq!(worker.stderr().matches(NEWER).count(), 1);
@@ -158,47 +161,48 @@ async fn a_park_of_a_newer_version_is_put_off_and_that_is_said_once() {
     client.close().await;
 }
 
-/// Tells when it is dropped.
-struct Told(Arc<Notify>);
+/// Notifies when it is dropped.
+struct NotifyOnDrop(Arc<Notify>);
 
-impl Drop for Told {
+impl Drop for NotifyOnDrop {
     fn drop(&mut self) {
         self.0.notify_one();
     }
 }
 
-/// Whoever else has begun to park the same message may die: the message is put off, not acked.
+/// Another run has begun to suspend the same message and may die: the message is postponed, not acked.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_would_park_beside_another_is_put_off_and_repeats_no_step() {
+async fn a_run_that_cannot_suspend_is_postponed_and_repeats_no_step() {
     let mut config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     (config.hold, config.lease) = (Duration::ZERO, Duration::from_secs(1));
     let (steps, dropped) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let (counted, told) = (Arc::clone(&steps), Arc::clone(&dropped));
-    let reserve = move |ctx: Context, task: Ask| {
-        let (counted, told) = (Arc::clone(&counted), Told(Arc::clone(&told)));
+    let (counted, notify) = (Arc::clone(&steps), Arc::clone(&dropped));
+    let reserve = move |ctx: Context, task: NeedsApproval| {
+        let (counted, notify) = (Arc::clone(&counted), NotifyOnDrop(Arc::clone(&notify)));
         async move {
-            let _told = told;
+            let _notify = notify;
             let count = || async { TaskResult::Ok(counted.fetch_add(1, Ordering::SeqCst)) };
             ctx.step("reserve", count).await?;
-            ask(ctx, task).await
+            needs_approval(ctx, task).await
         }
     };
-    let build = |worker: countersign::Worker| worker.handle(reserve, Policy::default());
+    let build = |worker: countersign::Worker| worker.handle(reserve);
     let running = Running::start_with(&config, build).await;
     let id = queue_name();
     let key = format!("cs:park:{{cs}}:{id}");
     let other = [("v", "1"), ("number", "0"), ("holder", "other"), ("until", "9007199254740991")];
     let _: () = redis().await.hset_multiple(&key, &other).await.unwrap();
-    let handle = running.client.enqueue(Ask { seconds: DAY }).queue(&running.queue).id(&id).await;
+    let handle =
+        running.client.enqueue(NeedsApproval { seconds: DAY }).queue(&running.queue).id(&id).await;
     let handle = handle.unwrap();
-    timeout(PATIENCE, dropped.notified()).await.expect("it would park");
+    timeout(TIMEOUT, dropped.notified()).await.expect("the run tries to suspend");
     let held: [String; 2] = redis().await.hmget(&key, &["number", "holder"]).await.unwrap();
     assert_eq!(held, ["0", "other"]);
-    // The other one has died.
+    // Simulates the death of the other run.
     let _: () = redis().await.hset(&key, "until", "0").await.unwrap();
-    shown(&running.client, &question(&handle, "now")).await;
-    approve(&running.client, &question(&handle, "now")).await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), "approved");
+    wait_for_request(&running.client, &request_id(&handle, "now")).await;
+    approve(&running.client, &request_id(&handle, "now")).await;
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), "approved");
     assert_eq!(steps.load(Ordering::SeqCst), 1);
     running.drain().await;
 }

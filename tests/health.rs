@@ -1,16 +1,14 @@
-//! What a worker says about itself inside its own process.
+//! The health of a worker, as reported inside its own process.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::{Client, Config, Context, Policy, Task, TaskResult, Vitals, Worker};
+use countersign::{Client, Config, Context, HealthHandle, Task, TaskResult, Worker};
 use serde::{Deserialize, Serialize};
-use support::{Server, queue_name, servers};
+use support::{Server, TIMEOUT, queue_name, servers};
 use tokio::sync::{Barrier, Notify, oneshot};
 use tokio::time::timeout;
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Serialize, Deserialize)]
 struct Hold {}
@@ -20,21 +18,21 @@ impl Task for Hold {
     type Output = ();
 }
 
-async fn faults(vitals: &Vitals) -> Vec<(String, Option<String>)> {
-    vitals.examine().await.into_iter().map(|checked| (checked.name, checked.fault)).collect()
+async fn faults(health: &HealthHandle) -> Vec<(String, Option<String>)> {
+    health.run_checks().await.into_iter().map(|checked| (checked.name, checked.fault)).collect()
 }
 
-async fn becomes_unready(vitals: &Vitals) {
+async fn becomes_unready(health: &HealthHandle) {
     let unready = async {
-        while vitals.is_ready() {
+        while health.is_ready() {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, unready).await.unwrap();
+    timeout(TIMEOUT, unready).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_is_ready_from_its_consuming_to_its_drain() {
+async fn a_worker_is_ready_while_it_consumes_and_not_while_it_drains() {
     let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     let (client, producer) =
         (Client::connect(&config).await.unwrap(), Client::connect(&config).await.unwrap());
@@ -48,26 +46,26 @@ async fn a_worker_is_ready_from_its_consuming_to_its_drain() {
             TaskResult::Ok(())
         }
     };
-    let worker = Worker::new(&client).queue(&queue).name(&queue).handle(hold, Policy::default());
-    let vitals = worker.vitals();
-    assert!(!vitals.is_ready() && vitals.is_live());
-    let error = vitals.ready(Duration::from_millis(20)).await.unwrap_err();
+    let worker = Worker::new(&client).queue(&queue).name(&queue).handle(hold);
+    let health = worker.health();
+    assert!(!health.is_ready() && health.is_live());
+    let error = health.ready(Duration::from_millis(20)).await.unwrap_err();
     assert!(error.is_timeout() && error.to_string().contains("not started"), "{error}");
 
     let (stop, stopped) = oneshot::channel::<()>();
     let run = tokio::spawn(worker.run(async { drop(stopped.await) }));
-    vitals.ready(PATIENCE).await.unwrap();
-    assert!(vitals.is_ready() && vitals.is_live());
+    health.ready(TIMEOUT).await.unwrap();
+    assert!(health.is_ready() && health.is_live());
     producer.enqueue(Hold {}).queue(&queue).await.unwrap();
     begun.notified().await;
     drop(stop);
-    becomes_unready(&vitals).await;
-    assert_eq!(vitals.fault(), Some("it is draining"));
-    assert!(vitals.is_live(), "it drains, and must not be killed");
+    becomes_unready(&health).await;
+    assert_eq!(health.fault(), Some("it is draining"));
+    assert!(health.is_live(), "it drains, and must not be killed");
     go.notify_one();
     run.await.unwrap().unwrap();
-    assert!(!vitals.is_live());
-    assert_eq!(vitals.fault(), Some("it has ended"));
+    assert!(!health.is_live());
+    assert_eq!(health.fault(), Some("it has ended"));
     producer.close().await;
 }
 
@@ -78,25 +76,25 @@ async fn a_worker_without_its_broker_is_live_and_not_ready() {
     let client = Client::start(&config).unwrap();
     let queue = queue_name();
     let worker = Worker::new(&client).queue(&queue).name(&queue);
-    let vitals = worker.vitals();
+    let health = worker.health();
     let (stop, stopped) = oneshot::channel::<()>();
     let run = tokio::spawn(worker.run(async { drop(stopped.await) }));
-    vitals.ready(PATIENCE).await.unwrap();
+    health.ready(TIMEOUT).await.unwrap();
     rabbit.stop().await;
-    becomes_unready(&vitals).await;
-    assert_eq!(vitals.fault(), Some("it is not connected to the broker"));
-    assert!(vitals.is_live());
+    becomes_unready(&health).await;
+    assert_eq!(health.fault(), Some("it is not connected to the broker"));
+    assert!(health.is_live());
     rabbit.start().await;
-    vitals.ready(PATIENCE).await.unwrap();
+    health.ready(TIMEOUT).await.unwrap();
     drop(stop);
     run.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn checks_run_side_by_side_and_none_hides_another() {
+async fn checks_run_concurrently_and_each_is_reported() {
     let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
-    // Each waits for the other: one after the other, both would run out of time.
+    // Each check waits for the other: run one after the other, both would time out.
     let together = Arc::new(Barrier::new(2));
     let (one, other) = (Arc::clone(&together), Arc::clone(&together));
     let meet = |barrier: Arc<Barrier>| async move {
@@ -108,7 +106,7 @@ async fn checks_run_side_by_side_and_none_hides_another() {
         .check("other", move || meet(Arc::clone(&other)))
         .check("database", || async { Err("too many connections") })
         .check("broken", || async { if true { panic!("boom") } else { Ok::<(), String>(()) } });
-    let found = faults(&worker.vitals()).await;
+    let found = faults(&worker.health()).await;
     let expected = [
         ("worker", Some("it has not started to consume")),
         ("one", None),

@@ -1,5 +1,5 @@
-//! Messages and peers that are made to stop a worker. Each test counts what was lost and how often the
-//! worker had to connect: twice, for its two connections.
+//! Messages and peers that try to stop a worker. Each test counts lost messages and the connections that
+//! the worker opened: two, unless it had to reconnect.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::process::Command;
@@ -8,11 +8,10 @@ use std::time::Duration;
 use countersign::{Arguments, Client, Config};
 use serde_json::{Value, json};
 use support::amqp::{CONTENT_TYPE, CORRELATION_ID, HEADERS, RawChannel, long, nested, short, text};
-use support::{DemoWorker, Server, queue_name, servers};
+use support::{DemoWorker, Server, TIMEOUT, queue_name, servers};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const CONNECTED: &str = "connected to RabbitMQ";
 const BODY: &[u8] = br#"[[1, 2], {}, {}]"#;
 
@@ -28,19 +27,19 @@ async fn client() -> Client {
     Client::connect(&config).await.unwrap()
 }
 
-/// The entries that make a message a task.
+/// Returns the header entries that make a message a task.
 fn task(id: &str, name: &str) -> Vec<u8> {
     [text("id", id.as_bytes()), text("task", name.as_bytes())].concat()
 }
 
 /// Sends a valid task and waits for its result.
-async fn works(client: &Client, queue: &str) {
+async fn assert_serves(client: &Client, queue: &str) {
     let arguments = Arguments::of(&(1, 2)).unwrap();
     let sum = client.enqueue_named("demo.add", arguments).queue(queue).await.unwrap();
-    assert_eq!(sum.result_within(PATIENCE).await.unwrap(), json!(3));
+    assert_eq!(sum.result_within(TIMEOUT).await.unwrap(), json!(3));
 }
 
-/// The dead letters of a queue by their ids, once there are so many.
+/// Waits until the queue has at least `count` dead letters, and returns them.
 async fn dead(client: &Client, queue: &str, count: u64) -> Vec<countersign::client::DeadLetter> {
     let letters = client.dead_letters(queue);
     let wait = async {
@@ -48,21 +47,21 @@ async fn dead(client: &Client, queue: &str, count: u64) -> Vec<countersign::clie
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap();
+    timeout(TIMEOUT, wait).await.unwrap();
     letters.browse(1000).await.unwrap()
 }
 
 fn assert_never_reconnected(worker: &DemoWorker) {
-    let said = worker.stderr();
-    assert_eq!(said.matches(CONNECTED).count(), 2, "{said}");
+    let log = worker.stderr();
+    assert_eq!(log.matches(CONNECTED).count(), 2, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deep_header_stops_nothing_wherever_it_is_sent() {
+async fn a_deeply_nested_header_stops_nothing_in_any_queue() {
     let (queue, client) = (queue_name(), client().await);
     let worker = worker(&queue, &servers().broker_url);
     worker.ready().await;
-    worker.says("listening to Celery's remote control").await;
+    worker.wait_for_log("listening to Celery's remote control").await;
     let dead_queue = format!("{queue}.dead");
     let mut channel = RawChannel::open(&servers().broker_url).await;
     channel.declare(&dead_queue).await;
@@ -71,26 +70,26 @@ async fn a_deep_header_stops_nothing_wherever_it_is_sent() {
     channel.publish(("", &queue), HEADERS, &deep, BODY).await;
     channel.publish(("celery.pidbox", ""), HEADERS, &deep, br#"{"method": "ping"}"#).await;
 
-    works(&client, &queue).await;
+    assert_serves(&client, &queue).await;
     for letter in dead(&client, &queue, 2).await {
         let reason = letter.reason.unwrap();
         assert_eq!(reason, "header `deep` is nested deeper than 32 levels");
         assert_eq!(letter.task.as_deref(), Some("demo.add"));
         assert!(letter.message.headers.contains_key("x-countersign-raw-headers"));
     }
-    let error = client.handle::<Value>("deep-task").result_within(PATIENCE).await.unwrap_err();
-    assert!(error.to_string().contains("nested deeper"), "its waiter is told: {error}");
+    let error = client.handle::<Value>("deep-task").result_within(TIMEOUT).await.unwrap_err();
+    assert!(error.to_string().contains("nested deeper"), "its waiter gets the reason: {error}");
     let list = ["failures", "list", "-Q", &queue];
-    let output = Command::new(env!("CARGO_BIN_EXE_countersign")).args(list).output().unwrap();
+    let output = Command::new(support::binary("countersign")).args(list).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
-    works(&client, &queue).await;
+    assert_serves(&client, &queue).await;
     assert_never_reconnected(&worker);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_that_is_not_utf8_costs_its_own_message_only() {
+async fn a_string_that_is_not_utf8_affects_only_its_message() {
     let (queue, client) = (queue_name(), client().await);
     let worker = worker(&queue, &servers().broker_url);
     worker.ready().await;
@@ -104,7 +103,7 @@ async fn a_text_that_is_not_utf8_costs_its_own_message_only() {
         (HEADERS, long(&[task("bad-text", "demo.add"), b"\x02a\xffV".to_vec()].concat())),
     ] {
         channel.publish(("", &queue), flags, &list, BODY).await;
-        works(&client, &queue).await;
+        assert_serves(&client, &queue).await;
     }
     let letters = dead(&client, &queue, 5).await;
     assert_eq!(letters.len(), 5);
@@ -117,7 +116,7 @@ async fn a_text_that_is_not_utf8_costs_its_own_message_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_grows_past_a_frame_on_its_way_is_dead_lettered() {
+async fn a_header_that_outgrows_a_frame_is_dead_lettered() {
     let (queue, client) = (queue_name(), client().await);
     let worker = worker(&queue, &servers().broker_url);
     worker.ready().await;
@@ -129,7 +128,7 @@ async fn a_header_that_grows_past_a_frame_on_its_way_is_dead_lettered() {
         text("x-dead-letter-routing-key", queue.as_bytes()),
     ];
     channel.declare_with(&waiting, &arguments.concat()).await;
-    // It fits into a frame until the broker adds `x-death`.
+    // The headers fit into a frame until the broker adds `x-death`.
     let large = text("note", &vec![b'n'; 130_800]);
     let headers = long(&[task("grown", "demo.add"), large].concat());
     channel.publish(("", &waiting), HEADERS, &headers, BODY).await;
@@ -138,13 +137,13 @@ async fn a_header_that_grows_past_a_frame_on_its_way_is_dead_lettered() {
     let reason = letters[0].reason.as_deref().unwrap();
     assert!(reason.contains("does not fit into a frame; dropped: note"), "{reason}");
     assert_eq!(letters[0].id.as_str(), "grown");
-    works(&client, &queue).await;
+    assert_serves(&client, &queue).await;
     assert_never_reconnected(&worker);
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_over_255_bytes_is_served_under_that_id() {
+async fn a_task_with_an_id_over_255_bytes_keeps_its_id() {
     let (queue, client) = (queue_name(), client().await);
     let worker = worker(&queue, &servers().broker_url);
     worker.ready().await;
@@ -155,22 +154,22 @@ async fn an_id_over_255_bytes_is_served_under_that_id() {
     let headers = long(&task(&retried, "demo.retry"));
     channel.publish(("", &queue), HEADERS, &headers, b"[[2, 0.01], {}, {}]").await;
 
-    let retries = client.handle::<Value>(&retried).result_within(PATIENCE).await.unwrap();
+    let retries = client.handle::<Value>(&retried).result_within(TIMEOUT).await.unwrap();
     assert_eq!(retries, json!(2));
-    let failed = client.handle::<Value>(&unreadable).result_within(PATIENCE).await.unwrap_err();
+    let failed = client.handle::<Value>(&unreadable).result_within(TIMEOUT).await.unwrap_err();
     assert!(failed.to_string().contains("content type"), "{failed}");
     let letters = dead(&client, &queue, 1).await;
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].id.as_str(), unreadable);
-    works(&client, &queue).await;
-    let said = worker.stderr();
-    assert_eq!(said.matches("content type").count(), 1, "dead-lettered once: {said}");
-    assert_eq!(said.matches("retry in").count(), 2, "two attempts failed: {said}");
+    assert_serves(&client, &queue).await;
+    let log = worker.stderr();
+    assert_eq!(log.matches("content type").count(), 1, "dead-lettered once: {log}");
+    assert_eq!(log.matches("retry in").count(), 2, "two attempts failed: {log}");
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_cannot_be_dead_lettered_is_kept_without_a_slot() {
+async fn a_message_that_cannot_be_dead_lettered_holds_no_permit() {
     let rabbit = Server::rabbit().await;
     let queue = queue_name();
     let mut channel = RawChannel::open(rabbit.url()).await;
@@ -188,17 +187,17 @@ async fn a_message_that_cannot_be_dead_lettered_is_kept_without_a_slot() {
     let client = Client::connect(&config).await.unwrap();
     let headers = long(&task("no-handler", "demo.none"));
     channel.publish(("", &queue), HEADERS, &headers, BODY).await;
-    worker.says("cannot publish its dead letter, trying again").await;
+    worker.wait_for_log("cannot publish to the dead-letter queue, trying again").await;
     // The only slot is free.
     for _ in 0..20 {
-        works(&client, &queue).await;
+        assert_serves(&client, &queue).await;
     }
-    let said = worker.stderr();
-    assert_eq!(said.matches("no handler for demo.none").count(), 1, "delivered once: {said}");
+    let log = worker.stderr();
+    assert_eq!(log.matches("no handler for demo.none").count(), 1, "delivered once: {log}");
 
     rabbit.control(&["set_permissions", "limited", ".*", ".*", ".*"]).await;
     assert_eq!(dead(&client, &queue, 1).await.len(), 1);
-    worker.says("its copy was sent to").await;
+    worker.wait_for_log("the copy was published to").await;
     assert_eq!(worker.stderr().matches("no handler for demo.none").count(), 1);
     client.close().await;
 }
@@ -215,7 +214,7 @@ async fn a_lone_surrogate_in_a_name_is_treated_as_one_in_a_value() {
         let id = format!("{queue}-{index}");
         let headers = long(&task(&id, "demo.add"));
         channel.publish(("", &queue), HEADERS, &headers, body).await;
-        let error = client.handle::<Value>(&id).result_within(PATIENCE).await.unwrap_err();
+        let error = client.handle::<Value>(&id).result_within(TIMEOUT).await.unwrap_err();
         assert!(error.to_string().contains("add()"), "the call does not fit: {error}");
     }
     assert_eq!(client.dead_letters(&queue).count().await.unwrap(), 0);
@@ -223,7 +222,7 @@ async fn a_lone_surrogate_in_a_name_is_treated_as_one_in_a_value() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_silent_broker_costs_no_thread_and_no_descriptor_for_each_attempt() {
+async fn attempts_to_reach_a_silent_broker_leak_no_threads_and_descriptors() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("amqp://guest:guest@{}//", listener.local_addr().unwrap());
     let store_url = servers().store_url;
@@ -236,17 +235,17 @@ async fn a_silent_broker_costs_no_thread_and_no_descriptor_for_each_attempt() {
     let mut silent = Vec::new();
     let mut accept = async |count: usize| {
         for _ in 0..count {
-            silent.push(timeout(PATIENCE, listener.accept()).await.unwrap().unwrap());
+            silent.push(timeout(TIMEOUT, listener.accept()).await.unwrap().unwrap());
         }
         worker.threads_and_descriptors()
     };
-    // Both connections are being tried, and all that is made once is there.
+    // Both connections are being tried, and everything that is created once exists.
     let (threads, descriptors) = accept(6).await;
     let (threads_later, descriptors_later) = accept(14).await;
-    let told = format!(
+    let message = format!(
         "{threads} threads and {descriptors} descriptors became {threads_later} and \
          {descriptors_later} in 14 attempts"
     );
-    // At either look, up to two attempts are under way or ending.
-    assert!(threads_later <= threads + 4 && descriptors_later <= descriptors + 6, "{told}");
+    // At either count, up to two attempts are under way or ending.
+    assert!(threads_later <= threads + 4 && descriptors_later <= descriptors + 6, "{message}");
 }

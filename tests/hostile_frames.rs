@@ -1,7 +1,7 @@
-//! Content headers that no broker would let through, injected between the broker and a worker.
+//! Content headers that no broker would send, injected between the broker and a worker.
 //!
-//! Counted: each message either ran (a mark in Redis) or is a dead letter, and each valid one ran; how
-//! often the worker connected; and that its process is the same.
+//! The test checks that each message either ran (a mark in Redis) or is a dead letter, that each valid one
+//! ran, how often the worker connected, and that its process is still the same.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::collections::HashSet;
@@ -11,17 +11,16 @@ use countersign::{Client, Config};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use support::amqp::{CONTENT_TYPE, CORRELATION_ID, HEADERS, RawChannel, long, nested, short, text};
-use support::{DemoWorker, Effects, Rewriter, queue_name, servers};
+use support::{DemoWorker, Effects, Rewriter, TIMEOUT, queue_name, servers};
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long nothing may happen.
+/// The test fails after this time without progress.
 const STALL: Duration = Duration::from_secs(30);
-/// One in so many messages is left as it is.
+/// One in this number of messages stays unchanged.
 const VALID: usize = 10;
-/// In the correlation id of what is to be changed; a number of eight digits follows.
+/// Begins the correlation id of a message that is to be changed; a number of eight digits follows.
 const MARK: &[u8] = b"mutate-";
-/// Class, weight and body size of a content header: the size must be true.
+/// The class, weight and body size of a content header, which stay unchanged: the size must be true.
 const FIXED: usize = 12;
 
 fn worker(queue: &str, broker_url: &str) -> DemoWorker {
@@ -30,7 +29,10 @@ fn worker(queue: &str, broker_url: &str) -> DemoWorker {
     let variables = [
         ("COUNTERSIGN_BROKER_URL", broker_url),
         ("COUNTERSIGN_STORE_URL", &store_url),
-        ("RUST_LOG", "error,lapin=off,countersign::backend=info,countersign::worker::pulse=info"),
+        (
+            "RUST_LOG",
+            "error,lapin=off,countersign::backend=info,countersign::worker::heartbeat=info",
+        ),
     ];
     DemoWorker::spawn(&arguments, &variables)
 }
@@ -40,14 +42,13 @@ async fn client() -> Client {
     Client::connect(&config).await.unwrap()
 }
 
-/// The number of a message that is to be changed.
+/// Returns the number of a message that is to be changed.
 fn number(payload: &[u8]) -> Option<u64> {
     let at = payload.windows(MARK.len()).position(|window| window == MARK)? + MARK.len();
     std::str::from_utf8(payload.get(at..at + 8)?).ok()?.parse().ok()
 }
 
-/// Changes a content header in one of the ways in which it can be wrong. The same for each delivery
-/// of a message.
+/// Makes a content header invalid in one of several ways, the same for each delivery of a message.
 fn mutate(seed: u64, payload: &mut Vec<u8>) {
     let Some(number) = number(payload) else { return };
     let mut random = StdRng::seed_from_u64(seed ^ (number << 20));
@@ -67,7 +68,7 @@ fn mutate(seed: u64, payload: &mut Vec<u8>) {
             let depth = random.random_range(1..if number % 50 == 1 { 5_000 } else { 200 });
             replace(payload, &nested("deep", depth));
         }
-        // Few: a broker keeps the dead letters in its memory.
+        // Rarely, because a broker keeps the dead letters in its memory.
         6 if number % 20 == 1 => {
             let large = vec![b'n'; random.random_range(100_000..500_000)];
             replace(payload, &text("large", &large));
@@ -90,14 +91,14 @@ fn mutate(seed: u64, payload: &mut Vec<u8>) {
     }
 }
 
-/// Puts another table in place of the whole property list.
+/// Replaces the whole property list by a table.
 fn replace(payload: &mut Vec<u8>, table: &[u8]) {
     payload.truncate(FIXED);
     payload.extend_from_slice(&HEADERS.to_be_bytes());
     payload.extend_from_slice(&long(table));
 }
 
-/// Publishes `count` tasks; returns the values of those that are valid.
+/// Publishes `count` tasks; returns the values of the valid ones.
 async fn produce(queue: &str, list: &str, count: usize) -> HashSet<String> {
     let mut channel = RawChannel::open(&servers().broker_url).await;
     let mut valid = HashSet::new();
@@ -126,7 +127,7 @@ async fn produce(queue: &str, list: &str, count: usize) -> HashSet<String> {
     valid
 }
 
-/// Waits until every message has run or is dead, as long as there is progress.
+/// Waits until every message has run or is a dead letter; fails when there is no progress.
 async fn all_settled(
     client: &Client,
     queue: &str,
@@ -137,7 +138,7 @@ async fn all_settled(
     let mut done = 0;
     let mut since = tokio::time::Instant::now();
     loop {
-        // A broker under load may not answer in time: that is no progress.
+        // A broker under load may not answer in time: that counts as no progress.
         let dead = client.dead_letters(queue).count().await.unwrap_or_default();
         let now = usize::try_from(dead).unwrap() + effects.count().await;
         if now >= count {
@@ -146,13 +147,13 @@ async fn all_settled(
         if now > done {
             (done, since) = (now, tokio::time::Instant::now());
         }
-        let said = worker.stderr();
-        assert!(since.elapsed() < STALL, "{now} of {count} are settled, and no more:\n{said}");
+        let log = worker.stderr();
+        assert!(since.elapsed() < STALL, "{now} of {count} are settled, and no more:\n{log}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// The seed in `COUNTERSIGN_TEST_SEED`, which repeats a run, or a random one.
+/// Returns the seed in `COUNTERSIGN_TEST_SEED`, which repeats a run, or a random seed.
 fn seed() -> u64 {
     let seed = std::env::var("COUNTERSIGN_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     seed.unwrap_or_else(rand::random)
@@ -180,8 +181,8 @@ async fn inject(count: usize, seed: u64) {
     let missing: Vec<_> = valid.iter().filter(|value| !runs.contains_key(*value)).collect();
     assert!(missing.is_empty(), "valid ones did not run, seed {seed}: {missing:.200?}");
     assert!(dead > count / 4, "most mutations are seen: {dead} of {count}");
-    let said = worker.stderr();
-    assert_eq!(said.matches("connected to RabbitMQ").count(), 2, "seed {seed}: {said:.2000}");
+    let log = worker.stderr();
+    assert_eq!(log.matches("connected to RabbitMQ").count(), 2, "seed {seed}: {log:.2000}");
     let after = worker.threads_and_descriptors();
     assert!(after.0 <= before.0 + 8, "{before:?} became {after:?}");
     client.dead_letters(&queue).purge_all().await.unwrap();
@@ -218,14 +219,14 @@ async fn a_header_that_cannot_be_made_safe_ends_the_connection_and_the_delay_gro
     let mark = short(&[MARK, b"00000000"].concat());
     channel.publish(("", &queue), CORRELATION_ID, &mark, b"[[], {}, {}]").await;
 
-    worker.says_again("connecting again in", 4, PATIENCE).await;
-    let said = worker.stderr();
-    assert!(said.contains("a frame of type 2 with 1048577 bytes is too large"), "{said}");
+    worker.wait_for_logs("reconnecting in", 4, TIMEOUT).await;
+    let log = worker.stderr();
+    assert!(log.contains("a frame of type 2 with 1048577 bytes is too large"), "{log}");
     for delay in ["200ms", "400ms", "800ms", "1.6s"] {
-        let line = format!("connecting again in {delay}");
-        assert_eq!(said.matches(&line).count(), 1, "{delay}: {said}");
+        let line = format!("reconnecting in {delay}");
+        assert_eq!(log.matches(&line).count(), 1, "{delay}: {log}");
     }
     let purge = client.dead_letters(&queue);
-    assert_eq!(timeout(PATIENCE, purge.count()).await.unwrap().unwrap(), 0);
+    assert_eq!(timeout(TIMEOUT, purge.count()).await.unwrap().unwrap(), 0);
     client.close().await;
 }

@@ -1,4 +1,4 @@
-//! Long sleeps are parked, and long runs let their messages go: neither holds what others need.
+//! Long sleeps are suspended, and the messages of long runs are acked early: neither blocks other tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,11 +6,9 @@ use std::time::Duration;
 
 use countersign::{Arguments, Client, Config, Context, Policy, Retry, Task, TaskError, TaskResult};
 use serde::{Deserialize, Serialize};
-use support::{DemoWorker, Running, queue_name, servers};
+use support::{DemoWorker, Running, TIMEOUT, queue_name, servers};
 
-/// The first park of a fresh broker makes the whole delay ladder.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Longer than what is slept in place.
+/// Longer than a sleep that holds its slot.
 const LONG: Duration = Duration::from_secs(6);
 
 #[derive(Serialize, Deserialize)]
@@ -36,7 +34,7 @@ fn again_at_once() -> Policy {
     Policy { retry, ..Policy::default() }
 }
 
-/// A handler that is told how often it was run.
+/// Passes the counter of runs to a handler.
 fn counted<F, Fut>(handler: F) -> impl Fn(Context, Nag) -> Fut
 where
     F: Fn(Context, Nag, Arc<AtomicUsize>) -> Fut,
@@ -49,29 +47,26 @@ where
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_sleeps_long_holds_no_slot_and_goes_on_afterwards() {
+async fn a_task_in_a_long_sleep_holds_no_permit_and_resumes() {
     let nag = counted(|ctx, Nag { seconds }, runs| async move {
         ctx.sleep("rest", Duration::from_secs(seconds)).await?;
         Ok(runs.load(Ordering::SeqCst))
     });
     let quick = |_: Context, _: Quick| async { Ok(()) };
-    let running = Running::start(|worker| {
-        worker.concurrency(1).handle(nag, Policy::default()).handle(quick, Policy::default())
-    })
-    .await;
+    let running = Running::start(|worker| worker.concurrency(1).handle(nag).handle(quick)).await;
     let asleep = running.client.enqueue(Nag { seconds: LONG.as_secs() }).queue(&running.queue);
     let asleep = asleep.await.unwrap();
-    // There is one slot, and the one who sleeps came first.
+    // There is one slot, and the sleeping task came first.
     running.call(Quick {}).await.unwrap();
     let status = running.client.status(asleep.id()).await.unwrap();
     assert_eq!(status.unwrap().state.as_str(), "PARKED");
-    assert_eq!(asleep.result_within(PATIENCE).await.unwrap(), 2, "one run before, one after");
+    assert_eq!(asleep.result_within(TIMEOUT).await.unwrap(), 2, "one run before, one after");
     let drained = running.drain().await;
     assert_eq!(drained.abandoned, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sleep_that_is_over_is_not_slept_again() {
+async fn a_finished_sleep_is_not_repeated() {
     let nag = counted(|ctx, Nag { seconds }, runs| async move {
         ctx.sleep("rest", Duration::from_secs(seconds)).await?;
         if ctx.attempt() < 3 {
@@ -81,8 +76,8 @@ async fn a_sleep_that_is_over_is_not_slept_again() {
         assert_eq!(again.failure().exc_type, "DuplicateStep");
         Ok(runs.load(Ordering::SeqCst))
     });
-    let running = Running::start(|worker| worker.handle(nag, again_at_once())).await;
-    // One run is parked, and each of the three attempts has one that is not.
+    let running = Running::start(|worker| worker.handle_with_policy(nag, again_at_once())).await;
+    // One run is suspended, and each of the three attempts has one run that is not.
     assert_eq!(running.call(Nag { seconds: LONG.as_secs() }).await.unwrap(), 4);
     running.drain().await;
 }
@@ -103,23 +98,24 @@ async fn a_sleep_inside_a_step_or_in_place_of_one_is_an_error() {
         ctx.sleep("money", Duration::from_secs(task.seconds)).await?;
         TaskResult::Ok(0)
     };
-    let running = Running::start(|worker| worker.handle(changed, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(changed, again_at_once())).await;
     let error = running.call(Nag { seconds: 60 }).await.unwrap_err();
     assert_eq!(error.failure().unwrap().exc_type, "JournalMismatch", "{error}");
     assert!(error.to_string().contains("\"money\""), "{error}");
     running.drain().await;
 }
 
-/// One message at a time is given to the worker, so a second task is proof that the first message
-/// is acked. Its worker is killed: the wake message runs it again.
+/// The worker prefetches one message, so a second task shows that the first message is acked. Its worker
+/// is killed: the wake message runs the task again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_run_lets_its_message_go_and_is_not_lost_with_its_worker() {
+async fn a_long_run_acks_its_message_early_and_survives_its_worker() {
     let servers = servers();
     let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
     let queue = queue_name();
     let arguments = ["-Q", &queue, "-c", "2", "--prefetch", "1"];
-    // A message is held for two seconds at most, and let go after one.
+    // The worker holds a message for at most two seconds, and acks it early after one.
     let variables =
         [("COUNTERSIGN_BROKER_CONSUMER_TIMEOUT", "3s"), ("COUNTERSIGN_APPROVALS_LEASE", "3s")];
     let mut worker = DemoWorker::spawn(&arguments, &variables);
@@ -129,14 +125,14 @@ async fn a_long_run_lets_its_message_go_and_is_not_lost_with_its_worker() {
     let long = long.time_limits(None, Some(Duration::from_secs(3600))).await.unwrap();
     let add = Arguments::of(&(1, 2)).unwrap();
     let add = client.enqueue_named("demo.add", add).queue(&queue).await.unwrap();
-    assert_eq!(add.result_within(PATIENCE).await.unwrap(), 3);
-    assert!(worker.stderr().contains("goes on without its message"), "{}", worker.stderr());
+    assert_eq!(add.result_within(TIMEOUT).await.unwrap(), 3);
+    assert!(worker.stderr().contains("acking its message early"), "{}", worker.stderr());
     let status = client.status(long.id()).await.unwrap();
     assert!(!status.is_some_and(|status| status.state.is_terminal()), "it runs");
     worker.kill9().await;
     let mut worker = DemoWorker::spawn(&arguments, &variables);
     worker.ready().await;
-    long.result_within(PATIENCE).await.unwrap();
+    long.result_within(TIMEOUT).await.unwrap();
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(0));
     client.close().await;

@@ -1,4 +1,4 @@
-//! What a worker holds back, protects and convicts.
+//! How a worker limits, protects and quarantines tasks.
 
 use std::process::Stdio;
 use std::sync::Arc;
@@ -6,32 +6,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use countersign::{
-    CircuitBreaker, Client, Config, Context, Policy, Rate, Retry, Task, TaskError, TaskResult,
-    Worker,
+    CircuitBreaker, Client, Config, Context, Policy, Rate, Retry, TaskError, TaskResult,
 };
-use serde::{Deserialize, Serialize};
-use support::{Running, queue_name, servers};
+use support::roles::work::{POISON, Work};
+use support::{Running, TIMEOUT, queue_name, roles, servers};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::Notify;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Clone, Serialize, Deserialize)]
-struct Work {
-    n: u32,
-}
-
-impl Task for Work {
-    const NAME: &'static str = "test.work";
-    type Output = u32;
-}
 
 async fn echo(_: Context, Work { n }: Work) -> TaskResult<u32> {
     Ok(n)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_type_of_task_runs_no_more_at_once_than_its_policy_says() {
+async fn a_task_type_runs_within_its_concurrency_limit() {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (running_now, seen) = (Arc::clone(&now), Arc::clone(&most));
     let counted = move |_: Context, Work { n }: Work| {
@@ -44,7 +31,8 @@ async fn a_type_of_task_runs_no_more_at_once_than_its_policy_says() {
         }
     };
     let policy = Policy { concurrency: Some(2), ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(counted, policy).concurrency(16)).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(counted, policy).concurrency(16)).await;
     let calls = (0..20).map(|n| running.call(Work { n }));
     let answers = futures_util::future::join_all(calls).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
@@ -53,28 +41,29 @@ async fn a_type_of_task_runs_no_more_at_once_than_its_policy_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_without_tasks_leave_the_slots_to_the_others() {
+async fn idle_queues_leave_their_permits_to_others() {
     let idle = [queue_name(), queue_name()];
     let running = Running::start(|worker| {
         let worker = worker.queue(&idle[0]).queue_limited(&idle[1], 1);
-        worker.handle(echo, Policy::default()).concurrency(1)
+        worker.handle(echo).concurrency(1)
     })
     .await;
     for n in 0..3 {
         assert_eq!(running.call(Work { n }).await.unwrap(), n);
         for queue in &idle {
             let work = running.client.enqueue(Work { n }).queue(queue).await.unwrap();
-            assert_eq!(work.result_within(PATIENCE).await.unwrap(), n);
+            assert_eq!(work.result_within(TIMEOUT).await.unwrap(), n);
         }
     }
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rate_postpones_what_it_holds_back_and_loses_none() {
+async fn a_rate_limit_postpones_tasks_and_loses_none() {
     let rate = Some(Rate { tasks: 5, per: Duration::from_secs(2) });
     let policy = Policy { rate, ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(echo, policy).concurrency(4)).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(echo, policy).concurrency(4)).await;
     let begun = jiff::Timestamp::now();
     let calls = (0..12).map(|n| running.call(Work { n }));
     let answers = futures_util::future::join_all(calls).await;
@@ -85,7 +74,7 @@ async fn a_rate_postpones_what_it_holds_back_and_loses_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_open_breaker_holds_tasks_back_until_one_succeeds() {
+async fn an_open_circuit_breaker_postpones_tasks_until_one_succeeds() {
     let healthy = Arc::new(AtomicUsize::new(0));
     let runs = Arc::new(AtomicUsize::new(0));
     let (state, counted) = (Arc::clone(&healthy), Arc::clone(&runs));
@@ -100,14 +89,15 @@ async fn an_open_breaker_holds_tasks_back_until_one_succeeds() {
         cool_down: Duration::from_millis(1500),
     };
     let policy = Policy { breaker: Some(breaker), ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(flaky, policy).concurrency(1)).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(flaky, policy).concurrency(1)).await;
     for n in 0..3 {
         assert!(running.call(Work { n }).await.is_err());
     }
     healthy.store(1, Ordering::SeqCst);
     let held = futures_util::future::join_all((3..8).map(|n| running.call(Work { n }))).await;
     assert!(held.iter().all(Result::is_ok), "{held:?}");
-    assert_eq!(runs.load(Ordering::SeqCst), 8, "what was held back did not run and fail");
+    assert_eq!(runs.load(Ordering::SeqCst), 8, "the postponed tasks did not run and fail");
     running.drain().await;
 }
 
@@ -126,17 +116,16 @@ async fn a_protected_section_outlives_the_drain_deadline() {
             ctx.protect(Duration::from_secs(10), section).await
         }
     };
-    let running = Running::start(|worker| {
-        worker.handle(critical, Policy::default()).drain_deadline(Duration::from_millis(100))
-    })
-    .await;
+    let running =
+        Running::start(|worker| worker.handle(critical).drain_deadline(Duration::from_millis(100)))
+            .await;
     let handle = running.client.enqueue(Work { n: 7 }).queue(&running.queue).await.unwrap();
     inside.notified().await;
     let client = Client::connect(running.client.config()).await.unwrap();
     let id = handle.id().clone();
     let drained = running.drain().await;
     assert_eq!((drained.protected, drained.is_clean()), (1, true), "{drained:?}");
-    assert_eq!(client.handle::<u32>(id).result_within(PATIENCE).await.unwrap(), 7);
+    assert_eq!(client.handle::<u32>(id).result_within(TIMEOUT).await.unwrap(), 7);
     client.close().await;
 }
 
@@ -148,32 +137,33 @@ async fn a_second_signal_ends_a_drain_at_once() {
         begun.notify_one();
         std::future::pending::<TaskResult<u32>>()
     };
-    let hurry = Arc::new(Notify::new());
-    let signal = Arc::clone(&hurry);
+    let force = Arc::new(Notify::new());
+    let signal = Arc::clone(&force);
     let running = Running::start(|worker| {
         let worker = worker.drain_deadline(Duration::from_secs(3600));
-        worker.handle(stuck, Policy::default()).hurry(async move { signal.notified().await })
+        worker.handle(stuck).force_shutdown(async move { signal.notified().await })
     })
     .await;
     let task = running.client.enqueue(Work { n: 1 }).queue(&running.queue).await.unwrap();
     started.notified().await;
-    hurry.notify_one();
+    force.notify_one();
     assert_eq!(running.drain().await.abandoned, std::slice::from_ref(task.id()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unknown_task_within_its_grace_waits_for_a_worker_that_knows_it() {
-    let ignorant = Running::start(|worker| worker.unknown_grace(Duration::from_secs(60))).await;
-    let handle = ignorant.client.enqueue(Work { n: 3 }).queue(&ignorant.queue).await.unwrap();
-    let queue = ignorant.queue.clone();
-    let knows = Running::start(|worker| worker.queue(&queue).handle(echo, Policy::default())).await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 3);
-    ignorant.drain().await;
-    knows.drain().await;
+async fn an_unknown_task_waits_during_its_grace_period_for_another_worker() {
+    let unregistered = Running::start(|worker| worker.unknown_grace(Duration::from_secs(60))).await;
+    let handle =
+        unregistered.client.enqueue(Work { n: 3 }).queue(&unregistered.queue).await.unwrap();
+    let queue = unregistered.queue.clone();
+    let registered = Running::start(|worker| worker.queue(&queue).handle(echo)).await;
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), 3);
+    unregistered.drain().await;
+    registered.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_of_a_taken_attempt_is_not_run() {
+async fn a_copy_of_a_claimed_attempt_is_not_run() {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let count = move |_: Context, Work { n }: Work| {
@@ -181,128 +171,79 @@ async fn a_copy_of_a_taken_attempt_is_not_run() {
         async move { Ok(n) }
     };
     let policy = Policy { once: true, ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(count, policy).concurrency(1)).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(count, policy).concurrency(1)).await;
     let id = uuid::Uuid::new_v4().to_string();
     for _ in 0..3 {
         let task = running.client.enqueue(Work { n: 1 }).id(&id);
         task.queue(&running.queue).await.unwrap();
     }
     assert_eq!(running.call(Work { n: 2 }).await.unwrap(), 2);
-    assert_eq!(runs.load(Ordering::SeqCst), 2, "one of three copies, and the last");
+    assert_eq!(runs.load(Ordering::SeqCst), 2, "one of three copies, and the last task");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn retries_back_off_and_never_retry_what_the_policy_excludes() {
+async fn an_exception_excluded_by_the_policy_is_not_retried() {
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
     let fail = move |_: Context, _: Work| {
         counted.fetch_add(1, Ordering::SeqCst);
-        async move { Err::<u32, _>(TaskError::raise("builtins", "KeyError", "k")) }
+        async move { Err::<u32, _>(TaskError::with_exception("builtins", "KeyError", "k")) }
     };
-    let retry = Retry::exponential(Duration::from_millis(50)).attempts(5).never_for("KeyError");
+    let retry = Retry::exponential(Duration::from_millis(50)).attempts(5).no_retry_on("KeyError");
     let policy = Policy { retry, ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(fail, policy)).await;
+    let running = Running::start(|worker| worker.handle_with_policy(fail, policy)).await;
     assert!(running.call(Work { n: 1 }).await.is_err());
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     running.drain().await;
 }
 
-/// What the poison test starts as processes of their own: a worker that 13 ends at once.
+/// The test counts the results of the other tasks (all succeed), and the dead letters (one).
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "part of another test"]
-async fn poison_worker() {
-    let Ok(queue) = std::env::var("POISONED_QUEUE") else { return };
-    let servers = servers();
-    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
-    let client = Client::connect(&config).await.unwrap();
-    let deadly = |_: Context, Work { n }: Work| async move {
-        if n == 13 {
-            std::process::abort();
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        Ok(n)
-    };
-    let worker = Worker::new(&client).queue(queue).concurrency(4).prefetch(8);
-    worker.handle(deadly, Policy::default()).run(std::future::pending()).await.unwrap();
-}
-
-/// Counted: results of innocents (all succeed), and the dead letters (one).
-#[tokio::test(flavor = "multi_thread")]
-async fn a_poison_convicts_itself_and_no_innocent() {
+async fn a_poison_task_is_dead_lettered_and_every_other_task_runs() {
     let servers = servers();
     let queue = queue_name();
     let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
-    let mut innocents = Vec::new();
+    let mut others = Vec::new();
     let mut poison = None;
     for n in 0..200 {
-        let task = client.enqueue(Work { n: if n == 13 { 999 } else { n } });
-        innocents.push(task.queue(&queue).await.unwrap());
+        let task = client.enqueue(Work { n: if n == POISON { 999 } else { n } });
+        others.push(task.queue(&queue).await.unwrap());
         if n == 20 {
-            poison = Some(client.enqueue(Work { n: 13 }).queue(&queue).await.unwrap());
+            poison = Some(client.enqueue(Work { n: POISON }).queue(&queue).await.unwrap());
         }
     }
     let poisoned = queue.clone();
     let supervisor = tokio::spawn(async move {
         loop {
-            let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
-                .args(["--ignored", "--exact", "poison_worker", "--nocapture"])
-                .env("POISONED_QUEUE", &poisoned)
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .kill_on_drop(true)
-                .spawn()
-                .unwrap();
+            let mut worker = roles::command("abort", &[&poisoned]).spawn().unwrap();
             worker.wait().await.unwrap();
         }
     });
     let poison = poison.unwrap();
-    let convict = poison.id().clone();
-    let error = poison.result_within(PATIENCE).await.unwrap_err();
+    let poison_id = poison.id().clone();
+    let error = poison.result_within(TIMEOUT).await.unwrap_err();
     assert_eq!(error.failure().unwrap().exc_type, "WorkerLostError", "{error}");
-    for innocent in innocents {
-        innocent.result_within(PATIENCE).await.unwrap();
+    for other in others {
+        other.result_within(TIMEOUT).await.unwrap();
     }
     supervisor.abort();
-    let letter = client.dead_letters(&queue).find(&convict).await.unwrap().unwrap();
+    let letter = client.dead_letters(&queue).find(&poison_id).await.unwrap().unwrap();
     let [lost] = letter.attempts.as_slice() else { panic!("{:?}", letter.attempts) };
     assert_eq!((lost.number, lost.error.as_str()), (1, "billiard.exceptions.WorkerLostError"));
-    assert!(lost.message.ends_with("2 of them while nothing else did"), "{}", lost.message);
+    assert!(lost.message.ends_with("2 of them while no other task ran"), "{}", lost.message);
     client.close().await;
 }
 
-/// What the test of the watchdog starts as a process of its own: its handler blocks its thread.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "part of another test"]
-async fn blocking_worker() {
-    let Ok(queue) = std::env::var("BLOCKED_QUEUE") else { return };
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let servers = servers();
-    let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
-    let client = Client::connect(&config).await.unwrap();
-    let rude = |_: Context, Work { n }: Work| async move {
-        std::thread::sleep(Duration::from_millis(n.into()));
-        Ok(n)
-    };
-    let worker = Worker::new(&client).queue(queue);
-    worker.handle(rude, Policy::default()).run(std::future::pending()).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_task_that_blocks_the_runtime_is_named() {
+async fn a_task_that_blocks_the_runtime_is_logged() {
     let servers = servers();
     let queue = queue_name();
     let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
     let client = Client::connect(&config).await.unwrap();
-    let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "blocking_worker", "--nocapture"])
-        .env("BLOCKED_QUEUE", &queue)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let mut worker = roles::command("block", &[&queue]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(worker.stderr.take().unwrap()).lines();
     let blocked = client.enqueue(Work { n: 150 }).queue(&queue).await.unwrap();
     let named = async {
@@ -311,9 +252,9 @@ async fn a_task_that_blocks_the_runtime_is_named() {
                 return line;
             }
         }
-        panic!("the worker ended and named nobody");
+        panic!("the worker ended and logged no blocking task");
     };
-    let line = tokio::time::timeout(PATIENCE, named).await.unwrap();
+    let line = tokio::time::timeout(TIMEOUT, named).await.unwrap();
     assert!(line.contains(blocked.id().as_str()), "{line}");
     client.close().await;
 }
@@ -332,16 +273,15 @@ async fn queues_have_limits_of_their_own() {
         }
     };
     let narrow = queue_name();
-    let running = Running::start(|worker| {
-        worker.queue_limited(&narrow, 1).handle(counted, Policy::default()).concurrency(8)
-    })
-    .await;
+    let running =
+        Running::start(|worker| worker.queue_limited(&narrow, 1).handle(counted).concurrency(8))
+            .await;
     let mut handles = Vec::new();
     for n in 0..10 {
         handles.push(running.client.enqueue(Work { n }).queue(&narrow).await.unwrap());
     }
     for handle in handles {
-        handle.result_within(PATIENCE).await.unwrap();
+        handle.result_within(TIMEOUT).await.unwrap();
     }
     assert_eq!(most.load(Ordering::SeqCst), 1);
     running.drain().await;

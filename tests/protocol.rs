@@ -1,4 +1,4 @@
-//! The codec against everything that a network may send: it answers, and never panics.
+//! The codec against any bytes from a network: it returns a value or an error, and never panics.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test must be able to fail")]
 
@@ -34,7 +34,7 @@ fn reason(message: &Message) -> String {
     Envelope::decode(message, LIMIT).expect_err("this message is unreadable").reason
 }
 
-/// Captured from Celery 5.7.
+/// A message captured from Celery 5.7.
 fn captured() -> Message {
     let headers = json!({
         "lang": "py", "task": "demo.add", "id": "t1", "shadow": null,
@@ -56,7 +56,7 @@ fn captured() -> Message {
 }
 
 #[test]
-fn a_message_of_celery_is_read_whole() {
+fn a_celery_message_is_decoded_completely() {
     let task = Envelope::decode(&captured(), LIMIT).unwrap();
     assert_eq!((task.id.as_str(), task.name.as_str(), task.attempt), ("t1", "demo.add", 3));
     assert_eq!(task.eta.unwrap().to_string(), "2026-11-21T11:37:08.851202Z");
@@ -70,7 +70,7 @@ fn a_message_of_celery_is_read_whole() {
 }
 
 #[test]
-fn a_message_sent_on_keeps_what_is_the_producers_and_drops_what_is_the_brokers() {
+fn a_forwarded_message_keeps_the_producers_headers_and_drops_the_brokers() {
     let before = captured();
     let after = Envelope::decode(&before, LIMIT).unwrap().encode();
     for (name, value) in &before.headers {
@@ -128,7 +128,7 @@ fn a_new_task_has_every_header_that_celery_reads() {
 }
 
 #[test]
-fn a_compressed_task_is_sent_on_compressed() {
+fn a_compressed_task_is_forwarded_compressed() {
     let mut task = Envelope::new("t", Arguments::of(&("x".repeat(10_000),)).unwrap());
     task.compressed = true;
     let message = task.encode();
@@ -138,10 +138,10 @@ fn a_compressed_task_is_sent_on_compressed() {
     assert!(again.compressed && !again.headers.contains_key("compression"));
     assert_eq!(again.arguments.args[0].get().len(), 10_002);
     let small = Envelope::decode(&message, 1000).unwrap_err().reason;
-    assert!(small.contains("more than the limit of 1000 bytes"), "{small}");
+    assert!(small.contains("over the limit of 1000 bytes"), "{small}");
     let mut cut = message;
     cut.body.truncate(20);
-    assert!(reason(&cut).contains("does not inflate"));
+    assert!(reason(&cut).contains("cannot decompress the body"));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn every_header_of_a_wrong_type_is_refused_by_its_name() {
 }
 
 #[test]
-fn what_is_no_task_of_ours_is_refused_with_a_reason() {
+fn an_invalid_message_is_refused_with_a_reason() {
     let good = || message(json!({"task": "t"}), "[[], {}, {}]");
     for (content_type, found) in [
         ("application/x-python-serialize", false),
@@ -203,7 +203,7 @@ fn a_body_over_the_limit_is_refused() {
     assert!(reason.contains("over the limit of"), "{reason}");
 }
 
-/// The files of one target's corpus.
+/// Returns the files of one target's corpus.
 #[expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
@@ -301,7 +301,7 @@ proptest! {
     }
 
     #[test]
-    fn hostile_headers_are_answered(headers in any_headers(), body in any_json()) {
+    fn hostile_headers_are_decoded_or_refused(headers in any_headers(), body in any_json()) {
         let bytes = serde_json::to_vec(&body).unwrap();
         let hostile = Message { headers, ..message(json!({}), bytes) };
         if let Err(unreadable) = Envelope::decode(&hostile, LIMIT) {
@@ -310,7 +310,7 @@ proptest! {
     }
 
     #[test]
-    fn hostile_bytes_are_answered(
+    fn hostile_bytes_are_decoded_or_refused(
         body: Vec<u8>,
         method in prop::sample::select(&[
             "application/x-gzip", "application/x-bz2", "application/x-brotli",

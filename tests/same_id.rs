@@ -1,5 +1,5 @@
-//! Several tasks under one id, on servers and on a database: whose journal and whose suspension is it?
-//! Each test counts the runs of its handler and reads what its waiters are told.
+//! Several tasks under one id, on servers and on a database: each has its own journal and suspension.
+//! Each test counts the runs of its handler and reads the results that waiters receive.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::path::PathBuf;
@@ -7,17 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::backend::{Parcel, Queue};
-use countersign::protocol::{Arguments, Envelope, Message, Ticket, TicketKind};
+use countersign::backend::{PublishRequest, Queue};
+use countersign::protocol::{Arguments, Envelope, Message, SuspendHeader, SuspendKind};
 use countersign::{ApprovalId, Config, Context, Handle, Policy, Retry, Task, TaskError, TaskId};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use support::{Running, approve, parked, queue_name, scratch, servers};
+use support::{Running, TIMEOUT, approve, queue_name, scratch, servers, wait_until_suspended};
 use tokio::time::timeout;
-
-/// The first suspension on a new broker makes all of its delay exchanges.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Serialize, Deserialize)]
 struct Work {
@@ -27,7 +24,7 @@ struct Work {
 
 impl Task for Work {
     const NAME: &'static str = "test.work";
-    /// Its argument, and which run of the handler its step was done by.
+    /// Its argument, and the number of the handler run that executed its step.
     type Output = (usize, usize);
 }
 
@@ -35,7 +32,7 @@ impl Task for Work {
 struct Pool {
     running: Running,
     runs: Arc<AtomicUsize>,
-    /// Of the database; `None`: servers.
+    /// The file of the database; `None` on servers.
     file: Option<PathBuf>,
 }
 
@@ -54,13 +51,14 @@ impl Pool {
                 let step = ctx.step("s", || async { Ok::<_, TaskError>(run) }).await?;
                 match how.as_str() {
                     "ask" => {
-                        let ask = ctx.approval("go").ask("Go on?").action("go", json!({ "n": n }));
-                        ask.await?.approved()?;
+                        let request =
+                            ctx.approval("go").title("Go on?").action("go", json!({ "n": n }));
+                        request.await?.approved()?;
                     }
                     "fail" if ctx.attempt() == 1 => {
                         return Err(TaskError::retry_after(Duration::ZERO, "once more"));
                     }
-                    "sleep" => ctx.sleep("nap", Duration::from_secs(6)).await?,
+                    "sleep" => ctx.sleep("sleep", Duration::from_secs(6)).await?,
                     _ => {}
                 }
                 Ok((n, step))
@@ -68,7 +66,8 @@ impl Pool {
         };
         let retry = Retry::exponential(Duration::from_millis(10)).attempts(2);
         let policy = Policy { retry, ..Policy::default() };
-        let running = Running::start_with(&config, |worker| worker.handle(work, policy)).await;
+        let running =
+            Running::start_with(&config, |worker| worker.handle_with_policy(work, policy)).await;
         Self { running, runs, file }
     }
 
@@ -82,15 +81,15 @@ impl Pool {
     }
 
     async fn result(&self, handle: Handle<(usize, usize)>) -> (usize, usize) {
-        handle.result_within(PATIENCE).await.unwrap()
+        handle.result_within(TIMEOUT).await.unwrap()
     }
 
-    /// What a Celery client's `AsyncResult.forget()` does.
+    /// Deletes the result, as a Celery client's `AsyncResult.forget()` does.
     async fn forget_result(&self, id: &TaskId) {
         match &self.file {
             Some(file) => {
                 let database = rusqlite::Connection::open(file).unwrap();
-                database.busy_timeout(PATIENCE).unwrap();
+                database.busy_timeout(TIMEOUT).unwrap();
                 database.execute("DELETE FROM results WHERE id = ?", [id.as_str()]).unwrap();
             }
             None => {
@@ -101,12 +100,12 @@ impl Pool {
         }
     }
 
-    /// The note of a task's end is not kept for ever.
-    async fn forget_end(&self, id: &TaskId) {
+    /// Deletes the note of a task's end, which the store does not keep forever.
+    async fn forget_suspension(&self, id: &TaskId) {
         match &self.file {
             Some(file) => {
                 let database = rusqlite::Connection::open(file).unwrap();
-                database.busy_timeout(PATIENCE).unwrap();
+                database.busy_timeout(TIMEOUT).unwrap();
                 database.execute("DELETE FROM parks WHERE task = ?", [id.as_str()]).unwrap();
             }
             None => {
@@ -118,17 +117,17 @@ impl Pool {
     }
 
     async fn publish(&self, message: Message, queue: Queue) {
-        let parcel = Parcel { message, queue, delay: None, timeout: PATIENCE };
-        let _ = self.running.client.backends().broker.publish(parcel).await.unwrap();
+        let request = PublishRequest { message, queue, delay: None, timeout: TIMEOUT };
+        let _ = self.running.client.backends().broker.publish(request).await.unwrap();
     }
 
     async fn approve(&self, id: &TaskId) {
-        parked(&self.running.client, id).await;
+        wait_until_suspended(&self.running.client, id).await;
         approve(&self.running.client, &ApprovalId::of(id, "go", 0)).await;
     }
 }
 
-/// The message of such a task, as a client would send it.
+/// Returns the message of such a task, as a client would send it.
 fn envelope(id: &TaskId, n: usize, how: &str) -> Envelope {
     let arguments = Arguments::of(&Work { n, how: how.to_owned() }).unwrap();
     let mut envelope = Envelope::new(Work::NAME, arguments);
@@ -140,8 +139,8 @@ fn new_id() -> TaskId {
     TaskId::from(queue_name())
 }
 
-/// Once on the servers, once on a database.
-async fn on_both(test: impl AsyncFn(&Pool)) {
+/// Runs a test once on the servers, and once on a database.
+async fn on_both_backends(test: impl AsyncFn(&Pool)) {
     let folder = scratch();
     for file in [None, Some(folder.join("same-id.db"))] {
         println!("on {}", file.as_ref().map_or("servers", |_| "a database"));
@@ -152,8 +151,8 @@ async fn on_both(test: impl AsyncFn(&Pool)) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_of_an_earlier_task_answers_no_later_one() {
-    on_both(async |pool| {
+async fn a_later_task_reads_no_step_of_an_earlier_task_with_its_id() {
+    on_both_backends(async |pool| {
         let id = new_id();
         assert_eq!(pool.result(pool.send(&id, 1, "").await).await, (1, 1));
         for (n, run) in [(2, 2), (2, 3), (1, 4)] {
@@ -166,10 +165,30 @@ async fn a_step_of_an_earlier_task_answers_no_later_one() {
     .await;
 }
 
-/// The attempts of a task are not taken for those of an earlier one.
+/// The result of the earlier task arrives when no handle awaits it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_task_is_tried_again() {
-    on_both(async |pool| {
+async fn a_later_task_returns_no_result_of_an_earlier_task_with_its_id() {
+    on_both_backends(async |pool| {
+        let id = new_id();
+        for (n, run) in [(1, 1), (2, 2), (2, 3)] {
+            let handle = pool.send(&id, n, "").await;
+            if run < 3 {
+                drop(handle);
+                let other: Handle<(usize, usize)> = pool.running.client.handle(id.clone());
+                assert_eq!(pool.result(other).await, (n, run));
+                pool.forget_result(&id).await;
+            } else {
+                assert_eq!(pool.result(handle).await, (n, run));
+            }
+        }
+    })
+    .await;
+}
+
+/// Attempts of an earlier task do not count as attempts of a later one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_task_with_the_same_id_is_retried() {
+    on_both_backends(async |pool| {
         let id = new_id();
         for n in [1, 2] {
             let handle = pool.send(&id, n, "fail").await;
@@ -182,16 +201,16 @@ async fn a_later_task_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_id_whose_suspension_has_ended_is_suspended_again() {
-    on_both(async |pool| {
+    on_both_backends(async |pool| {
         let id = new_id();
-        // The same message again asks again: a decision counts for one run of a task to its end.
+        // The same message again requests a new approval: a decision counts for one run of a task to its end.
         for (n, how) in [(1, "ask"), (1, "ask"), (2, "ask"), (1, "sleep"), (1, "sleep")] {
             let before = pool.runs();
             let handle = pool.send(&id, n, how).await;
             if how == "ask" {
                 pool.approve(&id).await;
             } else {
-                parked(&pool.running.client, &id).await;
+                wait_until_suspended(&pool.running.client, &id).await;
             }
             // One run before it is suspended, and one after.
             assert_eq!(pool.result(handle).await, (n, before + 1));
@@ -202,10 +221,10 @@ async fn an_id_whose_suspension_has_ended_is_suspended_again() {
     .await;
 }
 
-/// Its worker died before it could be suspended: that is no late copy of the task that has ended.
+/// The worker died before the task was suspended: the redelivery is not a late copy of the ended task.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redelivered_message_of_a_later_task_runs() {
-    on_both(async |pool| {
+    on_both_backends(async |pool| {
         let id = new_id();
         let first = pool.send(&id, 1, "ask").await;
         pool.approve(&id).await;
@@ -225,11 +244,11 @@ async fn a_redelivered_message_of_a_later_task_runs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
-    on_both(async |pool| {
+    on_both_backends(async |pool| {
         let (id, lost) = (new_id(), new_id());
         let resume = Queue::new(&pool.running.queue).resume();
         let wake = |id, number| {
-            Ticket { kind: TicketKind::Wake, number }.on(envelope(id, 1, "ask").encode())
+            SuspendHeader { kind: SuspendKind::Wake, number }.on(envelope(id, 1, "ask").encode())
         };
         let first = pool.send(&id, 1, "ask").await;
         pool.approve(&id).await;
@@ -237,15 +256,15 @@ async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
         pool.running.client.forget(&id).await.unwrap();
         pool.publish(wake(&id, 1), resume.clone()).await;
         let second = pool.send(&id, 2, "ask").await;
-        parked(&pool.running.client, &id).await;
+        wait_until_suspended(&pool.running.client, &id).await;
         for number in [1, 2, 3, 9] {
             pool.publish(wake(&id, number), resume.clone()).await;
         }
-        // A wake message that is alone says that those before it were looked at.
+        // When this wake message of a task without state has failed, those before it have been processed.
         pool.publish(wake(&lost, 1), resume).await;
         let handle = pool.running.client.handle::<(usize, usize)>(lost.as_str());
-        assert!(handle.result_within(PATIENCE).await.unwrap_err().failure().is_some());
-        assert_eq!(pool.runs(), 3, "two of the first task, and one of the second");
+        assert!(handle.result_within(TIMEOUT).await.unwrap_err().failure().is_some());
+        assert_eq!(pool.runs(), 3, "two runs of the first task, and one of the second");
         pool.approve(&id).await;
         assert_eq!(pool.result(second).await, (2, 3));
         assert_eq!(pool.runs(), 4);
@@ -253,24 +272,24 @@ async fn a_late_wake_message_of_an_earlier_task_changes_nothing() {
     .await;
 }
 
-/// Its workers were away for longer than the note of the task's end and the result are kept.
+/// The workers were stopped for longer than the store keeps the note of the task's end and the result.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wake_message_that_outlived_the_note_of_the_end_is_a_dead_letter() {
-    on_both(async |pool| {
+async fn a_wake_message_without_any_record_is_dead_lettered() {
+    on_both_backends(async |pool| {
         let client = &pool.running.client;
         let (id, errback) = (new_id(), new_id());
         let first = pool.send(&id, 1, "ask").await;
         pool.approve(&id).await;
         assert_eq!(pool.result(first).await, (1, 1));
         pool.forget_result(&id).await;
-        pool.forget_end(&id).await;
+        pool.forget_suspension(&id).await;
         let mut late = envelope(&id, 1, "ask");
         let follow = json!({
             "task": Work::NAME, "args": [], "kwargs": { "n": 7, "how": "" }, "immutable": true,
             "options": { "task_id": errback }, "subtask_type": null,
         });
         late.embed = serde_json::value::to_raw_value(&json!({ "errbacks": [follow] })).unwrap();
-        let mut late = Ticket { kind: TicketKind::Wake, number: 1 }.on(late.encode());
+        let mut late = SuspendHeader { kind: SuspendKind::Wake, number: 1 }.on(late.encode());
         let week = Duration::from_secs(7 * 24 * 60 * 60);
         let now = client.backends().store.clock().await.unwrap();
         let sent = now - i64::try_from(week.as_millis()).unwrap();
@@ -287,16 +306,16 @@ async fn a_wake_message_that_outlived_the_note_of_the_end_is_a_dead_letter() {
                 assert!(status.is_none(), "{status:?}");
             }
         };
-        let letter = timeout(PATIENCE, letter).await.unwrap();
+        let letter = timeout(TIMEOUT, letter).await.unwrap();
         assert!(letter.reason.as_ref().is_some_and(|it| it.contains("7 days")), "{letter:?}");
         assert!(client.status(&id).await.unwrap().is_none(), "no result is stored");
         assert!(client.status(&errback).await.unwrap().is_none());
 
-        // A younger one says that the state was lost.
+        // For a younger wake message, the worker stores that the state was lost.
         late.headers.insert("x-countersign-sent".into(), (sent + 600_000).into());
         pool.publish(late, resume).await;
         let lost = client.handle::<(usize, usize)>(id.as_str());
-        let lost = lost.result_within(PATIENCE).await.unwrap_err();
+        let lost = lost.result_within(TIMEOUT).await.unwrap_err();
         assert_eq!(lost.failure().unwrap().exc_type, "StateLost");
         let followed = client.handle::<(usize, usize)>(errback.as_str());
         assert_eq!(pool.result(followed).await.0, 7);
@@ -306,11 +325,11 @@ async fn a_wake_message_that_outlived_the_note_of_the_end_is_a_dead_letter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_message_under_the_id_of_a_suspended_task_is_dead_lettered() {
-    on_both(async |pool| {
+    on_both_backends(async |pool| {
         let id = new_id();
         let client = &pool.running.client;
         let first = pool.send(&id, 1, "ask").await;
-        parked(client, &id).await;
+        wait_until_suspended(client, &id).await;
         let error = client.forget(&id).await.unwrap_err();
         assert!(error.is_unfinished() && error.to_string().contains("suspended"), "{error}");
 
@@ -323,13 +342,13 @@ async fn a_new_message_under_the_id_of_a_suspended_task_is_dead_lettered() {
                 }
             }
         };
-        let letter = timeout(PATIENCE, letter).await.unwrap();
+        let letter = timeout(TIMEOUT, letter).await.unwrap();
         let reason = letter.reason.unwrap();
         assert!(reason.contains("test.work") && reason.contains(id.as_str()), "{reason}");
 
-        // Sent again it finds the same. The task that is suspended goes on.
+        // A replayed message finds the same state. The suspended task continues.
         dead.replay(&id).await.unwrap();
-        parked(client, &id).await;
+        wait_until_suspended(client, &id).await;
         pool.approve(&id).await;
         assert_eq!(pool.result(first).await.0, 1);
         assert_eq!(pool.result(second).await.0, 1, "the result of this id");

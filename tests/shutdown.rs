@@ -1,4 +1,4 @@
-//! How a worker process ends: which signals, within which time, and with a log that cannot be written.
+//! How a worker process ends: its signals, its deadlines, and logs that cannot be written.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::process::Stdio;
@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use countersign::{Arguments, Client, Config, Handle};
 use serde_json::Value;
-use support::{DemoWorker, Effects, Proxy, binary, queue_name, servers};
+use support::{DemoWorker, Effects, Proxy, TIMEOUT, binary, queue_name, servers};
 use tokio::process::Command;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// What a loaded machine may add to a promised deadline.
+/// A margin for a loaded machine beyond a guaranteed deadline.
 const SLACK: Duration = Duration::from_secs(3);
-/// How long a worker may take to close after its drain deadline.
+/// The time that a worker may take to close after its drain deadline.
 const CLOSE: Duration = Duration::from_secs(2);
 
 async fn client() -> Client {
@@ -30,8 +29,8 @@ async fn add(client: &Client, queue: &str) -> Handle<Value> {
     client.enqueue_named("demo.add", arguments).queue(queue).await.unwrap()
 }
 
-/// Waits until the worker has taken a message of its queue: no other consumer does.
-async fn taken(client: &Client, queue: &str) {
+/// Waits until the worker has received a message of its queue: it is the only consumer.
+async fn wait_until_empty(client: &Client, queue: &str) {
     let broker = &client.backends().broker;
     while broker.inspect(queue).await.unwrap().is_none_or(|state| state.ready > 0) {
         tokio::task::yield_now().await;
@@ -44,12 +43,12 @@ async fn two_signals_within_a_second_are_one() {
     let mut worker = DemoWorker::spawn(&["-Q", &queue, "-n", &queue], &[]);
     worker.ready().await;
     let task = sleep(&client, &queue, 2.0).await;
-    taken(&client, &queue).await;
-    // As a supervisor sends them: to the group and to the process.
+    wait_until_empty(&client, &queue).await;
+    // A supervisor signals both the process group and the process.
     worker.sigterm();
     worker.signal("INT");
     assert_eq!(worker.wait().await, Some(0), "{}", worker.stderr());
-    assert_eq!(task.result_within(PATIENCE).await.unwrap(), 2.0);
+    assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 2.0);
     client.close().await;
 }
 
@@ -60,9 +59,9 @@ async fn a_second_signal_later_forces_the_shutdown() {
     let mut worker = DemoWorker::spawn(&arguments, &[]);
     worker.ready().await;
     let task = sleep(&client, &queue, 600.0).await;
-    taken(&client, &queue).await;
+    wait_until_empty(&client, &queue).await;
     worker.sigterm();
-    worker.says("draining for at most").await;
+    worker.wait_for_log("draining for at most").await;
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(1100) {
         tokio::task::yield_now().await;
@@ -74,15 +73,15 @@ async fn a_second_signal_later_forces_the_shutdown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hangup_drains_unless_it_was_ignored_at_the_start() {
+async fn sighup_drains_unless_it_is_ignored_at_start() {
     let (client, queue) = (client().await, queue_name());
     let mut worker = DemoWorker::spawn(&["-Q", &queue, "-n", &queue], &[]);
     worker.ready().await;
     let task = sleep(&client, &queue, 1.0).await;
-    taken(&client, &queue).await;
+    wait_until_empty(&client, &queue).await;
     worker.signal("HUP");
     assert_eq!(worker.wait().await, Some(0), "{}", worker.stderr());
-    assert_eq!(task.result_within(PATIENCE).await.unwrap(), 1.0);
+    assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 1.0);
 
     let mut command = Command::new("sh");
     let demo = binary("demo").display().to_string();
@@ -91,7 +90,7 @@ async fn a_hangup_drains_unless_it_was_ignored_at_the_start() {
     worker.ready().await;
     worker.signal("HUP");
     let task = add(&client, &queue).await;
-    assert_eq!(task.result_within(PATIENCE).await.unwrap(), 3);
+    assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 3);
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(0));
     assert_eq!(worker.stderr().matches("draining for at most").count(), 1);
@@ -99,7 +98,7 @@ async fn a_hangup_drains_unless_it_was_ignored_at_the_start() {
 }
 
 /// Sixty tasks sleep, their channel is lost once, and all sixty are delivered again: the stale and the
-/// new deliveries together do not fit where one prefetch fits.
+/// new deliveries together exceed one prefetch.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_after_a_lost_connection_ends_within_its_deadline() {
     let (client, queue) = (client().await, queue_name());
@@ -111,10 +110,10 @@ async fn a_drain_after_a_lost_connection_ends_within_its_deadline() {
     for _ in 0..60 {
         sleep(&client, &queue, 600.0).await;
     }
-    taken(&client, &queue).await;
+    wait_until_empty(&client, &queue).await;
     proxy.cut();
-    worker.says_again(&format!("consuming {queue}\""), 2, PATIENCE).await;
-    taken(&client, &queue).await;
+    worker.wait_for_logs(&format!("consuming {queue}\""), 2, TIMEOUT).await;
+    wait_until_empty(&client, &queue).await;
     let begun = Instant::now();
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(75), "{}", worker.stderr());
@@ -151,7 +150,7 @@ async fn a_drain_ends_within_its_deadline_though_a_result_cannot_be_stored() {
     ];
     let mut worker = DemoWorker::spawn(&arguments, &variables);
     worker.ready().await;
-    // It runs: a message that the broker has sent may still be on its way.
+    // The test waits until the task runs: a message that the broker has sent may still be in transit.
     let mut effects = Effects::at(&servers.store_url).await;
     let arguments = Arguments::of(&(&effects.list, "begun", 1.0)).unwrap();
     let _ = client.enqueue_named("demo.mark", arguments).queue(&queue).await.unwrap();
@@ -165,7 +164,7 @@ async fn a_drain_ends_within_its_deadline_though_a_result_cannot_be_stored() {
     client.close().await;
 }
 
-/// Runs a worker whose standard error is `stderr`, lets it run tasks that log, and drains it.
+/// Starts a worker whose standard error is `stderr`, lets it run tasks that log, and drains it.
 async fn works_with(stderr: Stdio, level: &str) {
     let (client, queue) = (client().await, queue_name());
     let mut worker = Command::new(binary("demo"))
@@ -179,26 +178,26 @@ async fn works_with(stderr: Stdio, level: &str) {
         .unwrap();
     for _ in 0..200 {
         let task = add(&client, &queue).await;
-        assert_eq!(task.result_within(PATIENCE).await.unwrap(), 3);
+        assert_eq!(task.result_within(TIMEOUT).await.unwrap(), 3);
     }
     let pid = worker.id().unwrap().to_string();
     let begun = Instant::now();
     assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
-    let ended = tokio::time::timeout(PATIENCE, worker.wait()).await.unwrap().unwrap();
+    let ended = tokio::time::timeout(TIMEOUT, worker.wait()).await.unwrap().unwrap();
     assert_eq!(ended.code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(2) + CLOSE + SLACK, "{:?}", begun.elapsed());
     client.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_whose_reader_is_gone_stops_no_task() {
+async fn a_closed_log_pipe_stops_no_task() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     works_with(writer.into(), "debug").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_is_not_read_stops_no_task() {
+async fn a_full_log_pipe_stops_no_task() {
     let (_reader, writer) = std::io::pipe().unwrap();
     works_with(writer.into(), "trace").await;
 }
@@ -216,7 +215,7 @@ async fn shell(script: &str) -> (Option<i32>, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_whose_reader_is_gone_ends_quietly() {
+async fn a_command_whose_output_pipe_is_closed_exits_quietly() {
     let countersign = binary("countersign").display().to_string();
     for reader in ["head -1", "true"] {
         let script = format!(
@@ -224,27 +223,29 @@ async fn a_command_whose_reader_is_gone_ends_quietly() {
              echo ${{PIPESTATUS[0]}} >&2; {countersign} config list | {reader} >/dev/null; \
              exit ${{PIPESTATUS[0]}}"
         );
-        let (code, said) = shell(&script).await;
-        assert_eq!(code, Some(0), "{reader}: {said}");
-        assert!(!said.contains("panicked"), "{reader}: {said}");
+        let (code, stderr) = shell(&script).await;
+        assert_eq!(code, Some(0), "{reader}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{reader}: {stderr}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn output_on_a_full_disk_is_an_error_that_says_so() {
+async fn output_to_a_full_disk_is_a_reported_error() {
     let countersign = binary("countersign").display().to_string();
-    let (code, said) = shell(&format!("{countersign} config list > /dev/full")).await;
-    assert_eq!(code, Some(74), "{said}");
-    assert!(said.contains("cannot write to standard output"), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
+    for verb in ["config list", "--help", "--version"] {
+        let (code, stderr) = shell(&format!("{countersign} {verb} > /dev/full")).await;
+        assert_eq!(code, Some(74), "{verb}: {stderr}");
+        assert!(stderr.contains("cannot write to standard output"), "{verb}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{verb}: {stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_health_file_that_cannot_be_written_is_named_once_and_another_folder_can_be_set() {
+async fn an_unwritable_health_file_is_logged_once_and_its_folder_can_be_set() {
     let queue = queue_name();
     let variables = [("TMPDIR", "/proc/nowhere")];
     let mut worker = DemoWorker::spawn(&["-Q", &queue, "-n", &queue], &variables);
-    worker.says("cannot write the health file /proc/nowhere").await;
+    worker.wait_for_log("cannot write the health file /proc/nowhere").await;
     worker.sigterm();
     worker.wait().await;
 
@@ -254,16 +255,16 @@ async fn a_health_file_that_cannot_be_written_is_named_once_and_another_folder_c
     worker.ready().await;
     let is_ready = async {
         loop {
-            let asked = Command::new(binary("demo"))
+            let output = Command::new(binary("demo"))
                 .args(["-n", &queue, "health"])
                 .envs(variables)
                 .output();
-            if asked.await.unwrap().status.success() {
+            if output.await.unwrap().status.success() {
                 return;
             }
         }
     };
-    tokio::time::timeout(PATIENCE, is_ready).await.unwrap();
+    tokio::time::timeout(TIMEOUT, is_ready).await.unwrap();
     worker.sigterm();
     assert_eq!(worker.wait().await, Some(0));
     assert!(!worker.stderr().contains("cannot write the health file"));

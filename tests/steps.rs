@@ -1,25 +1,17 @@
-//! Steps on real servers: recorded once, answered from the journal, done again only after a crash.
+//! Steps on real servers: recorded once, returned from the journal, run again only after a crash.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use countersign::{
-    Client, Config, Context, Failure, Policy, Retry, Task, TaskError, TaskResult, Worker,
-};
+use countersign::{Client, Config, Context, Failure, Policy, Retry, Task, TaskError, TaskResult};
 use redis::AsyncCommands;
 use serde::{Deserialize, Serialize};
-use support::{Effects, Running, Server, servers};
-use tokio::process::Command;
+use support::roles::charge::{AFTER_THE_RECORD, BEFORE_THE_RECORD, CRASH, Capture, capture};
+use support::{Effects, Running, Server, TIMEOUT, roles, servers};
 use tokio::sync::Notify;
 use tokio::time::timeout;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Tells a child of this test that it is a worker, and where it is to die.
-const CRASH: &str = "COUNTERSIGN_TEST_CRASH";
-const QUEUE: &str = "COUNTERSIGN_TEST_QUEUE";
 
 #[derive(Serialize, Deserialize)]
 struct Charge {
@@ -52,7 +44,7 @@ async fn redis() -> redis::aio::MultiplexedConnection {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_is_done_once_and_every_run_gets_its_value() {
+async fn a_step_runs_once_and_every_run_gets_its_value() {
     let done = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&done);
     let handler = move |ctx: Context, Charge { cents }: Charge| {
@@ -67,14 +59,15 @@ async fn a_step_is_done_once_and_every_run_gets_its_value() {
             if ctx.attempt() < 3 { not_yet() } else { Ok(held.0) }
         }
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     assert_eq!(running.call(Charge { cents: 500 }).await.unwrap(), 500);
     assert_eq!(done.load(Ordering::SeqCst), 1);
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_step_fails_with_is_not_recorded() {
+async fn a_failed_step_is_not_recorded() {
     let done = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&done);
     let handler = move |ctx: Context, Charge { cents }: Charge| {
@@ -86,7 +79,8 @@ async fn what_a_step_fails_with_is_not_recorded() {
             .await
         }
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     assert_eq!(running.call(Charge { cents: 5 }).await.unwrap(), 5);
     assert_eq!(done.load(Ordering::SeqCst), 2);
     running.drain().await;
@@ -100,14 +94,14 @@ struct Receipt {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_run_too_gets_the_value_as_decoded() {
+async fn the_first_run_gets_the_decoded_value_too() {
     let handler = |ctx: Context, Charge { cents }: Charge| async move {
         let receipt = ctx
             .step("pay", || async { Ok::<_, TaskError>(Receipt { number: cents, secret: cents }) });
         let Receipt { number, secret } = receipt.await?;
         Ok(number + secret)
     };
-    let running = Running::start(|worker| worker.handle(handler, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(handler)).await;
     assert_eq!(running.call(Charge { cents: 7 }).await.unwrap(), 7);
     running.drain().await;
 }
@@ -123,7 +117,8 @@ async fn a_name_that_is_used_twice_in_a_run_fails_the_task() {
             ctx.step("pay", || async { Ok::<_, TaskError>(cents) }).await
         }
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let failure = failure(&running).await;
     assert_eq!(failure.exc_type, "DuplicateStep");
     assert!(failure.message().contains("\"pay\""), "{failure}");
@@ -140,7 +135,8 @@ async fn a_value_of_another_type_than_recorded_names_its_step() {
         }
         ctx.step("hold", || async { Ok::<u64, TaskError>(1) }).await
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let failure = failure(&running).await;
     assert_eq!(failure.exc_type, "JournalMismatch");
     assert!(failure.message().contains("\"hold\""), "{failure}");
@@ -148,7 +144,7 @@ async fn a_value_of_another_type_than_recorded_names_its_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_large_fails_and_names_its_setting() {
+async fn a_step_or_journal_that_is_too_large_fails_and_names_its_setting() {
     let mut config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     (config.max_step, config.max_journal) = (100, 150);
     let handler = |ctx: Context, Charge { cents }: Charge| async move {
@@ -159,7 +155,8 @@ async fn what_is_too_large_fails_and_names_its_setting() {
         Ok(cents)
     };
     let running =
-        Running::start_with(&config, |worker| worker.handle(handler, again_at_once())).await;
+        Running::start_with(&config, |worker| worker.handle_with_policy(handler, again_at_once()))
+            .await;
     assert_eq!(running.call(Charge { cents: 10 }).await.unwrap(), 10);
     for (cents, class, setting) in
         [(100, "StepTooLarge", "limits.step"), (80, "JournalTooLarge", "limits.journal")]
@@ -173,7 +170,7 @@ async fn what_is_too_large_fails_and_names_its_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_of_a_newer_worker_is_left_to_one() {
+async fn a_journal_of_a_newer_worker_is_left_to_a_newer_worker() {
     let runs = Arc::new(Notify::new());
     let counted = Arc::clone(&runs);
     let handler = move |ctx: Context, _: Charge| {
@@ -188,19 +185,20 @@ async fn a_journal_of_a_newer_worker_is_left_to_one() {
             ctx.step("hold", || async { Ok::<u64, TaskError>(1) }).await
         }
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let handle = running.client.enqueue(Charge { cents: 1 }).queue(&running.queue).await.unwrap();
     for _ in 0..2 {
-        timeout(PATIENCE, runs.notified()).await.expect("it is offered again");
+        timeout(TIMEOUT, runs.notified()).await.expect("the task is delivered again");
     }
     let key = format!("cs:journal:{}", handle.id());
     let _: () = redis().await.hset(key, "hold", r#"{"v":1,"step":7}"#).await.unwrap();
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 7);
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), 7);
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_redis_is_away_recording_waits() {
+async fn recording_a_step_waits_while_redis_is_away() {
     let mut server = Server::redis().await;
     let config = Config::new(&servers().broker_url, server.url()).unwrap();
     let (inside, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -216,14 +214,13 @@ async fn while_redis_is_away_recording_waits() {
             ctx.step("hold", hold).await
         }
     };
-    let running =
-        Running::start_with(&config, |worker| worker.handle(handler, Policy::default())).await;
+    let running = Running::start_with(&config, |worker| worker.handle(handler)).await;
     let handle = running.client.enqueue(Charge { cents: 3 }).queue(&running.queue).await.unwrap();
     inside.notified().await;
     server.kill().await;
     go.notify_one();
     server.start().await;
-    assert_eq!(handle.result_within(PATIENCE).await.unwrap(), 3);
+    assert_eq!(handle.result_within(TIMEOUT).await.unwrap(), 3);
     running.drain().await;
 }
 
@@ -251,10 +248,9 @@ async fn a_drain_waits_for_a_step_and_the_next_run_has_its_value() {
         }
     };
     let first = handler(&done, &inside, false);
-    let running = Running::start(|worker| {
-        worker.handle(first, Policy::default()).drain_deadline(Duration::from_millis(100))
-    })
-    .await;
+    let running =
+        Running::start(|worker| worker.handle(first).drain_deadline(Duration::from_millis(100)))
+            .await;
     let handle = running.client.enqueue(Charge { cents: 9 }).queue(&running.queue).await.unwrap();
     inside.notified().await;
     let (id, queue) = (handle.id().clone(), running.queue.clone());
@@ -263,15 +259,14 @@ async fn a_drain_waits_for_a_step_and_the_next_run_has_its_value() {
     assert_eq!(done.load(Ordering::SeqCst), 1);
 
     let second = handler(&done, &inside, true);
-    let heir =
-        Running::start(|worker| worker.queue(&queue).handle(second, Policy::default())).await;
-    let held = heir.client.handle::<u64>(id).result_within(PATIENCE).await.unwrap();
+    let successor = Running::start(|worker| worker.queue(&queue).handle(second)).await;
+    let held = successor.client.handle::<u64>(id).result_within(TIMEOUT).await.unwrap();
     assert_eq!((held, done.load(Ordering::SeqCst)), (9, 1));
-    heir.drain().await;
+    successor.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_does_not_end_is_cut_after_its_grace() {
+async fn a_step_that_does_not_end_is_dropped_after_its_grace_period() {
     let stuck = |ctx: Context, _: Charge| async move {
         ctx.step("hold", std::future::pending::<TaskResult<u64>>).await
     };
@@ -280,13 +275,13 @@ async fn a_step_that_does_not_end_is_cut_after_its_grace() {
         step_grace: Duration::from_millis(50),
         ..Policy::default()
     };
-    let running = Running::start(|worker| worker.handle(stuck, policy)).await;
+    let running = Running::start(|worker| worker.handle_with_policy(stuck, policy)).await;
     assert_eq!(failure(&running).await.exc_type, "TimeLimitExceeded");
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_about_to_be_dropped_begins_no_step() {
+async fn a_run_that_is_about_to_be_dropped_starts_no_step() {
     let begun = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&begun);
     let handler = move |ctx: Context, Charge { cents }: Charge| {
@@ -305,91 +300,53 @@ async fn a_run_that_is_about_to_be_dropped_begins_no_step() {
         }
     };
     let policy = Policy { hard_limit: Duration::from_millis(50), ..Policy::default() };
-    let running = Running::start(|worker| worker.handle(handler, policy)).await;
+    let running = Running::start(|worker| worker.handle_with_policy(handler, policy)).await;
     assert_eq!(failure(&running).await.exc_type, "TimeLimitExceeded");
     assert_eq!(begun.load(Ordering::SeqCst), 0);
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_outlives_its_run_begins_no_step() {
+async fn a_future_that_outlives_its_run_starts_no_step() {
     let go = Arc::new(Notify::new());
-    let (told, mut tell) = tokio::sync::mpsc::channel(1);
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
     let may_go = Arc::clone(&go);
     let handler = move |ctx: Context, Charge { cents }: Charge| {
-        let (go, told) = (Arc::clone(&may_go), told.clone());
+        let (go, sender) = (Arc::clone(&may_go), sender.clone());
         async move {
             tokio::spawn(async move {
                 go.notified().await;
                 let late = ctx.step("late", || async { Ok::<_, TaskError>(cents) }).await;
-                told.send(late).await
+                sender.send(late).await
             });
             Ok(cents)
         }
     };
-    let running = Running::start(|worker| worker.handle(handler, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(handler)).await;
     assert_eq!(running.call(Charge { cents: 4 }).await.unwrap(), 4);
     go.notify_one();
-    let late = timeout(PATIENCE, tell.recv()).await.unwrap().unwrap();
-    assert!(late.unwrap_err().to_string().contains("outlived its run"));
+    let late = timeout(TIMEOUT, receiver.recv()).await.unwrap().unwrap();
+    assert!(late.unwrap_err().to_string().contains("after its run had ended"));
     running.drain().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_journal_goes_when_its_result_goes() {
+async fn a_journal_expires_with_its_result() {
     let handler = |ctx: Context, Charge { cents }: Charge| async move {
         ctx.step("hold", || async { Ok::<_, TaskError>(cents) }).await
     };
-    let running = Running::start(|worker| worker.handle(handler, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(handler)).await;
     let handle = running.client.enqueue(Charge { cents: 1 }).queue(&running.queue).await.unwrap();
     let key = format!("cs:journal:{}", handle.id());
-    handle.result_within(PATIENCE).await.unwrap();
+    handle.result_within(TIMEOUT).await.unwrap();
     let result_expires = running.client.config().result_expires.as_secs();
-    // The drain flushes what is being written.
+    // The drain flushes pending writes.
     running.drain().await;
     let left: u64 = redis().await.ttl(key).await.unwrap();
     assert!(left <= result_expires, "{left} s");
 }
 
-#[derive(Serialize, Deserialize)]
-struct Capture {
-    list: String,
-}
-
-impl Task for Capture {
-    const NAME: &'static str = "test.capture";
-    type Output = String;
-}
-
-async fn capture(ctx: Context, Capture { list }: Capture) -> TaskResult<String> {
-    let crash = std::env::var(CRASH).unwrap_or_default();
-    let id = ctx.id().to_string();
-    let effect = || async {
-        let _: usize = redis().await.rpush(&list, &id).await?;
-        if crash == "before the record" {
-            std::process::abort();
-        }
-        Ok::<_, TaskError>(format!("receipt of {id}"))
-    };
-    let receipt = ctx.step("capture", effect).await?;
-    if crash == "after the record" {
-        std::process::abort();
-    }
-    Ok(receipt)
-}
-
-/// No test: the worker that the next one starts, to die.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "a worker that dies"]
-async fn dying_worker() {
-    let Ok(queue) = std::env::var(QUEUE) else { return };
-    let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
-    let client = Client::connect(&config).await.unwrap();
-    let worker = Worker::new(&client).queue(queue).handle(capture, Policy::default());
-    worker.run(std::future::pending()).await.unwrap();
-}
-
-/// Runs a task in a worker that dies there, then in another; returns how often its step was done.
+/// Runs a task in a worker that dies at this point, then in another; returns how often its step ran.
 async fn effects_of_a_crash(at: &str) -> usize {
     let mut effects = Effects::at(&servers().store_url).await;
     let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
@@ -398,32 +355,25 @@ async fn effects_of_a_crash(at: &str) -> usize {
     let task = client.enqueue(Capture { list: effects.list.clone() }).queue(&queue);
     let handle = task.await.unwrap();
     let id = handle.id().to_string();
-    let mut dying = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "dying_worker", "--ignored"])
-        .envs([(CRASH, at), (QUEUE, &queue)])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let died = timeout(PATIENCE, dying.wait()).await.unwrap().unwrap();
-    assert_eq!(died.code(), None, "a signal ends it");
+    let mut dying = roles::command("charge", &[&queue]).env(CRASH, at).spawn().unwrap();
+    let died = timeout(TIMEOUT, dying.wait()).await.unwrap().unwrap();
+    assert_eq!(died.code(), None, "a signal ends the worker");
 
-    let heir = Running::start(|worker| worker.queue(&queue).handle(capture, Policy::default()));
-    let heir = heir.await;
-    let receipt = handle.result_within(PATIENCE).await.unwrap();
+    let successor = Running::start(|worker| worker.queue(&queue).handle(capture));
+    let successor = successor.await;
+    let receipt = handle.result_within(TIMEOUT).await.unwrap();
     assert_eq!(receipt, format!("receipt of {id}"));
-    heir.drain().await;
+    successor.drain().await;
     client.close().await;
     effects.runs().await.remove(&id).unwrap_or(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_crash_between_effect_and_record_does_the_step_again() {
-    assert_eq!(effects_of_a_crash("before the record").await, 2);
+async fn a_crash_between_effect_and_record_repeats_the_step() {
+    assert_eq!(effects_of_a_crash(BEFORE_THE_RECORD).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_crash_a_recorded_step_is_not_done_again() {
-    assert_eq!(effects_of_a_crash("after the record").await, 1);
+async fn a_recorded_step_is_not_repeated_after_a_crash() {
+    assert_eq!(effects_of_a_crash(AFTER_THE_RECORD).await, 1);
 }

@@ -1,20 +1,18 @@
-//! Streams of tasks on real servers: followed live and later, over lost connections, repeating
-//! nothing.
+//! Streams of tasks on real servers: followed live and later, over lost connections, without repeated
+//! entries.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use countersign::{
-    Client, Config, Context, Follow, Policy, Retry, Said, Task, TaskError, TaskId, TaskResult,
+    Client, Config, Context, EntryKind, Follow, Policy, Retry, Task, TaskError, TaskId, TaskResult,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use support::{Proxy, Running, servers};
+use support::{Proxy, Running, TIMEOUT, servers};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Write {
@@ -38,7 +36,7 @@ async fn write(ctx: Context, Write { words }: Write) -> TaskResult<usize> {
     Ok(words.len())
 }
 
-/// A worker that writes a word for each permit.
+/// Starts a worker that writes a word for each permit.
 async fn paced(permits: &Arc<Semaphore>) -> Running {
     let permits = Arc::clone(permits);
     let handler = move |ctx: Context, Write { words }: Write| {
@@ -52,7 +50,7 @@ async fn paced(permits: &Arc<Semaphore>) -> Running {
             Ok(words.len())
         }
     };
-    Running::start(|worker| worker.handle(handler, Policy::default())).await
+    Running::start(|worker| worker.handle(handler)).await
 }
 
 async fn begin(running: &Running, task: Write) -> TaskId {
@@ -60,13 +58,13 @@ async fn begin(running: &Running, task: Write) -> TaskId {
     handle.id().clone()
 }
 
-/// The next entry, in short: number, kind, step, run of the step, value.
+/// Returns the next entry in short form: number, kind, step, run of the step, value.
 async fn next(follow: &mut Follow) -> Option<String> {
-    let entry = timeout(PATIENCE, follow.next()).await.unwrap()?.unwrap();
-    let (number, said, run, value) = (entry.number, entry.said.as_str(), entry.run, entry.value);
+    let entry = timeout(TIMEOUT, follow.next()).await.unwrap()?.unwrap();
+    let (number, kind, run, value) = (entry.number, entry.kind.as_str(), entry.run, entry.value);
     Some(match entry.step {
-        Some(step) => format!("{number} {said} {step}/{run} {value}"),
-        None => format!("{number} {said} {value}"),
+        Some(step) => format!("{number} {kind} {step}/{run} {value}"),
+        None => format!("{number} {kind} {value}"),
     })
 }
 
@@ -123,7 +121,7 @@ async fn a_stream_is_read_from_any_position_while_and_after_it_is_written() {
     assert_eq!(next(&mut second).await.unwrap(), "2 output \"2\"");
 
     let mut live = running.client.follow(&id).live();
-    let live = tokio::spawn(async move { timeout(PATIENCE, live.next()).await });
+    let live = tokio::spawn(async move { timeout(TIMEOUT, live.next()).await });
     while !live.is_finished() {
         permits.add_permits(1);
         assert!(next(&mut second).await.is_some());
@@ -164,8 +162,7 @@ async fn a_writer_survives_its_connections() {
     let servers = servers();
     let (proxy, store_url) = Proxy::before(&servers.store_url).await;
     let config = Config::new(&servers.broker_url, &store_url).unwrap();
-    let running =
-        Running::start_with(&config, |worker| worker.handle(write, Policy::default())).await;
+    let running = Running::start_with(&config, |worker| worker.handle(write)).await;
     let text: Vec<String> = (1..=500).map(|n| n.to_string()).collect();
     let id = begin(&running, words(&text.join(" "))).await;
     let direct = Config::new(&servers.broker_url, &servers.store_url).unwrap();
@@ -207,7 +204,8 @@ async fn a_replay_repeats_nothing() {
         ctx.progress("done").await?;
         Ok(done)
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let id = begin(&running, words("so it")).await;
     let entries = [
         "1 progress {\"words\":2}",
@@ -220,7 +218,7 @@ async fn a_replay_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_step_that_runs_again_says_so_to_readers() {
+async fn readers_see_that_a_step_runs_again() {
     let handler = |ctx: Context, Write { words }: Write| async move {
         let generate = || async {
             if ctx.attempt() < 4 {
@@ -234,14 +232,15 @@ async fn a_step_that_runs_again_says_so_to_readers() {
         };
         ctx.step("generate", generate).await
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let id = begin(&running, words("so it goes")).await;
     let entries = [
         "1 output generate/1 \"so\"",
         "2 output generate/1 \"it\"",
         "3 restarted generate/2 null",
         "4 output generate/2 \"so\"",
-        // The third run has said nothing, but what the second said is void.
+        // The third run has written no entry, but the entries of the second run are void.
         "5 restarted generate/3 null",
         "6 restarted generate/4 null",
         "7 output generate/4 \"at last\"",
@@ -253,7 +252,7 @@ async fn a_step_that_runs_again_says_so_to_readers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_of_two_tasks_at_once_are_numbered_by_their_steps() {
     let handler = |ctx: Context, Write { words }: Write| async move {
-        let say = |step: &'static str| {
+        let send_words = |step: &'static str| {
             let (ctx, words) = (ctx.clone(), &words);
             async move {
                 let work = || async {
@@ -265,16 +264,17 @@ async fn entries_of_two_tasks_at_once_are_numbered_by_their_steps() {
                 ctx.step(step, work).await
             }
         };
-        let (left, right) = tokio::join!(say("left"), say("right"));
+        let (left, right) = tokio::join!(send_words("left"), send_words("right"));
         Ok(left? + right?)
     };
-    let running = Running::start(|worker| worker.handle(handler, again_at_once())).await;
+    let running =
+        Running::start(|worker| worker.handle_with_policy(handler, again_at_once())).await;
     let id = begin(&running, words("a b c")).await;
     let entries = all(running.client.follow(&id)).await;
     for step in ["left", "right"] {
         let of_step = entries.iter().filter(|entry| entry.contains(step));
-        let said: Vec<_> = of_step.map(|entry| entry.rsplit(' ').next().unwrap()).collect();
-        assert_eq!(said, ["\"a\"", "\"b\"", "\"c\""], "{entries:?}");
+        let sent: Vec<_> = of_step.map(|entry| entry.rsplit(' ').next().unwrap()).collect();
+        assert_eq!(sent, ["\"a\"", "\"b\"", "\"c\""], "{entries:?}");
     }
     running.drain().await;
 }
@@ -284,7 +284,8 @@ async fn an_entry_that_is_too_large_fails_and_names_its_setting() {
     let mut config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
     config.max_stream_entry = 8;
     let running =
-        Running::start_with(&config, |worker| worker.handle(write, again_at_once())).await;
+        Running::start_with(&config, |worker| worker.handle_with_policy(write, again_at_once()))
+            .await;
     let error = running.call(words("short far-too-long")).await.unwrap_err();
     let failure = error.failure().unwrap();
     assert_eq!(failure.exc_type, "StreamEntryTooLarge");
@@ -293,7 +294,7 @@ async fn an_entry_that_is_too_large_fails_and_names_its_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_stream_of_ours_is_an_error_and_hinders_no_other() {
+async fn a_malformed_stream_is_an_error_and_blocks_no_other() {
     let permits = Arc::new(Semaphore::new(0));
     let running = paced(&permits).await;
     let client = redis::Client::open(servers().store_url).unwrap();
@@ -311,7 +312,7 @@ async fn what_is_no_stream_of_ours_is_an_error_and_hinders_no_other() {
         add.arg(key(&foreign)).arg("*").arg("a").arg("b").query_async(&mut redis).await.unwrap();
     for id in [text, foreign] {
         let mut follow = running.client.follow(&id);
-        let error = timeout(PATIENCE, follow.next()).await.unwrap().unwrap().unwrap_err();
+        let error = timeout(TIMEOUT, follow.next()).await.unwrap().unwrap().unwrap_err();
         assert!(!error.to_string().is_empty());
     }
     permits.add_permits(1);
@@ -320,15 +321,15 @@ async fn what_is_no_stream_of_ours_is_an_error_and_hinders_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_gives_back_its_value() {
+async fn an_entry_decodes_its_value() {
     let handler = |ctx: Context, Write { words }: Write| async move {
         ctx.progress(&(words.len(), "words")).await?;
         Ok(words.len())
     };
-    let running = Running::start(|worker| worker.handle(handler, Policy::default())).await;
+    let running = Running::start(|worker| worker.handle(handler)).await;
     let id = begin(&running, words("a b")).await;
     let entry = running.client.follow(&id).next().await.unwrap().unwrap();
-    assert_eq!((entry.said, entry.step.as_deref(), entry.run), (Said::Progress, None, 1));
+    assert_eq!((entry.kind, entry.step.as_deref(), entry.run), (EntryKind::Progress, None, 1));
     assert_eq!(entry.read::<(usize, String)>().unwrap(), (2, "words".to_owned()));
     assert!(entry.read::<bool>().is_err());
     running.drain().await;

@@ -1,19 +1,15 @@
-//! Tasks that never run because something before them was revoked, has expired, or is refused: whoever
-//! waits for them is told.
+//! Tasks that never run because a task before them was revoked, has expired, or is refused: their waiters
+//! receive a failure.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test panics when it fails")]
 
-use std::time::Duration;
-
-use countersign::backend::{Parcel, Queue};
+use countersign::backend::{PublishRequest, Queue};
 use countersign::protocol::{Envelope, State};
-use countersign::{Arguments, Client, Context, Policy, Revoke, Task, TaskId, TaskResult};
+use countersign::{Arguments, Client, Config, Context, Revoke, Task, TaskId, TaskResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use support::Running;
+use support::{Running, TIMEOUT, servers};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Serialize, Deserialize)]
 struct Any(Arguments);
@@ -23,20 +19,20 @@ impl Task for Any {
     type Output = ();
 }
 
-/// Sends a task with this `embed`.
+/// Sends a task with this `embed` in its body.
 async fn send(running: &Running, embed: &Value, change: impl FnOnce(&mut Envelope)) -> TaskId {
     let mut task = Envelope::new("test.any", Arguments::default());
     task.id = TaskId::random();
     task.embed = serde_json::value::to_raw_value(embed).unwrap();
     change(&mut task);
     let id = task.id.clone();
-    let parcel = Parcel {
+    let request = PublishRequest {
         message: task.encode(),
         queue: Queue::new(running.queue.as_str()),
         delay: None,
-        timeout: PATIENCE,
+        timeout: TIMEOUT,
     };
-    running.client.backends().broker.publish(parcel).await.map(drop).unwrap();
+    running.client.backends().broker.publish(request).await.map(drop).unwrap();
     id
 }
 
@@ -44,7 +40,7 @@ fn signature(id: &TaskId) -> Value {
     json!({ "task": "test.any", "immutable": true, "options": { "task_id": id } })
 }
 
-/// Waits until the task has ended, and says how.
+/// Waits until the task has ended; returns its state and the reason.
 async fn ended(client: &Client, id: &TaskId) -> (State, String) {
     let wait = async {
         loop {
@@ -57,16 +53,20 @@ async fn ended(client: &Client, id: &TaskId) -> (State, String) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("{id} never ends"))
+    timeout(TIMEOUT, wait).await.unwrap_or_else(|_| panic!("task {id} does not end"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn later_tasks_of_a_chain_fail_when_one_before_was_revoked_or_has_expired() {
     let any = |_: Context, _: Any| async { Ok(()) };
-    let running = Running::start(|worker| worker.handle(any, Policy::default())).await;
-    let client = &running.client;
     let [revoked, third, last, late] = [(); 4].map(|()| TaskId::random());
-    client.revoke(std::slice::from_ref(&revoked), Revoke::IfQueued).await.unwrap();
+    // Revoked before the worker starts: a running worker receives the revocation with a delay.
+    let config = Config::new(&servers().broker_url, &servers().store_url).unwrap();
+    let revoking = Client::connect(&config).await.unwrap();
+    revoking.revoke(std::slice::from_ref(&revoked), Revoke::IfQueued).await.unwrap();
+    revoking.close().await;
+    let running = Running::start(|worker| worker.handle(any)).await;
+    let client = &running.client;
     let chain = json!({ "chain": [signature(&last), signature(&third), signature(&revoked)] });
     send(&running, &chain, |_| {}).await;
     assert_eq!(ended(client, &revoked).await.0, State::Revoked);
@@ -97,18 +97,16 @@ impl Task for Errback {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_chord_calls_its_bodys_errback_once() {
-    let (tell, mut told) = mpsc::unbounded_channel();
+    let (sender, mut receiver) = mpsc::unbounded_channel();
     let any = |_: Context, _: Any| async { Ok(()) };
     let errback = move |_: Context, Errback(id): Errback| {
-        let tell = tell.clone();
+        let sender = sender.clone();
         async move {
-            tell.send(id).unwrap();
+            sender.send(id).unwrap();
             TaskResult::Ok(())
         }
     };
-    let build = |worker: countersign::Worker| {
-        worker.handle(any, Policy::default()).handle(errback, Policy::default())
-    };
+    let build = |worker: countersign::Worker| worker.handle(any).handle(errback);
     let running = Running::start(build).await;
     let chord = |body: &TaskId| {
         let mut body = signature(body);
@@ -126,7 +124,7 @@ async fn a_refused_chord_calls_its_bodys_errback_once() {
     send(&running, &json!({ "chord": chord(&third) }), |_| {}).await;
     let mut called = Vec::new();
     while !called.contains(&third.to_string()) || !called.contains(&second.to_string()) {
-        called.push(timeout(PATIENCE, told.recv()).await.unwrap().unwrap());
+        called.push(timeout(TIMEOUT, receiver.recv()).await.unwrap().unwrap());
     }
     assert_eq!(ended(&running.client, &first).await.0, State::Failure);
     called.sort();

@@ -1,8 +1,8 @@
-//! `amqp://user:password@host:port/vhost`, as Celery writes it.
+//! `amqp://user:password@host:port/vhost`, in Celery's format.
 
 use std::fmt;
 
-/// One broker node, and how to log in to it. Displays without the password.
+/// A broker node and its credentials. `Display` and `Debug` omit the password.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct AmqpAddress {
     pub(crate) is_tls: bool,
@@ -13,7 +13,7 @@ pub(crate) struct AmqpAddress {
     pub(crate) vhost: String,
 }
 
-/// Reads the URL of one node. An empty path and `/` both mean the virtual host `/`.
+/// Parses the URL of one node. An empty path and `/` both mean the virtual host `/`.
 pub(crate) fn parse(text: &str) -> Result<AmqpAddress, String> {
     let url = super::parse(text)?;
     let (is_tls, port) = match url.scheme() {
@@ -25,7 +25,7 @@ pub(crate) fn parse(text: &str) -> Result<AmqpAddress, String> {
         return Err(format!("option `{name}` is not read from a URL: {}", instead_of(&name)));
     }
     if url.fragment().is_some() {
-        return Err("a `#` is %23 in a password or a path".to_owned());
+        return Err("write `#` as %23 in a password or a path".to_owned());
     }
     let vhost = match url.path().strip_prefix('/').unwrap_or_default() {
         "" => "/".to_owned(),
@@ -43,7 +43,7 @@ pub(crate) fn parse(text: &str) -> Result<AmqpAddress, String> {
     Ok(AmqpAddress { is_tls, host, port: url.port().unwrap_or(port), user, password, vhost })
 }
 
-/// What to do instead of giving this option.
+/// Returns what to do instead of setting this option.
 fn instead_of(option: &str) -> &'static str {
     match option {
         "heartbeat" => "set broker.heartbeat",
@@ -51,7 +51,7 @@ fn instead_of(option: &str) -> &'static str {
         "cacertfile" | "ca_certs" => "set tls.ca_file",
         "ssl" | "ssl_options" | "verify" => "write amqps:// for TLS; certificates are verified",
         "certfile" | "keyfile" => "client certificates are not supported for RabbitMQ; remove it",
-        "frame_max" | "channel_max" => "they are agreed on with the broker; remove it",
+        "frame_max" | "channel_max" => "it is negotiated with the broker; remove it",
         _ => "remove it; `?` is %3F in a password or a path",
     }
 }
@@ -85,10 +85,11 @@ mod tests {
         assert_eq!(parse("pyamqp://three//nested").unwrap().vhost, "/nested");
         assert_eq!(parse("amqp://a:p@ss@host/").unwrap().password, "p@ss");
         assert_eq!(parse("amqp://[::1]:5/").unwrap().host, "::1");
+        assert!(parse("AMQPS://two").unwrap().is_tls);
     }
 
     #[test]
-    fn what_is_not_honoured_is_refused_with_the_remedy() {
+    fn an_unsupported_part_is_refused_with_its_remedy() {
         for (url, remedy) in [
             ("http://host", "amqp://"),
             ("amqp://host?heartbeat=3", "broker.heartbeat"),
@@ -101,6 +102,11 @@ mod tests {
             ("amqp://host/v@x", "%40"),
             ("amqp://host:99999/", "percent-encoded"),
             ("amqp://u:%ff@host", "UTF-8"),
+            ("amqp://u:p%00@host", "control character"),
+            ("amqp://u:p%zz@host", "%25"),
+            ("amqp://host:0/", "port 0"),
+            ("amqp://ho%1bst/", "host name"),
+            ("amqp://ho\u{1b}st/", "host name"),
         ] {
             let error = parse(url).unwrap_err();
             assert!(error.contains(remedy) && !error.contains("ss@"), "{url}: {error}");

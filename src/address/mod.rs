@@ -1,8 +1,8 @@
-//! Addresses of brokers, stores and databases: which URLs are read, what each part means, and which
-//! parts are refused. Nothing connects here.
+//! URLs of brokers, stores and databases: the accepted forms, the meaning of each part, and the refused
+//! parts. Nothing connects here.
 //!
-//! A part that cannot be honoured is an error that says what to write instead. Errors never contain
-//! the URL: it may have a password.
+//! An unsupported part is an error that names the supported form. Errors never contain the URL, which
+//! may hold a password.
 
 pub(crate) mod amqp;
 pub(crate) mod redis;
@@ -11,8 +11,8 @@ pub(crate) mod sqlite;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-/// The URLs of a list, separated by `;`. A `;` that no URL follows belongs to the URL before it, so a
-/// password with a `;` is never cut in two. A `;` at the end is ignored, as Celery does.
+/// Splits a list of URLs at `;`. A `;` that is not followed by a URL belongs to the URL before it, so a
+/// password with a `;` is never split. A trailing `;` is ignored, as in Celery.
 pub(crate) fn each(urls: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut begin = 0;
@@ -34,15 +34,15 @@ fn begins_url(text: &str) -> bool {
     })
 }
 
-/// The scheme of a URL, in lower case; empty when it has none.
+/// The scheme of a URL in lower case; empty when it has none.
 pub(crate) fn scheme(url: &str) -> String {
     url.split_once("://").map_or_else(String::new, |(scheme, _)| scheme.to_ascii_lowercase())
 }
 
-/// A URL without its secrets: the password is `***`, and so is a password among the options.
+/// Masks the secrets of a URL: the password becomes `***`, and so does a password among the options.
 pub(crate) fn masked(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        // It is no URL, and may have a password all the same.
+        // The text is not a URL, but it may contain a password.
         return url
             .rsplit_once('@')
             .map_or_else(|| url.to_owned(), |(_, host)| format!("***@{host}"));
@@ -67,7 +67,7 @@ pub(crate) fn masked(url: &str) -> String {
     format!("{scheme}://{place}?{}", options.join("&"))
 }
 
-/// Reads a URL with a host.
+/// Parses a URL with a host.
 fn parse(text: &str) -> Result<Url, String> {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let end_of_host = rest.find(['/', '?', '#']).unwrap_or(rest.len());
@@ -76,15 +76,39 @@ fn parse(text: &str) -> Result<Url, String> {
                     path: `;` is %3B, `/` is %2F, `?` is %3F, `#` is %23, `@` is %40"
             .to_owned());
     }
-    Url::parse(text).map_err(|error| {
+    if !is_percent_encoded(text) {
+        return Err("a literal `%` must be written as %25".to_owned());
+    }
+    let url = Url::parse(text).map_err(|error| {
         format!("{error}; special characters in a user name or a password are percent-encoded")
+    })?;
+    if url.port() == Some(0) {
+        return Err("port 0 is not a valid port".to_owned());
+    }
+    if url.host_str().is_some_and(|host| host.contains(|c: char| c.is_control() || c == '%')) {
+        return Err(
+            "a host name must not contain control characters or percent-encoded ones".to_owned()
+        );
+    }
+    Ok(url)
+}
+
+/// Whether two hexadecimal digits follow each `%`.
+fn is_percent_encoded(text: &str) -> bool {
+    text.match_indices('%').all(|(at, _)| {
+        let digits = text.as_bytes().get(at + 1..at + 3);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     })
 }
 
-/// The text of a percent-encoded part; `what` names it in the error.
+/// Decodes a percent-encoded part; `what` names it in the error.
 fn decoded(part: &str, what: &str) -> Result<String, String> {
     let text = percent_decode_str(part).decode_utf8();
-    text.map(|text| text.into_owned()).map_err(|_| format!("the {what} is not UTF-8 when decoded"))
+    let text = text.map_err(|_| format!("the {what} is not UTF-8 when decoded"))?;
+    if text.contains(char::is_control) {
+        return Err(format!("the {what} has a control character when decoded"));
+    }
+    Ok(text.into_owned())
 }
 
 #[cfg(test)]

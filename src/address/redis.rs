@@ -1,15 +1,15 @@
-//! `redis://user:password@host:port/database?option=value`, and the forms that Celery has for TLS and
-//! for Unix sockets.
+//! `redis://user:password@host:port/database?option=value`, and Celery's forms for TLS and Unix
+//! sockets.
 
 use std::path::PathBuf;
 
 use url::Url;
 
-/// The schemes that are read.
+/// The accepted schemes.
 pub(crate) const SCHEMES: &[&str] =
     &["redis", "rediss", "valkey", "valkeys", "unix", "redis+socket", "socket"];
 
-/// One server, and how to log in to it.
+/// A server and its credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct RedisAddress {
     pub(crate) endpoint: Endpoint,
@@ -18,7 +18,7 @@ pub(crate) struct RedisAddress {
     pub(crate) password: Option<String>,
 }
 
-/// Where a server listens.
+/// The address where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Tcp { host: String, port: u16 },
@@ -26,18 +26,18 @@ pub(crate) enum Endpoint {
     Unix(PathBuf),
 }
 
-/// How the certificate of a server is checked, and which one the client shows.
+/// How to verify the server's certificate, and which certificate the client presents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TlsOptions {
     /// The server's certificate is not verified: `ssl_cert_reqs=none` or `#insecure`.
     pub(crate) is_insecure: bool,
-    /// The file of the certificate authorities; the system's and `tls.ca_file` otherwise.
+    /// The file of the certificate authorities; otherwise the system's and `tls.ca_file`.
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) certificate_file: Option<PathBuf>,
     pub(crate) key_file: Option<PathBuf>,
 }
 
-/// What the files of [`TlsOptions`] hold, as PEM.
+/// The contents of the files of [`TlsOptions`], as PEM.
 #[derive(Default)]
 pub(crate) struct Certificates {
     pub(crate) authorities: Option<Vec<u8>>,
@@ -63,7 +63,7 @@ impl TlsOptions {
     }
 }
 
-/// Reads the URL of one server.
+/// Parses the URL of one server.
 pub(crate) fn parse(text: &str) -> Result<RedisAddress, String> {
     let scheme = &*super::scheme(text);
     if scheme.is_empty() {
@@ -78,8 +78,8 @@ pub(crate) fn parse(text: &str) -> Result<RedisAddress, String> {
     let mut address = RedisAddress {
         endpoint: Endpoint::Unix(PathBuf::new()),
         database: 0,
-        user: given(url.username(), "user name")?,
-        password: given(url.password().unwrap_or_default(), "password")?,
+        user: optional_part(url.username(), "user name")?,
+        password: optional_part(url.password().unwrap_or_default(), "password")?,
     };
     let mut tls = TlsOptions::default();
     let mut database = if is_socket { None } else { database(url.path().trim_matches('/'))? };
@@ -106,17 +106,18 @@ pub(crate) fn parse(text: &str) -> Result<RedisAddress, String> {
     match url.fragment() {
         None => {}
         Some("insecure") if is_tls => tls.is_insecure = true,
-        Some(_) => return Err("a `#` is %23 in a password or a path".to_owned()),
+        Some(_) => return Err("write `#` as %23 in a password or a path".to_owned()),
     }
     if tls.certificate_file.is_some() != tls.key_file.is_some() {
-        return Err("`ssl_certfile` and `ssl_keyfile` are given together".to_owned());
+        return Err("set `ssl_certfile` and `ssl_keyfile` together".to_owned());
     }
     address.database = database.unwrap_or(0);
     address.endpoint = endpoint(&url, is_socket, is_tls.then_some(tls))?;
     Ok(address)
 }
 
-/// Reads the URL of a socket as if it had a host, which is how the parser takes a password.
+/// Parses the URL of a socket as if it had a host, because the parser requires one to accept a
+/// password.
 fn parse_socket(text: &str) -> Result<Url, String> {
     let rest = text.split_once("://").map_or("", |(_, rest)| rest);
     let (login, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
@@ -139,7 +140,7 @@ fn endpoint(url: &Url, is_socket: bool, tls: Option<TlsOptions>) -> Result<Endpo
     })
 }
 
-fn given(part: &str, what: &str) -> Result<Option<String>, String> {
+fn optional_part(part: &str, what: &str) -> Result<Option<String>, String> {
     Ok(Some(super::decoded(part, what)?).filter(|text| !text.is_empty()))
 }
 
@@ -153,7 +154,7 @@ fn database(text: &str) -> Result<Option<u32>, String> {
 
 fn set_tls(tls: &mut TlsOptions, name: &str, value: &str) -> Result<(), String> {
     match (name, value.to_ascii_lowercase().trim_start_matches("cert_")) {
-        // To a client, Python's CERT_OPTIONAL is CERT_REQUIRED.
+        // For a client, Python's CERT_OPTIONAL is the same as CERT_REQUIRED.
         ("ssl_cert_reqs", "required" | "optional") => {}
         ("ssl_cert_reqs", "none") => tls.is_insecure = true,
         ("ssl_cert_reqs", _) => {
@@ -175,7 +176,7 @@ fn set_tls(tls: &mut TlsOptions, name: &str, value: &str) -> Result<(), String> 
     Ok(())
 }
 
-/// Accepts an option of redis-py whose effect this client always has; refuses every other.
+/// Accepts an option of redis-py whose effect this client always has; refuses all others.
 fn check_included(name: &str, value: &str) -> Result<(), String> {
     let is_on = matches!(value.to_ascii_lowercase().as_str(), "true" | "1" | "yes" | "on");
     let instead = match name {
@@ -183,7 +184,7 @@ fn check_included(name: &str, value: &str) -> Result<(), String> {
         "socket_keepalive" | "retry_on_timeout" if is_on => return Ok(()),
         "protocol" if value == "3" => return Ok(()),
         "socket_keepalive" | "retry_on_timeout" => "it is always on; remove it",
-        "protocol" => "RESP3 is always spoken; remove it",
+        "protocol" => "RESP3 is always used; remove it",
         "socket_timeout" => "set store.command_timeout",
         "socket_connect_timeout" => "set connect_timeout",
         "max_connections" => "a process has a fixed, small number of connections; remove it",
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_a_database_is_honoured() {
+    fn every_form_of_a_database_is_used() {
         let urls = [
             "redis://h/3",
             "REDIS://h?db=3",
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn options_of_tls_are_honoured() {
+    fn tls_options_are_used() {
         assert_eq!(tls("rediss://h?ssl_cert_reqs=CERT_REQUIRED"), TlsOptions::default());
         for url in
             ["rediss://h#insecure", "rediss://h/1?ssl_cert_reqs=none", "valkeys://h#insecure"]
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_client_always_does_is_accepted() {
+    fn options_that_match_fixed_behaviour_are_accepted() {
         let url = "redis://u:p@h?health_check_interval=30&socket_keepalive=true&protocol=3";
         let address = parse(url).unwrap();
         assert_eq!((address.user.as_deref(), address.password.as_deref()), (Some("u"), Some("p")));
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_honoured_is_refused_with_the_remedy() {
+    fn an_unsupported_part_is_refused_with_its_remedy() {
         for (url, remedy) in [
             ("http://h", "redis://"),
             ("", "begins with redis://"),

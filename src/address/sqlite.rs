@@ -1,45 +1,51 @@
 //! `sqlite:path/to/file.db` and `sqlite::memory:`, and SQLAlchemy's and Celery's `sqlite:///path`.
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "unstable")]
 use std::path::Path;
 use std::path::PathBuf;
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "unstable")]
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 const SCHEME: &str = "sqlite:";
 const MEMORY: &str = ":memory:";
-/// What a shell or this URL may read as something else.
-#[cfg(feature = "cli")]
+/// Characters to encode: a shell or this URL may give them another meaning.
+#[cfg(feature = "unstable")]
 const SPECIAL: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'/').remove(b'.').remove(b'-').remove(b'_').remove(b'~');
 
-/// Which database a URL names.
+/// The database that a URL names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Database {
-    /// In memory, gone with its client.
+    /// In memory; it is gone when its client closes.
     Memory,
     File(PathBuf),
 }
 
 /// Whether a URL names a database.
 pub(crate) fn is_database(url: &str) -> bool {
-    url.starts_with(SCHEME)
+    without_scheme(url).is_some()
 }
 
-/// The URL of a database file.
-#[cfg(feature = "cli")]
+/// Returns the text after the scheme, which may be in upper or lower case.
+fn without_scheme(url: &str) -> Option<&str> {
+    let (scheme, rest) = url.split_at_checked(SCHEME.len())?;
+    scheme.eq_ignore_ascii_case(SCHEME).then_some(rest)
+}
+
+/// Builds the URL of a database file.
+#[cfg(feature = "unstable")]
 pub(crate) fn url_of(file: &Path) -> String {
-    // `sqlite://` would begin a host.
+    // `sqlite://` would start a host.
     let file = file.to_string_lossy();
     let path = file.strip_prefix("//").map_or(file.to_string(), |rest| format!("/{rest}"));
     format!("{SCHEME}{}", utf8_percent_encode(&path, SPECIAL))
 }
 
-/// Reads the URL of a database. As in SQLAlchemy, `sqlite:///x` is the relative path `x` and
+/// Parses the URL of a database. As in SQLAlchemy, `sqlite:///x` is the relative path `x` and
 /// `sqlite:////x` the absolute path `/x`; without slashes, `sqlite:x` and `sqlite:/x`.
 pub(crate) fn parse(url: &str) -> Result<Database, String> {
-    let Some(rest) = url.strip_prefix(SCHEME) else {
+    let Some(rest) = without_scheme(url) else {
         return Err("a database is written sqlite:path/to/file.db, or sqlite::memory:".to_owned());
     };
     let path = match rest.strip_prefix("//") {
@@ -59,7 +65,6 @@ pub(crate) fn parse(url: &str) -> Result<Database, String> {
             Err("a database in memory is written sqlite::memory:".to_owned())
         }
         _ if path.starts_with("file:") => Err("write the path without `file:`".to_owned()),
-        _ if path.contains('\0') => Err("a path has no NUL character".to_owned()),
         _ => Ok(Database::File(PathBuf::from(path))),
     }
 }
@@ -71,9 +76,7 @@ fn refuse_special(path: &str) -> Result<(), String> {
         "a database has no options such as ?mode=; `?` in a path is %3F"
     } else if path.contains('#') {
         "`#` in a path is %23"
-    } else if !path.match_indices('%').all(|(at, _)| {
-        path.get(at + 1..at + 3).is_some_and(|hex| hex.chars().all(|c| c.is_ascii_hexdigit()))
-    }) {
+    } else if !super::is_percent_encoded(path) {
         "`%` in a path is %25"
     } else {
         return Ok(());
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_open_another_file_is_refused_with_the_remedy() {
+    fn an_ambiguous_path_is_refused_with_its_remedy() {
         for (url, remedy) in [
             ("sqlite:", "sqlite:path"),
             ("sqlite://x.db", "sqlite:///x"),
@@ -114,7 +117,7 @@ mod tests {
             ("sqlite:/:memory:", "sqlite::memory:"),
             ("sqlite:////:memory:", "sqlite::memory:"),
             ("sqlite:file:x.db", "file:"),
-            ("sqlite:x%00", "NUL"),
+            ("sqlite:x%00", "control character"),
             ("sqlite:%ff", "UTF-8"),
         ] {
             let error = parse(url).unwrap_err();
@@ -122,7 +125,7 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "cli")]
+    #[cfg(feature = "unstable")]
     #[test]
     fn the_url_of_a_file_names_that_file() {
         for file in ["/tmp/a b?c#d;e%41.db", "x.db", "ä.db"] {

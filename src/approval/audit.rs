@@ -1,37 +1,71 @@
-//! What people did, and the seals on it: links of a chain that only who has the key can make.
-//! Pure.
+//! Audit entries and the seals on them. Seals form a chain that only the holder of the key can extend. Pure.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::digest;
 
-/// About so many entries are kept, the newest; and so many seals.
-pub(crate) const KEPT: u64 = 100_000;
+/// About this many decisions are kept, the newest ones; the same limit holds for seals and for notes. Each
+/// kind has its own limit: entries of one kind never evict entries of another kind.
+pub(crate) const MAX_AUDIT_ENTRIES: u64 = 100_000;
+/// About this many refused attempts are kept.
+pub(crate) const MAX_REFUSED_ENTRIES: u64 = 10_000;
+/// Names in the entry of a refused attempt are cut after this many bytes.
+#[cfg(feature = "embedded")]
+pub(crate) const REFUSED_NAME: usize = 256;
 
-/// One thing that somebody did.
+/// The kind of an audit entry. Each kind is stored apart from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AuditKind {
+    /// A decision, vote, withdrawal or extension. Only deciders may write these entries, and only these are
+    /// sealed. All entries written by version 0.1 have this kind, whatever they record.
+    Decision,
+    /// Anything else, such as a warning or a replayed dead letter. Workers may write notes too.
+    Note,
+    /// An attempt to decide or extend that was refused.
+    Refused,
+}
+
+impl AuditKind {
+    /// Returns the name of the kind as it is displayed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "decision",
+            Self::Note => "note",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One recorded action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
-    /// Which entry: later ones have greater ids.
+    /// Identifies the entry; later entries of the same kind have greater ids.
     pub id: String,
-    /// When, in milliseconds by the store's clock.
-    pub at: i64,
-    /// What, who, on which task or approval.
+    /// The kind of the entry. A note is never a decision, whatever its fields claim.
+    pub kind: AuditKind,
+    /// When the entry was written, by the store's clock.
+    pub at: Timestamp,
+    /// The action, the person, and the task or approval concerned.
     pub fields: Vec<(String, String)>,
 }
 
-/// What seals are made with. It is never shown, and never in the store.
+/// The key that makes seals. It is never displayed and never stored in the store.
 #[derive(Clone)]
 pub struct SealKey(Hmac<Sha256>);
 
 impl SealKey {
-    /// The fewest bytes that are hard enough to guess.
+    /// The minimum length in bytes; shorter keys are too easy to guess.
     pub const MIN: usize = 32;
 
-    /// A key of these bytes; `None` when they are too few.
+    /// Creates a key from these bytes; `None` if there are fewer than [`SealKey::MIN`].
     #[must_use]
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let is_long = bytes.len() >= Self::MIN;
@@ -45,21 +79,21 @@ impl fmt::Debug for SealKey {
     }
 }
 
-/// One link: it covers the entries after those of the link before it.
+/// One link of the chain: covers the entries that follow those of the previous link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {
-    /// Which link, from 1.
+    /// The number of the link, from 1.
     pub number: u64,
-    /// The last entry that it covers.
+    /// The id of the last entry that the link covers.
     pub upto: String,
-    /// So many entries are covered by it and all links before it.
+    /// The number of entries covered by this link and all links before it.
     pub count: u64,
-    /// HMAC-SHA256 over the link before it and the entries, in hexadecimal digits.
+    /// HMAC-SHA256 over the previous link and the entries, in hexadecimal digits.
     pub mac: String,
 }
 
 impl Seal {
-    /// The link after `last` over these entries; `None` when there are none.
+    /// Returns the link that follows `last` and covers these entries; `None` if there are no entries.
     #[must_use]
     pub fn over(key: &SealKey, last: Option<&Self>, entries: &[AuditEntry]) -> Option<Self> {
         let upto = entries.last()?.id.clone();
@@ -72,7 +106,7 @@ impl Seal {
     }
 }
 
-/// A link in the making.
+/// A link under construction.
 struct Link {
     mac: Hmac<Sha256>,
     entries: u64,
@@ -85,7 +119,7 @@ impl Link {
         link
     }
 
-    /// Its length goes before it, so that no two lists of texts are the same bytes.
+    /// Hashes the length first, so that two different lists of texts never produce the same bytes.
     fn text(&mut self, text: &str) {
         self.mac.update(&(text.len() as u64).to_be_bytes());
         self.mac.update(text.as_bytes());
@@ -109,39 +143,39 @@ impl Link {
     }
 }
 
-/// What became of an audit since it was sealed.
+/// The result of verifying the audit against its seals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verified {
-    /// Sealed entries that are there.
+    /// The number of sealed entries found.
     pub sealed: u64,
-    /// Entries that came after the newest seal.
+    /// The number of entries newer than the newest seal.
     pub unsealed: u64,
-    /// Links of the chain that are there.
+    /// The number of links found.
     pub seals: u64,
-    /// What was altered, removed, reordered or cut: nothing, if all is well.
+    /// Each alteration, removal, reordering or truncation that was found; empty if there is none.
     pub faults: Vec<String>,
 }
 
-/// Reads an audit from its oldest entry on. What has gone from its beginning because only about
-/// [`KEPT`] entries are kept is no fault.
+/// Verifies an audit from its oldest entry on. Entries missing at the beginning are not a fault, because only
+/// about [`MAX_AUDIT_ENTRIES`] entries are kept.
 pub(crate) struct Verifier<'k> {
     key: &'k SealKey,
     seals: Vec<Seal>,
-    /// The link that covers the next entry, by its place in `seals`.
+    /// The index in `seals` of the link that covers the next entry.
     at: usize,
     link: Link,
-    /// An older entry is there, and so all after it must be.
-    has_begun: bool,
-    kept: u64,
+    /// An older entry was found, so all entries after it must be present.
+    has_entries: bool,
+    limit: u64,
     verified: Verified,
 }
 
 impl<'k> Verifier<'k> {
-    /// Takes all links that are there, the oldest first.
-    pub(crate) fn new(key: &'k SealKey, seals: Vec<Seal>, kept: u64) -> Self {
+    /// Takes all stored links, oldest first.
+    pub(crate) fn new(key: &'k SealKey, seals: Vec<Seal>, limit: u64) -> Self {
         let verified = Verified { seals: seals.len() as u64, ..Verified::default() };
         let link = Link::after(key, None);
-        let mut this = Self { key, seals, at: 0, link, has_begun: false, kept, verified };
+        let mut this = Self { key, seals, at: 0, link, has_entries: false, limit, verified };
         this.check_numbers();
         this
     }
@@ -157,9 +191,9 @@ impl<'k> Verifier<'k> {
             let fault = format!("after seal {} comes seal {}", pair[0].number, pair[1].number);
             self.fault(fault);
         }
-        let (there, wanted) = (self.seals.len() as u64, newest.min(self.kept));
-        if there < wanted {
-            self.fault(format!("of the newest {wanted} seals, {} are gone", wanted - there));
+        let (present, wanted) = (self.seals.len() as u64, newest.min(self.limit));
+        if present < wanted {
+            self.fault(format!("of the newest {wanted} seals, {} are missing", wanted - present));
         }
     }
 
@@ -175,7 +209,7 @@ impl<'k> Verifier<'k> {
         }
     }
 
-    /// All entries of a link have been read.
+    /// Checks a link after all of its entries have been read.
     fn close(&mut self) {
         let Some(seal) = self.seals.get(self.at).cloned() else { return };
         let next = Link::after(self.key, Some(&seal));
@@ -183,15 +217,15 @@ impl<'k> Verifier<'k> {
         let last = self.at.checked_sub(1).and_then(|at| self.seals.get(at)).cloned();
         self.at += 1;
         if last.is_none() && seal.number != 1 {
-            // The link before it is not kept any more: the chain is followed from here.
-            self.has_begun |= link.entries > 0;
+            // The previous link has been evicted: verification of the chain starts here.
+            self.has_entries |= link.entries > 0;
             return;
         }
         let covered = seal.count.saturating_sub(last.as_ref().map_or(0, |last| last.count));
         let found = link.entries;
-        let is_begun = self.has_begun;
-        self.has_begun |= found > 0;
-        if found < covered && !is_begun {
+        let had_entries = self.has_entries;
+        self.has_entries |= found > 0;
+        if found < covered && !had_entries {
             return;
         }
         if link.mac(seal.number, &seal.upto, seal.count) != seal.mac {
@@ -199,22 +233,22 @@ impl<'k> Verifier<'k> {
             let what =
                 format!("the {covered} entries of seal {} ({from} to {})", seal.number, seal.upto);
             self.fault(match covered.checked_sub(found) {
-                Some(gone @ 1..) => format!("of {what}, {gone} are gone"),
-                _ => format!("{what} are not as they were sealed"),
+                Some(gone @ 1..) => format!("of {what}, {gone} are missing"),
+                _ => format!("{what} were changed after sealing"),
             });
         }
     }
 
-    /// Everything has been read. `exported` is a seal that was kept elsewhere.
+    /// Finishes after the last entry. `exported` is a seal that was stored elsewhere.
     pub(crate) fn finish(mut self, exported: Option<&Seal>) -> Verified {
         while self.at < self.seals.len() {
             self.close();
         }
         let count = self.seals.last().map_or(0, |seal| seal.count);
-        let wanted = count.min(self.kept.saturating_sub(self.verified.unsealed));
+        let wanted = count.min(self.limit.saturating_sub(self.verified.unsealed));
         if self.verified.sealed < wanted {
             let gone = wanted - self.verified.sealed;
-            self.fault(format!("{gone} sealed entries are gone, which were to be kept"));
+            self.fault(format!("{gone} sealed entries are missing"));
         }
         if let Some(exported) = exported {
             self.compare(exported);
@@ -228,7 +262,7 @@ impl<'k> Verifier<'k> {
         let same = self.seals.iter().find(|seal| seal.number == number);
         if newest < number {
             self.fault(format!(
-                "its tail is cut: seal {number} was exported, and it ends at {newest}"
+                "the audit was truncated: seal {number} was exported, but the last seal is {newest}"
             ));
         } else if same.is_some_and(|seal| seal != exported) {
             self.fault(format!("seal {number} is not the one that was exported"));
@@ -236,7 +270,14 @@ impl<'k> Verifier<'k> {
     }
 }
 
-/// The order of entries' ids.
+/// Merges entries of several kinds into one list, newest first, of at most `limit`.
+pub(crate) fn merged(mut entries: Vec<AuditEntry>, limit: usize) -> Vec<AuditEntry> {
+    entries.sort_by_cached_key(|entry| Reverse(order(&entry.id)));
+    entries.truncate(limit);
+    entries
+}
+
+/// Parses an entry id into its sort key.
 fn order(id: &str) -> (u64, u64) {
     let (time, number) = id.split_once('-').unwrap_or((id, ""));
     (time.parse().unwrap_or(0), number.parse().unwrap_or(0))

@@ -4,46 +4,22 @@ use std::fmt;
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::{Action, Question};
-
-/// The fingerprint of an action (its name, version and arguments), or of a question: then it begins
+/// The digest of an action (its name, version and arguments) or of an approval request; the latter begins
 /// with its version, `v2:`.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Digest(String);
 
 impl Digest {
-    /// Of this action with these arguments.
-    pub(super) fn of(action: &Action, args: &Value) -> Self {
-        Self(hash(&json!({ "name": action.name, "version": action.version, "args": args })))
+    /// The digest of a value.
+    pub(super) fn of(value: &Value) -> Self {
+        Self(hash(value))
     }
 
-    /// Covers the action, who may decide about it, and the outcome when the deadline passes undecided.
-    pub(super) fn of_question(question: &Question) -> Self {
-        let Question { action, editable, schema, risk, requester, self_approval, .. } = question;
-        let Question { approvers, quorum, on_timeout, .. } = question;
-        let mut approvers: Vec<_> = approvers.iter().collect();
-        approvers.sort();
-        approvers.dedup();
-        let hash = hash(&json!({
-            "v": 2,
-            "action": { "name": action.name, "version": action.version, "args": action.args },
-            "editable": editable,
-            "schema": schema,
-            "risk": risk,
-            "requester": requester,
-            "self_approval": self_approval,
-            "approvers": approvers,
-            "quorum": quorum,
-            "on_timeout": on_timeout,
-        }));
-        Self(format!("v2:{hash}"))
-    }
-
-    /// 64 hexadecimal digits, after the version if there is one.
+    /// Returns 64 hexadecimal digits, after the version if there is one.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -68,7 +44,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The hash of a value, in hexadecimal digits.
+/// Hashes a JSON value; returns hexadecimal digits.
 pub(super) fn hash(value: &Value) -> String {
     let mut text = String::new();
     write_canonical(value, &mut text);
@@ -83,7 +59,7 @@ pub(super) fn hexadecimal(bytes: &[u8]) -> String {
     digits
 }
 
-/// Writes JSON with sorted keys and no space, whatever order the value's own map has.
+/// Writes JSON with sorted keys and no white space, independently of the order in the value's map.
 fn write_canonical(value: &Value, text: &mut String) {
     match value {
         Value::Array(items) => {

@@ -1,110 +1,111 @@
-//! Rules by which questions are decided without a person. Pure.
+//! Rules that decide approval requests without a person. Pure.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde_json::{Number, Value};
 
-use super::{Choice, Decision, Question, Risk};
+use super::{ApprovalRequest, Decision, DecisionKind, Risk};
 
-/// Below this, every whole number is a double of its own: 2^53.
+/// 2^53: every whole number below it has an exact double.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// A rule: what it matches, and what is said to that. Everything that is given must match. The
-/// first of several rules that matches counts; where none does, a person decides.
+/// A rule: its conditions and its action. All given conditions must match. The first rule that matches
+/// decides; if none does, a person decides.
 ///
-/// A value that a rule looks at and the question lacks, or that is no number where one is bounded,
-/// matches a rule that asks or rejects, and never one that approves: a guard in front of an approval
-/// cannot be passed by leaving something out.
+/// If the request lacks a value that a condition needs, or has a value other than a number where a bound is
+/// given, then rules that ask or reject match, and rules that approve do not: leaving a value out cannot
+/// bypass a guard placed in front of an approval.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AutoPolicy {
-    /// It decides as `policy:NAME`.
+    /// The name of the rule; it decides as `policy:NAME`.
     pub name: String,
-    /// The name of the task that asks; `*` stands for any text. A question from outside has none.
+    /// The name of the requesting task; `*` matches any text. A request from outside a task has none.
     pub task: Option<String>,
-    /// The name of the action; `*` stands for any text.
+    /// The name of the action; `*` matches any text.
     pub action: Option<String>,
-    /// The requester; `*` stands for any text. A request without a requester matches rules that ask or
-    /// reject.
+    /// The requester; `*` matches any text. A request without a requester matches rules that ask or reject.
     pub requester: Option<String>,
-    /// The risk is this at most. A rule that approves matches nothing irreversible unless this
-    /// says so.
+    /// The highest risk that matches. A rule that approves matches no irreversible action unless this is set
+    /// to `irreversible`.
     pub max_risk: Option<Risk>,
-    /// By JSON pointer into the action's arguments, or into those of the task by their names,
-    /// however they were passed: a number that is not below.
+    /// Lower bounds, inclusive, by JSON pointer into the action's arguments, or into the task's arguments by
+    /// their names, whether they were passed by position or by keyword.
     pub min: BTreeMap<String, Number>,
-    /// By JSON pointer likewise: a number that is not above. A rule that approves, and has no `min`
-    /// for it, approves nothing below 0.
+    /// Upper bounds, inclusive, by the same JSON pointers. A rule that approves and has no `min` for the same
+    /// pointer approves no value below 0.
     pub max: BTreeMap<String, Number>,
-    /// Its approval counts as one of those that a quorum needs. All policies together have one vote.
+    /// Whether its approval counts towards a quorum. All policies together have one vote.
     pub in_quorum: bool,
-    /// What is said.
-    pub then: Then,
-    /// Why. A rejection has one.
+    /// The action of the rule when it matches.
+    pub then: PolicyAction,
+    /// The reason. Required for a rejection.
     pub reason: Option<String>,
 }
 
-/// What a rule says.
+/// The action of a rule on a request that matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Then {
-    /// Yes.
+#[non_exhaustive]
+pub enum PolicyAction {
+    /// Approves the request.
     Approve,
-    /// No.
+    /// Rejects the request.
     Reject,
-    /// A person decides.
+    /// Leaves the decision to a person.
     Ask,
 }
 
-/// How a rule looks at a question.
+/// How a rule compares with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleCheck {
     /// The rule's name.
     pub name: String,
-    /// What it says when it matches.
-    pub then: Then,
-    /// It matches: the first rule that does counts.
+    /// The action of the rule if it matches.
+    pub then: PolicyAction,
+    /// Whether all conditions match. The first rule that matches decides.
     pub matches: bool,
-    /// Why: what does not match, or could not be read and so matches; empty when all is as given.
+    /// Reasons: each condition that does not match, and each value that could not be compared and therefore
+    /// counts as a match. Empty if all conditions match plainly.
     pub notes: Vec<String>,
 }
 
-/// How one condition of a rule compares with a question.
+/// How one condition of a rule compares with a request.
 enum Condition {
     Holds,
     Fails(String),
-    /// The question has no such value, or one that cannot be compared.
+    /// The request lacks the value, or has one that cannot be compared.
     Unreadable(String),
 }
 
 impl AutoPolicy {
-    /// The decision that the first of these rules that matches makes, if one does. Without one, a
-    /// person decides.
+    /// Returns the decision of the first rule that matches; `None` if no rule matches or that rule leaves the
+    /// decision to a person.
     #[must_use]
-    pub fn decide(policies: &[Self], question: &Question) -> Option<Decision> {
-        policies.iter().find(|policy| policy.matches(question))?.decision(question)
+    pub fn decide(policies: &[Self], request: &ApprovalRequest) -> Option<Decision> {
+        policies.iter().find(|policy| policy.matches(request))?.decision(request)
     }
 
-    /// Whether this rule applies to the question: see [`AutoPolicy::check`].
+    /// Returns whether the rule applies to the request: see [`AutoPolicy::check`].
     #[must_use]
-    pub fn matches(&self, question: &Question) -> bool {
-        self.check(question).matches
+    pub fn matches(&self, request: &ApprovalRequest) -> bool {
+        self.check(request).matches
     }
 
-    /// Compares every condition with the question. All must hold. A value that is missing or cannot be
-    /// compared, such as a text where a number is bounded, matches a rule that asks or rejects, and
-    /// never one that approves.
+    /// Compares every condition with the request. All must match. A missing value, or one that cannot be
+    /// compared (a text where a number is bounded), counts as a match for rules that ask or reject, and never
+    /// for rules that approve.
     #[must_use]
-    pub fn check(&self, question: &Question) -> RuleCheck {
+    pub fn check(&self, request: &ApprovalRequest) -> RuleCheck {
         let mut notes = Vec::new();
         let mut matches = true;
-        for condition in self.conditions(question) {
+        for condition in self.conditions(request) {
             match condition {
                 Condition::Holds => {}
                 Condition::Fails(why) => {
                     matches = false;
                     notes.push(why);
                 }
-                Condition::Unreadable(why) if self.then == Then::Approve => {
+                Condition::Unreadable(why) if self.then == PolicyAction::Approve => {
                     matches = false;
                     notes.push(format!("{why}: a rule that approves does not match"));
                 }
@@ -116,10 +117,10 @@ impl AutoPolicy {
         RuleCheck { name: self.name.clone(), then: self.then, matches, notes }
     }
 
-    fn conditions(&self, question: &Question) -> Vec<Condition> {
-        let Question { task, task_name, requester, action, risk, .. } = question;
+    fn conditions(&self, request: &ApprovalRequest) -> Vec<Condition> {
+        let ApprovalRequest { task, task_name, requester, action, risk, .. } = request;
         let mut conditions = vec![
-            // A question from outside has no task, and so none of this name.
+            // A request from outside a task has no task name.
             like("task", self.task.as_deref(), task_name.as_deref(), task.is_some()),
             like("action", self.action.as_deref(), Some(&action.name), true),
             like("requester", self.requester.as_deref(), requester.as_deref(), true),
@@ -130,13 +131,13 @@ impl AutoPolicy {
         }
         let zero = Number::from(0);
         let implied = |pointer: &&String| {
-            self.then == Then::Approve && !self.min.contains_key(pointer.as_str())
+            self.then == PolicyAction::Approve && !self.min.contains_key(pointer.as_str())
         };
         let implied = self.max.keys().filter(implied).map(|pointer| (pointer, &zero));
         let least = self.min.iter().chain(implied).map(|bound| (bound, Ordering::Less, "under"));
         let most = self.max.iter().map(|bound| (bound, Ordering::Greater, "over"));
         conditions.extend(least.chain(most).map(|((pointer, bound), beyond, word)| {
-            let Some(value) = question.argument(pointer) else {
+            let Some(value) = request.argument(pointer) else {
                 return Condition::Unreadable(format!("there is no {pointer}"));
             };
             match value.as_number().and_then(|number| compare(number, bound)) {
@@ -151,19 +152,20 @@ impl AutoPolicy {
     }
 
     fn risk(&self) -> Risk {
-        let unsaid = if self.then == Then::Approve { Risk::High } else { Risk::Irreversible };
-        self.max_risk.unwrap_or(unsaid)
+        let default_limit =
+            if self.then == PolicyAction::Approve { Risk::High } else { Risk::Irreversible };
+        self.max_risk.unwrap_or(default_limit)
     }
 
-    /// The same from every process that has the rule, so that it counts once.
-    fn decision(&self, question: &Question) -> Option<Decision> {
+    /// Every process with the same rule makes the identical decision, so that it counts once.
+    fn decision(&self, request: &ApprovalRequest) -> Option<Decision> {
         let choice = match self.then {
-            Then::Approve => Choice::Approve,
-            Then::Reject => Choice::Reject,
-            Then::Ask => return None,
+            PolicyAction::Approve => DecisionKind::Approve,
+            PolicyAction::Reject => DecisionKind::Reject,
+            PolicyAction::Ask => return None,
         };
         let by = format!("policy:{}", self.name);
-        let decision = Decision::on(question, &by, choice);
+        let decision = Decision::on(request, &by, choice);
         Some(Decision {
             id: format!("{by}:{}", decision.digest),
             reason: self.reason.clone(),
@@ -173,7 +175,7 @@ impl AutoPolicy {
     }
 }
 
-/// Compares a text of the question with a pattern. `is_expected`: a question that lacks it hides it.
+/// Compares a text with a pattern. `is_expected`: a missing text counts as unreadable.
 fn like(what: &str, pattern: Option<&str>, text: Option<&str>, is_expected: bool) -> Condition {
     match (pattern, text) {
         (None, _) => Condition::Holds,
@@ -181,23 +183,25 @@ fn like(what: &str, pattern: Option<&str>, text: Option<&str>, is_expected: bool
         (Some(pattern), Some(text)) => {
             Condition::Fails(format!("the {what} is {text:?}, not like {pattern:?}"))
         }
-        (Some(_), None) if is_expected => Condition::Unreadable(format!("it names no {what}")),
-        (Some(_), None) => Condition::Fails(format!("it has no {what}")),
+        (Some(_), None) if is_expected => {
+            Condition::Unreadable(format!("the request names no {what}"))
+        }
+        (Some(_), None) => Condition::Fails(format!("the request has no {what}")),
     }
 }
 
-/// A value in one short line.
+/// Formats a value on one short line.
 fn shown(value: &Value) -> String {
     let mut text: String = value.to_string().chars().take(60).collect();
     if value.is_number() {
         text.push_str(", too large to be exact");
     } else {
-        text.push_str(", no number");
+        text.push_str(", not a number");
     }
     text
 }
 
-/// Whole numbers exactly, also with a fraction. `None`: a value that was rounded when it was read.
+/// Compares whole numbers exactly, also with fractions. `None` if the value was rounded when it was parsed.
 fn compare(value: &Number, bound: &Number) -> Option<Ordering> {
     let whole = |it: &Number| it.as_i64().map(i128::from).or(it.as_u64().map(i128::from));
     match (whole(value), whole(bound)) {
@@ -208,12 +212,12 @@ fn compare(value: &Number, bound: &Number) -> Option<Ordering> {
     }
 }
 
-/// A number with a fraction or exponent, unless it is so large that digits may have been lost.
+/// Returns a number with a fraction or exponent, unless it is so large that digits may have been lost.
 fn exact(value: &Number) -> Option<f64> {
     value.as_f64().filter(|value| value.abs() < EXACT)
 }
 
-/// Compares a whole number with a fraction, exactly.
+/// Compares a whole number exactly with a fraction.
 fn against(whole: i128, fraction: f64) -> Option<Ordering> {
     #[expect(clippy::cast_possible_truncation, reason = "saturates, which keeps the order")]
     let floor = fraction.floor() as i128;

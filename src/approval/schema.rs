@@ -1,40 +1,40 @@
-//! What edited arguments must look like: a JSON Schema of draft 2020-12, whole in itself.
+//! Validation of edited arguments: a self-contained JSON Schema of draft 2020-12.
 //!
-//! A decider reads schemas that workers wrote, so a schema must not make its reader fetch anything,
-//! nor run for ever: it refers to its own parts only, never to itself, and its patterns are matched
-//! in linear time.
+//! Deciders process schemas that workers wrote, so a schema must not cause requests to other servers or
+//! unbounded work: it may only reference its own parts, never recursively, and its patterns are matched in
+//! linear time.
 
 use jsonschema::{Draft, PatternOptions, Validator};
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
-/// With every reference followed.
+/// Limits on the nesting and the number of subschemas, with every reference followed.
 const MAX_DEPTH: usize = 64;
 const MAX_PARTS: usize = 10_000;
-/// Of one compiled pattern, in bytes.
+/// The maximum size of one compiled pattern, in bytes.
 const MAX_PATTERN: usize = 1 << 20;
-/// Places that are told at once, and how long the text on each may be.
-const MAX_TOLD: usize = 5;
+/// Violations that are reported at once, and the maximum length of the text on each.
+const MAX_VIOLATIONS: usize = 5;
 const MAX_TEXT: usize = 200;
 
-/// What is wrong with a schema, if anything is: a line for its author.
+/// Returns the error in a schema, as one line of text; `None` if it is usable.
 pub(super) fn fault(schema: &Value) -> Option<String> {
     read(schema).err().map(|why| format!("its schema is unusable: {why}"))
 }
 
-/// Where these arguments do not fit, a text for each place; none when they fit. A schema that cannot
-/// be used lets nothing pass.
-pub(super) fn misfits(schema: &Value, args: &Value) -> Vec<String> {
+/// Returns one text for each place where these arguments violate the schema; empty if they match. An unusable
+/// schema accepts no arguments.
+pub(super) fn violations(schema: &Value, args: &Value) -> Vec<String> {
     let validator = match read(schema) {
         Ok(validator) => validator,
         Err(why) => return vec![format!("the schema is unusable: {why}")],
     };
-    let errors = validator.iter_errors(args).take(MAX_TOLD);
+    let errors = validator.iter_errors(args).take(MAX_VIOLATIONS);
     errors
         .map(|error| match error.instance_path().as_str() {
             "" => shown(&error.to_string()),
-            place => shown(&format!("at {place}: {error}")),
+            location => shown(&format!("at {location}: {error}")),
         })
         .collect()
 }
@@ -42,7 +42,7 @@ pub(super) fn misfits(schema: &Value, args: &Value) -> Vec<String> {
 fn read(schema: &Value) -> Result<Validator, String> {
     let dialect = schema.get("$schema").and_then(Value::as_str).unwrap_or(DIALECT);
     if dialect.trim_end_matches('#') != DIALECT {
-        return Err(shown(&format!("it is of {dialect}, and only {DIALECT} is understood")));
+        return Err(shown(&format!("its dialect is {dialect}; only {DIALECT} is supported")));
     }
     let mut parts = MAX_PARTS;
     walk(schema, schema, 0, &mut parts)?;
@@ -51,18 +51,19 @@ fn read(schema: &Value) -> Result<Validator, String> {
     let validator = options.with_pattern_options(patterns).build(schema);
     validator.map_err(|error| match error.instance_path().as_str() {
         "" => shown(&error.to_string()),
-        place => shown(&format!("at {place}: {error}")),
+        location => shown(&format!("at {location}: {error}")),
     })
 }
 
-/// Visits every part as often as a validation may, so that it ends where that would not.
+/// Visits every subschema as often as validation may, and fails at the limits. This bounds the work of a
+/// validation.
 fn walk(root: &Value, part: &Value, depth: usize, parts: &mut usize) -> Result<(), String> {
     let Some(left) = parts.checked_sub(1) else {
-        return Err(format!("it has over {MAX_PARTS} parts, its references followed"));
+        return Err(format!("it has over {MAX_PARTS} parts, counted with its references followed"));
     };
     *parts = left;
     if depth > MAX_DEPTH {
-        return Err(format!("it is deeper than {MAX_DEPTH} levels, or refers to itself"));
+        return Err(format!("it is nested deeper than {MAX_DEPTH} levels, or refers to itself"));
     }
     match part {
         Value::Array(items) => items.iter().try_for_each(|it| walk(root, it, depth + 1, parts)),
@@ -72,9 +73,9 @@ fn walk(root: &Value, part: &Value, depth: usize, parts: &mut usize) -> Result<(
                 (
                     "$dynamicRef" | "$recursiveRef" | "$id" | "$anchor" | "$dynamicAnchor",
                     Some(_),
-                ) => {
-                    Err(format!("it has {name}: name its parts in $defs, and refer to them there"))
-                }
+                ) => Err(format!(
+                    "it has {name}: define parts in $defs, and refer to them with $ref"
+                )),
                 _ => walk(root, field, depth + 1, parts),
             })
         }
@@ -82,16 +83,18 @@ fn walk(root: &Value, part: &Value, depth: usize, parts: &mut usize) -> Result<(
     }
 }
 
-/// What a reference into the schema itself leads to.
+/// Resolves a reference within the schema.
 fn target<'s>(root: &'s Value, reference: &str) -> Result<&'s Value, String> {
     let pointer = reference.strip_prefix('#').filter(|it| it.is_empty() || it.starts_with('/'));
-    let pointer = pointer
-        .ok_or_else(|| shown(&format!("{reference} is not within it: references begin with #/")))?;
+    let pointer = pointer.ok_or_else(|| {
+        shown(&format!("{reference} is outside the schema: references begin with #/"))
+    })?;
     let pointer = percent_decode_str(pointer).decode_utf8_lossy();
-    root.pointer(&pointer).ok_or_else(|| shown(&format!("{reference} leads nowhere")))
+    root.pointer(&pointer)
+        .ok_or_else(|| shown(&format!("{reference} does not exist in the schema")))
 }
 
-/// A text that somebody else wrote, on one line, and not too long.
+/// Formats untrusted text on one line of limited length.
 fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(MAX_TEXT).flat_map(plain).collect();
     if text.chars().nth(MAX_TEXT).is_some() {
@@ -126,20 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_told_with_its_place() {
+    fn violations_name_their_location() {
         assert_eq!(fault(&payment()), None);
-        assert_eq!(misfits(&payment(), &json!({"cents": 5000, "to": "DE12"})), [""; 0]);
-        let told = misfits(&payment(), &json!({"cents": 5001, "to": "\u{1b}[2J"}));
-        assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told.iter().any(|it| it.starts_with("at /cents: 5001")), "{told:?}");
-        assert!(told.iter().any(|it| it.starts_with("at /to: ")), "{told:?}");
-        assert!(!told.concat().contains('\u{1b}'));
-        let told = misfits(&payment(), &json!({"to": "x".repeat(10_000)}));
-        assert!(told.iter().all(|it| it.len() < 300), "{told:?}");
+        assert_eq!(violations(&payment(), &json!({"cents": 5000, "to": "DE12"})), [""; 0]);
+        let messages = violations(&payment(), &json!({"cents": 5001, "to": "\u{1b}[2J"}));
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert!(messages.iter().any(|it| it.starts_with("at /cents: 5001")), "{messages:?}");
+        assert!(messages.iter().any(|it| it.starts_with("at /to: ")), "{messages:?}");
+        assert!(!messages.concat().contains('\u{1b}'));
+        let messages = violations(&payment(), &json!({"to": "x".repeat(10_000)}));
+        assert!(messages.iter().all(|it| it.len() < 300), "{messages:?}");
     }
 
     #[test]
-    fn a_schema_that_cannot_be_used_says_why_and_lets_nothing_pass() {
+    fn an_invalid_schema_gives_a_reason_and_accepts_nothing() {
         let nested = (0..100).fold(json!({}), |inner, _| json!({ "not": inner }));
         let double = |n: usize| {
             let next = json!({ "$ref": format!("#/$defs/{}", n + 1) });
@@ -153,9 +156,9 @@ mod tests {
             (json!({"pattern": "("}), "pattern"),
             (json!({"pattern": "(a{1000}){1000}"}), "pattern"),
             (json!({"pattern": "(?=a)b"}), "pattern"),
-            (json!({"$ref": "https://example.com/s.json"}), "not within it"),
-            (json!({"$ref": "file:///etc/passwd"}), "not within it"),
-            (json!({"$ref": "#/$defs/none"}), "leads nowhere"),
+            (json!({"$ref": "https://example.com/s.json"}), "outside the schema"),
+            (json!({"$ref": "file:///etc/passwd"}), "outside the schema"),
+            (json!({"$ref": "#/$defs/none"}), "does not exist"),
             (json!({"$ref": "#"}), "refers to itself"),
             (json!({"properties": {"next": {"$ref": "#"}}}), "refers to itself"),
             (json!({"$dynamicRef": "#x"}), "$defs"),
@@ -163,9 +166,9 @@ mod tests {
             (json!({"$defs": doubled, "$ref": "#/$defs/0"}), "10000 parts"),
             (nested, "64 levels"),
         ] {
-            let told = fault(&schema).unwrap_or_default();
-            assert!(told.contains(part), "{schema}: {told:?} does not say {part}");
-            assert_eq!(misfits(&schema, &json!({})).len(), 1);
+            let messages = fault(&schema).unwrap_or_default();
+            assert!(messages.contains(part), "{schema}: {messages:?} does not say {part}");
+            assert_eq!(violations(&schema, &json!({})).len(), 1);
         }
     }
 }

@@ -1,47 +1,72 @@
-//! The part of the store that remembers who did what, and what seals it.
+//! The part of the store that keeps the audit and its seals.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::sealed;
+use super::{Recorded, sealed};
 use crate::approval::{AuditEntry, Seal};
 use crate::error::Error;
+use crate::task::TaskId;
 
-/// Who may seal the audit.
+/// An action of a user or a process on a task, for the audit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sealing {
-    /// Another process, for now.
-    Held,
-    /// Whoever asked. The newest seal is this one.
-    Yours(Option<Seal>),
+pub struct AuditAction {
+    /// The name of the action: `replay`, `purge` and others.
+    pub what: &'static str,
+    /// The task, or `*` for all tasks of a queue.
+    pub id: TaskId,
+    /// The queue of the task's dead letter.
+    pub queue: String,
+    /// The process and host that acted.
+    pub by: String,
 }
 
-/// Remembers what people did. A part of [`super::Store`], and sealed like it.
+impl AuditAction {
+    /// A new message runs under the id of a task that failed or was revoked before.
+    pub const SUPERSEDE: &'static str = "supersede";
+}
+
+/// The holder of the right to seal the audit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealLease {
+    /// Another process holds it now.
+    HeldByAnother,
+    /// The caller holds it. Contains the newest seal.
+    Acquired(Option<Seal>),
+}
+
+/// Keeps audit entries and seals. A part of [`super::Store`], and sealed like it.
 ///
-/// Calls give up as those of [`super::Approvals`] do. All may be repeated.
+/// Calls give up like those of [`super::Approvals`]. All may be repeated.
 pub trait Audit: sealed::Sealed {
-    /// What was done lately, newest first, at most so many entries.
+    /// Writes an audit entry for an action other than a decision. The proof allows a dead letter to be
+    /// deleted.
+    fn record_action(&self, action: AuditAction) -> BoxFuture<'_, Result<Recorded, Error>>;
+
+    /// Returns the newest entries of all kinds, at most `limit`, newest first.
     fn audit_entries(&self, limit: usize) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>>;
 
-    /// The entries after this one (or from the oldest on), at most so many, the oldest first.
+    /// Returns the decisions after this entry (or from the oldest on), at most `limit`, the oldest
+    /// first. Seals cover these.
     fn audit_after(
         &self,
         id: Option<&str>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>>;
 
-    /// Takes or renews the right to seal, for this long, and adds a seal if it follows the newest.
+    /// Takes or renews the right to seal, for the duration `lease`, and adds a seal if it follows the
+    /// newest.
     fn seal(
         &self,
         holder: &str,
         lease: Duration,
         seal: Option<Seal>,
-    ) -> BoxFuture<'_, Result<Sealing, Error>>;
+    ) -> BoxFuture<'_, Result<SealLease, Error>>;
 
-    /// The seals after this one, at most so many, the oldest first.
+    /// Returns the seals after this number, at most `limit`, the oldest first.
     fn seals_after(&self, number: u64, limit: usize) -> BoxFuture<'_, Result<Vec<Seal>, Error>>;
 
-    /// The newest seal.
+    /// Returns the newest seal.
     fn newest_seal(&self) -> BoxFuture<'_, Result<Option<Seal>, Error>>;
 }

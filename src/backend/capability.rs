@@ -1,21 +1,21 @@
-//! What not every backend can do.
+//! Capabilities that not every backend has.
 
-/// What a backend may lack. Whatever else the seams promise, every backend does.
+/// A capability that a backend may lack. Every backend provides everything else in the backend traits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// What was confirmed and recorded outlives the process.
+    /// Confirmed messages and recorded data survive the end of the process.
     Durability,
-    /// Several processes use the same data at a time: what one does the others see and hear, and
-    /// what one that died had in its hands is delivered to another.
+    /// Several processes use the same data at a time: each sees the changes and gets the notifications
+    /// of the others, and the deliveries of a process that died are redelivered to another.
     SeveralProcesses,
-    /// Queues have types: a quorum queue is another one than a classic one.
+    /// Queues have types: a quorum queue is distinct from a classic one.
     QueueTypes,
-    /// What Celery's clients broadcast to its workers is heard.
+    /// Workers receive the control messages that Celery's clients broadcast.
     RemoteControl,
 }
 
 impl Capability {
-    /// As it is told to people.
+    /// Returns the name that is shown to users.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

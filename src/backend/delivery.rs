@@ -1,4 +1,4 @@
-//! Messages as they are handed to us, and the right to settle each of them.
+//! Deliveries, and the right to settle each of them.
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -7,28 +7,27 @@ use tokio::time::Instant;
 use super::Recorded;
 use crate::lifecycle::Settlement;
 use crate::protocol::Message;
-use crate::protocol::control::Answer;
+use crate::protocol::control::ControlReply;
 use crate::task::TaskId;
 
-/// Proof that a delivery has left our hands. The ack itself is queued, not yet written; a drain
-/// waits for the flush.
+/// Proof that a delivery is settled. The ack is queued but not yet written; a drain waits for the flush.
 #[derive(Debug)]
 #[must_use]
 pub struct Settled(());
 
-/// A message in our hands, not yet settled. Dropped unsettled, it goes back to its queue.
+/// A delivered message that is not settled yet. If dropped unsettled, it returns to its queue.
 #[derive(Debug)]
 pub struct Delivery {
-    /// What was delivered.
+    /// The delivered message.
     pub message: Message,
-    /// The broker has handed this message out before.
+    /// Whether the broker has delivered this message before.
     pub redelivered: bool,
-    /// When it was delivered: the broker's consumer timeout counts from here.
+    /// When it was delivered: the broker's consumer timeout starts here.
     pub received: Instant,
     receipt: Option<Receipt>,
 }
 
-/// The right to settle one delivery, good only on the channel that delivered it.
+/// The right to settle one delivery, valid only on the channel that delivered it.
 #[derive(Debug)]
 pub(in crate::backend) struct Receipt {
     pub(in crate::backend) tag: u64,
@@ -40,18 +39,18 @@ impl Delivery {
         Self { message, redelivered, received: Instant::now(), receipt: Some(receipt) }
     }
 
-    /// Whose delivery it is.
+    /// Returns the id of its task.
     #[must_use]
     pub fn id(&self) -> &TaskId {
         &self.message.id
     }
 
-    /// The channel that delivered it is gone, so the broker delivers it again.
+    /// Returns whether the channel that delivered it is closed: the broker then redelivers it.
     pub(crate) fn is_stale(&self) -> bool {
         self.receipt.as_ref().is_some_and(|receipt| receipt.settlements.is_closed())
     }
 
-    /// Completes when the channel that delivered it is gone; never once it is settled. The future
+    /// Completes when the channel that delivered it is closed; never after it is settled. The future
     /// does not borrow the delivery. Cancel safe.
     pub(crate) fn lost(&self) -> impl Future<Output = ()> + Send + use<> {
         let settlements = self.receipt.as_ref().map(|receipt| receipt.settlements.downgrade());
@@ -63,10 +62,10 @@ impl Delivery {
         }
     }
 
-    /// Tells the broker that this message is done with.
+    /// Acks the message.
     ///
     /// # Errors
-    /// Gives the delivery back when `recorded` is another task's.
+    /// Returns the delivery when `recorded` belongs to another task.
     pub fn ack(mut self, recorded: Recorded) -> Result<Settled, Box<Self>> {
         let Recorded { id } = recorded;
         if id != self.message.id {
@@ -75,8 +74,8 @@ impl Delivery {
         Ok(self.settle(Settlement::Ack))
     }
 
-    /// The same, of a message that is still needed: settling it later does nothing. Says whether
-    /// `recorded` is of its task.
+    /// Acks a message that is still needed: settling it later has no effect. Returns whether `recorded`
+    /// belongs to its task.
     pub fn ack_early(&mut self, recorded: &Recorded) -> bool {
         let is_own = recorded.id == self.message.id;
         if is_own {
@@ -85,14 +84,14 @@ impl Delivery {
         is_own
     }
 
-    /// Gives the message back to its queue.
+    /// Requeues the message.
     pub fn release(mut self) -> Settled {
         self.settle(Settlement::Requeue)
     }
 
     fn settle(&mut self, how: fn(u64) -> Settlement) -> Settled {
         if let Some(receipt) = self.receipt.take() {
-            // A closed ack task means a dead channel: the broker has taken the message back.
+            // A closed ack task means a closed channel: the broker has requeued the message.
             let _ = receipt.settlements.send(how(receipt.tag));
         }
         Settled(())
@@ -106,22 +105,22 @@ impl Drop for Delivery {
 }
 
 /// Messages that were taken off the head of a queue, in their order.
-pub type Fetched = (Vec<Delivery>, Flushed);
+pub type Fetched = (Vec<Delivery>, SettleBarrier);
 
-/// Completes when all that came together is settled, and the broker knows it: what went back is in
-/// its queue again.
+/// Completes when all deliveries of a fetch are settled and the broker has processed that: released
+/// messages are in their queue again.
 #[derive(Debug)]
-pub struct Flushed(pub(in crate::backend) JoinHandle<()>);
+pub struct SettleBarrier(pub(in crate::backend) JoinHandle<()>);
 
-impl Flushed {
+impl SettleBarrier {
     /// Waits for that. Settle or drop every delivery first.
     pub async fn wait(self) {
-        // A client that was closed meanwhile has given everything back.
+        // If the client was closed, all deliveries are already requeued.
         let _ = self.0.await;
     }
 }
 
-/// The messages of one queue as they come, over as many connections as it takes.
+/// The messages of one queue as they arrive, over any number of connections.
 #[derive(Debug)]
 pub struct Deliveries {
     pub(in crate::backend) incoming: mpsc::Receiver<Delivery>,
@@ -130,14 +129,14 @@ pub struct Deliveries {
 }
 
 impl Deliveries {
-    /// Whether the broker delivers right now: false until the queue is there and a consumer on it,
-    /// and while a connection is away.
+    /// Returns whether the broker delivers now: false until the queue exists and has our consumer, and
+    /// while there is no connection.
     #[must_use]
     pub fn consuming(&self) -> watch::Receiver<bool> {
         self.consuming.clone()
     }
 
-    /// The next message. Waits through reconnects; `None` only when the broker was closed.
+    /// Returns the next message. Waits through reconnects; returns `None` only after the broker was closed.
     ///
     /// Cancel safe: a message is either returned or still queued.
     pub async fn next(&mut self) -> Option<Delivery> {
@@ -149,8 +148,8 @@ impl Deliveries {
         }
     }
 
-    /// Stops consuming, waits until the broker has said that it will deliver no more, and returns
-    /// every message that was prefetched and not taken.
+    /// Stops consuming, waits until the broker has confirmed that it will deliver no more, and returns
+    /// every message that was prefetched but not returned by [`Deliveries::next`].
     pub async fn stop(mut self) -> Vec<Delivery> {
         let (stopped, wait) = oneshot::channel();
         if let Some(stop) = self.stop.take()
@@ -167,31 +166,31 @@ impl Deliveries {
     }
 }
 
-/// What is broadcast to Celery's workers, and the way to answer it.
+/// Messages that are broadcast to Celery's workers, and the channel for replies.
 #[derive(Debug)]
 pub struct Control {
     pub(in crate::backend) incoming: mpsc::Receiver<Message>,
-    pub(in crate::backend) answers: mpsc::Sender<Answer>,
+    pub(in crate::backend) replies: mpsc::Sender<ControlReply>,
 }
 
 impl Control {
-    /// The next control message, whatever is in it. Waits through reconnects, in which those that
-    /// are broadcast meanwhile are lost, as in Celery; `None` only when the broker was closed.
+    /// Returns the next control message, whatever its content. Waits through reconnects; messages that are
+    /// broadcast during a reconnect are lost, as in Celery. Returns `None` only after the broker was closed.
     ///
     /// Cancel safe.
     pub async fn next(&mut self) -> Option<Message> {
         self.incoming.recv().await
     }
 
-    /// A control message that has come already.
+    /// Returns a control message that has already arrived.
     pub fn ready(&mut self) -> Option<Message> {
         self.incoming.try_recv().ok()
     }
 
-    /// Sends an answer, if there is one, and if it can be sent now: a late one is of no use.
-    pub fn answers(&self, answer: Option<Answer>) {
-        if let Some(answer) = answer {
-            let _ = self.answers.try_send(answer);
+    /// Sends a reply, if there is one and the channel has capacity: a late reply is useless.
+    pub fn reply(&self, reply: Option<ControlReply>) {
+        if let Some(reply) = reply {
+            let _ = self.replies.try_send(reply);
         }
     }
 }

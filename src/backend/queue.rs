@@ -1,32 +1,32 @@
-//! A queue: its name, how it is declared, and the queues that belong to it.
+//! A queue: its name, its arguments, and its companion queues.
 
 use crate::config::{Config, QueueSettings, QueueType};
 
 /// A queue as it is declared and consumed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Queue {
-    /// Its name, and the routing key that leads to it.
+    /// Its name, which is also its routing key.
     pub name: String,
-    /// How it keeps its messages, if it does not exist yet.
+    /// Its type, if it does not exist yet.
     pub kind: QueueType,
-    /// The highest priority that it tells apart, if it does not exist yet.
+    /// Its highest priority (`x-max-priority`), if it does not exist yet.
     pub max_priority: Option<u8>,
-    /// After how many deliveries the broker drops a message, if the queue does not exist yet.
+    /// The number of deliveries after which the broker drops a message, if the queue does not exist yet.
     pub delivery_limit: Option<u32>,
-    /// The topic exchange that Celery clients publish its tasks to, where it is not the default one.
+    /// The topic exchange that Celery clients publish its tasks to, if not the default exchange.
     pub exchange: Option<String>,
-    /// The routing key that they use, where it is not the queue's name.
+    /// The routing key that they use, if not the queue's name.
     pub routing_key: Option<String>,
 }
 
-/// Behind the name of a queue whose suspended tasks it carries.
+/// The suffix of the queue for resume and wake messages.
 const RESUME_SUFFIX: &str = ".countersign-resume";
-/// The longest name of a queue that a worker can serve, in bytes: a routing key has 255, of which delayed
-/// delivery takes 56 and the suffix of the queue for resume messages 19.
+/// The longest name of a queue that a worker can serve, in bytes: a routing key has 255, of which
+/// delayed delivery takes 56 and the suffix of the queue for resume messages 19.
 const LONGEST_NAME: usize = 180;
 
 impl Queue {
-    /// A classic queue with an empty argument table, as Celery clients declare it.
+    /// Creates a classic queue with an empty argument table, as Celery clients declare it.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -38,7 +38,7 @@ impl Queue {
         }
     }
 
-    /// The queue of this name, as `config` says that it is to be.
+    /// Creates the queue of this name with its settings in `config`.
     pub fn configured(name: impl Into<String>, config: &Config) -> Self {
         let name = name.into();
         match config.queues.get(&name) {
@@ -51,19 +51,19 @@ impl Queue {
         }
     }
 
-    /// A queue of this one's kind, for what belongs to it.
+    /// Creates a companion queue of the same type.
     fn companion(&self, name: String) -> Self {
         Self { kind: self.kind, ..Self::new(name) }
     }
 
-    /// Whether a worker can serve a queue of this name with all of its features.
+    /// Checks whether a worker can serve a queue of this name with all of its features.
     ///
     /// # Errors
-    /// A line for people, with the limit.
+    /// A line of text for users, with the limit.
     pub fn check_name(&self) -> Result<(), String> {
         let (name, size) = (&self.name, self.name.len());
         if name.is_empty() {
-            return Err("a queue needs a name".to_owned());
+            return Err("a queue name must not be empty".to_owned());
         }
         if size > LONGEST_NAME {
             return Err(format!(
@@ -83,34 +83,34 @@ impl Queue {
         Ok(())
     }
 
-    /// From how many deliveries on a message is replaced by a fresh copy: half of the limit, or of the 20
-    /// that RabbitMQ 4 has by default.
+    /// Returns the number of deliveries after which a message is replaced by a fresh copy: half of the
+    /// limit, or of the 20 that RabbitMQ 4 has by default.
     #[must_use]
     pub fn worn_at(&self) -> u64 {
         self.delivery_limit.map_or(10, |limit| u64::from(limit / 2).max(1))
     }
 
-    /// Where messages of this queue's parked tasks come. Celery's workers know nothing of it.
+    /// Returns the queue for messages of this queue's suspended tasks. Celery's workers do not use it.
     #[must_use]
     pub fn resume(&self) -> Self {
         self.companion(format!("{}{RESUME_SUFFIX}", self.name))
     }
 
-    /// Where tasks of this queue wait that were running during crashes of workers: a process of their
-    /// own runs them.
+    /// Returns the queue for tasks of this queue that were running during worker crashes: a separate
+    /// process runs them.
     #[must_use]
     pub fn quarantine(&self) -> Self {
         self.companion(format!("{}.countersign-quarantine", self.name))
     }
 
-    /// Where messages of this queue go that no worker can run.
+    /// Returns the dead-letter queue, for messages that no worker can run.
     #[must_use]
     pub fn dead(&self) -> Self {
         self.companion(format!("{}.dead", self.name))
     }
 
-    /// Where delayed messages of this queue go that are due after it was deleted: the dead letters of
-    /// the queue that people know.
+    /// Returns the queue for delayed messages that are due after this queue was deleted: the
+    /// dead-letter queue of the queue that users know.
     #[must_use]
     pub fn undelivered(&self) -> Self {
         let known = self.name.strip_suffix(RESUME_SUFFIX).unwrap_or(&self.name);

@@ -1,5 +1,5 @@
-//! The book of who waits for what, and until when. No I/O: 100,000 waits are in it at a time, so
-//! it is careful with bytes.
+//! The registered waits for results, and their deadlines. Does no I/O. It holds up to 100,000 waits at
+//! a time, so its entries are kept small.
 
 use std::cmp::Reverse;
 use std::collections::hash_map::Entry as Slot;
@@ -14,10 +14,10 @@ use crate::error::{Error, Kind};
 use crate::protocol::Document;
 use crate::task::TaskId;
 
-/// The answering half of a wait. Boxed: room for an answer is there from the beginning.
-pub(in crate::backend) type Answer = oneshot::Sender<Result<Box<Document>, Error>>;
+/// The sending half of a wait. The document is boxed because the channel reserves space for it at once.
+pub(in crate::backend) type ResultSender = oneshot::Sender<Result<Box<Document>, Error>>;
 
-/// Everyone who waits.
+/// All registered waits.
 #[derive(Debug, Default)]
 pub(in crate::backend) struct Waiters {
     tasks: HashMap<TaskId, Waited>,
@@ -25,21 +25,21 @@ pub(in crate::backend) struct Waiters {
     last_token: u64,
 }
 
-/// One task that is waited for; most have one waiter.
+/// One awaited task; most have one waiter.
 #[derive(Debug)]
 struct Waited {
     first: Waiter,
     more: Vec<Waiter>,
-    /// One of the waiters listens on the reply channel.
+    /// Whether a waiter expects the result on the reply channel.
     own: bool,
-    /// One of the waiters needs the task's own channel.
+    /// Whether a waiter needs the task's own channel.
     foreign: bool,
 }
 
 #[derive(Debug)]
 struct Waiter {
     token: u64,
-    answer: Answer,
+    sender: ResultSender,
 }
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,13 +51,13 @@ struct Deadline {
 }
 
 impl Waiters {
-    /// Adds a wait, for at most this long. A timeout beyond what the clock can say is none.
+    /// Adds a wait that ends after `timeout`. A timeout beyond the range of the clock counts as none.
     pub(in crate::backend) fn add(
         &mut self,
         id: TaskId,
         origin: Origin,
         timeout: Option<Duration>,
-        answer: Answer,
+        sender: ResultSender,
     ) {
         self.last_token += 1;
         let token = self.last_token;
@@ -67,7 +67,7 @@ impl Waiters {
             self.deadlines.push(Reverse(Deadline { at, token, id: id.clone(), after }));
         }
         let (own, foreign) = (origin == Origin::Own, origin == Origin::Foreign);
-        let waiter = Waiter { token, answer };
+        let waiter = Waiter { token, sender };
         match self.tasks.entry(id) {
             Slot::Vacant(slot) => {
                 slot.insert(Waited { first: waiter, more: Vec::new(), own, foreign });
@@ -93,36 +93,36 @@ impl Waiters {
         self.tasks.get(id).is_some_and(|waited| waited.foreign)
     }
 
-    /// Every task that is waited for.
+    /// Returns every awaited task.
     pub(in crate::backend) fn ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.keys()
     }
 
-    /// Every task whose own channel is needed.
+    /// Returns every task whose own channel is needed.
     pub(in crate::backend) fn foreign_ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.iter().filter(|(_, waited)| waited.foreign).map(|(id, _)| id)
     }
 
-    /// Gives the document to all who wait for it. Says whether the task's channel was needed.
+    /// Sends the document to all waiters of the task. Returns whether the task's own channel was needed.
     pub(in crate::backend) fn resolve(&mut self, document: &Document) -> bool {
         let Some(waited) = self.tasks.remove(&document.id) else {
             return false;
         };
         let foreign = waited.foreign;
         for waiter in waited.into_waiters() {
-            // A receiver that is gone has lost interest.
-            let _ = waiter.answer.send(Ok(Box::new(document.clone())));
+            // The send fails if the waiter has dropped its receiver.
+            let _ = waiter.sender.send(Ok(Box::new(document.clone())));
         }
         self.compact();
         foreign
     }
 
-    /// When the next wait ends.
+    /// Returns the nearest deadline.
     pub(in crate::backend) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.peek().map(|Reverse(deadline)| deadline.at)
     }
 
-    /// Ends the waits whose deadline has passed. Returns the tasks whose channel is needed no more.
+    /// Ends the waits whose deadline has passed. Returns the tasks whose channel is no longer needed.
     pub(in crate::backend) fn expire(&mut self, now: Instant) -> Vec<TaskId> {
         let mut left = Vec::new();
         while self.next_deadline().is_some_and(|at| at <= now) {
@@ -139,7 +139,7 @@ impl Waiters {
             for waiter in passed {
                 let what = format!("waiting for the result of task {id}");
                 let timeout = Kind::Timeout { what, after: deadline.after };
-                let _ = waiter.answer.send(Err(timeout.into()));
+                let _ = waiter.sender.send(Err(timeout.into()));
             }
             match others {
                 Some(others) => drop(self.tasks.insert(id_again, others)),
@@ -150,10 +150,10 @@ impl Waiters {
         left
     }
 
-    /// Forgets those whose receiver is gone. Returns the tasks whose channel is needed no more.
+    /// Removes waits whose receiver was dropped. Returns the tasks whose channel is no longer needed.
     pub(in crate::backend) fn forget_dropped(&mut self) -> Vec<TaskId> {
         let mut left = Vec::new();
-        let dropped = |waiter: &Waiter| waiter.answer.is_closed();
+        let dropped = |waiter: &Waiter| waiter.sender.is_closed();
         let affected: Vec<TaskId> = self
             .tasks
             .iter()
@@ -175,17 +175,17 @@ impl Waiters {
         left
     }
 
-    /// Ends every wait: closed.
+    /// Ends every wait with the error "closed".
     pub(in crate::backend) fn close(&mut self) {
         self.deadlines.clear();
         for (_, waited) in self.tasks.drain() {
             for waiter in waited.into_waiters() {
-                let _ = waiter.answer.send(Err(Kind::Closed.into()));
+                let _ = waiter.sender.send(Err(Kind::Closed.into()));
             }
         }
     }
 
-    /// Drops deadlines of waits that are over, once they are the larger part.
+    /// Removes deadlines of ended waits once they outnumber the others.
     fn compact(&mut self) {
         if self.deadlines.len() <= 2 * self.tasks.len() + 1024 {
             return;
@@ -208,11 +208,11 @@ impl Waited {
         std::iter::once(self.first).chain(self.more)
     }
 
-    /// Those for whom `leaves` is true, and the rest, if there is one.
+    /// Splits off the waiters for which `leaves` is true. Returns them, and the rest if any remain.
     fn split(self, leaves: impl Fn(&Waiter) -> bool) -> (Vec<Waiter>, Option<Self>) {
         let (own, foreign) = (self.own, self.foreign);
-        let (gone, mut stay): (Vec<_>, Vec<_>) = self.into_waiters().partition(leaves);
-        let rest = stay.pop().map(|first| Self { first, more: stay, own, foreign });
-        (gone, rest)
+        let (removed, mut remaining): (Vec<_>, Vec<_>) = self.into_waiters().partition(leaves);
+        let rest = remaining.pop().map(|first| Self { first, more: remaining, own, foreign });
+        (removed, rest)
     }
 }

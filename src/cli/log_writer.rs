@@ -1,7 +1,7 @@
-//! A log writer that never blocks a task: lines wait in a bounded queue for a thread that writes them.
+//! A log writer that never blocks a task: a bounded queue passes lines to a writer thread.
 //!
-//! A line that finds the queue full is dropped and counted; the count is logged once lines are written
-//! again. A write that fails counts as dropped, too.
+//! A line is dropped and counted if the queue is full; the count is logged once lines are written again.
+//! A failed write also counts as dropped.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -12,27 +12,27 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait.
+/// The maximum number of queued lines.
 const QUEUE: usize = 8192;
-/// How long the end of the process waits for lines that are still queued.
+/// How long the exit of the process waits for queued lines.
 const FLUSH: Duration = Duration::from_millis(500);
 
+#[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
     Flush(SyncSender<()>),
 }
 
 /// Queues lines for the writing thread. Cheap to clone.
-#[derive(Clone)]
-pub(super) struct LogWriter {
+#[derive(Clone, Debug)]
+pub struct LogWriter {
     queue: SyncSender<Entry>,
     dropped: Arc<AtomicU64>,
 }
 
 impl LogWriter {
-    /// Starts the thread that writes to `target`. Where no thread can be started, every line counts
-    /// as dropped.
-    pub(super) fn start(target: impl Write + Send + 'static) -> Self {
+    /// Starts the thread that writes to `target`. If no thread can be started, every line counts as dropped.
+    pub fn start(target: impl Write + Send + 'static) -> Self {
         Self::with_queue(target, QUEUE)
     }
 
@@ -46,8 +46,8 @@ impl LogWriter {
         Self { queue, dropped }
     }
 
-    /// Waits until what was queued before is written, for half a second at most.
-    pub(super) fn flush(&self) {
+    /// Waits until all lines queued before are written, for half a second at most.
+    pub fn flush(&self) {
         let ((done, written), until) = (sync_channel(1), Instant::now() + FLUSH);
         let mut entry = Entry::Flush(done);
         while let Err(TrySendError::Full(back)) = self.queue.try_send(entry) {
@@ -60,7 +60,7 @@ impl LogWriter {
         let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 
-    /// How many lines were lost so far and are not yet reported.
+    /// Returns the number of dropped lines that are not reported yet.
     #[cfg(test)]
     fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
@@ -68,7 +68,7 @@ impl LogWriter {
 }
 
 impl Write for LogWriter {
-    /// Takes the whole line. Never blocks, never fails.
+    /// Accepts the whole line. Never blocks, never fails.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.queue.try_send(Entry::Line(line.to_vec())).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -115,7 +115,7 @@ fn write_all(mut target: impl Write, entries: &Receiver<Entry>, dropped: &Atomic
     }
 }
 
-/// Says how many lines were lost, in a line that is valid JSON and readable as text.
+/// Reports the number of dropped lines, in a line that is valid JSON and readable as text.
 fn report(target: &mut impl Write, dropped: &AtomicU64) {
     let count = dropped.load(Ordering::Relaxed);
     if count == 0 {
@@ -169,7 +169,7 @@ mod tests {
         }
         assert_eq!(writer.dropped(), 3, "two lines fit into the queue");
         drop(open);
-        // However long the thread takes on a loaded machine.
+        // Independent of how long the thread takes on a loaded machine.
         while writer.dropped() > 0
             || written.lock().unwrap().iter().filter(|b| **b == b'\n').count() < 4
         {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_fails_is_no_panic() {
+    fn a_failing_target_causes_no_panic() {
         struct Full;
         impl Write for Full {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {

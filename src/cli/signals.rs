@@ -4,28 +4,29 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-/// Signals this close together are one: supervisors signal the process and its group.
+/// Signals within this time count as one, because supervisors signal both the process and its group.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 
 /// Completes at the first SIGTERM, SIGINT (Ctrl-C) or SIGHUP after the call. A SIGHUP that was ignored
 /// when the process started, as under `nohup`, stays ignored.
 ///
-/// Where signals cannot be listened to, it never completes, and the log says so.
+/// If signal handlers cannot be installed, it never completes, and logs an error.
 pub fn shutdown_signal() -> impl Future<Output = ()> {
     let mut signals = Signals::listen();
     async move { signals.next().await }
 }
 
-/// Two futures: the first signal asks for a drain; another one, at least a second later, forces the
+/// Returns two futures: the first signal requests a drain; another one, at least a second later, forces the
 /// shutdown. Both listen from the call on.
-pub(super) fn drain_signals() -> (impl Future<Output = ()>, impl Future<Output = ()>) {
+pub fn drain_signals() -> (impl Future<Output = ()>, impl Future<Output = ()>) {
     let mut signals = Signals::listen();
     let (first, second) = (CancellationToken::new(), CancellationToken::new());
     let (drain, force) = (first.clone(), second.clone());
     tokio::spawn(async move {
         signals.next().await;
-        first.cancel();
+        // Read before the drain begins: an observer may measure the second from the beginning of the drain.
         let begun = Instant::now();
+        first.cancel();
         loop {
             signals.next().await;
             if begun.elapsed() >= SAME_SIGNAL {
@@ -44,8 +45,8 @@ impl Signals {
     fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
         let listen = |kind| {
-            let said = |error: &_| tracing::error!("cannot listen for {kind:?}: {error}");
-            signal(kind).inspect_err(said).ok()
+            let log = |error: &_| tracing::error!("cannot listen for {kind:?}: {error}");
+            signal(kind).inspect_err(log).ok()
         };
         let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
         if !is_hangup_ignored() {
@@ -63,7 +64,7 @@ impl Signals {
     }
 }
 
-/// Whether SIGHUP is ignored, by the mask that Linux shows. Elsewhere it counts as not ignored.
+/// Returns whether SIGHUP is ignored, by the mask that Linux reports. Elsewhere it counts as not ignored.
 #[cfg(unix)]
 fn is_hangup_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

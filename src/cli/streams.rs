@@ -1,39 +1,61 @@
-//! Standard output and standard error. `println!` panics when its reader has gone or its disk is full;
-//! here the first failure is remembered, and becomes the command's exit code.
+//! Standard output and standard error. `println!` panics if the reader has closed its end or the disk is
+//! full; these functions store the first failure, which determines the command's exit code.
 
 use std::fmt;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use super::exit;
+use super::plain::plain_lines;
 
-/// Why standard output cannot be written any more.
+/// The first error of standard output.
 static BROKEN: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// Writes to standard output. Once that has failed, nothing more is written.
-pub(super) fn out(text: impl fmt::Display) {
+/// Writes to standard output. After a failure, nothing more is written.
+pub fn out(text: impl fmt::Display) {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.is_none() {
         *broken = write!(io::stdout().lock(), "{text}").err();
     }
 }
 
+/// Flushes standard output.
+pub fn flush() {
+    let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if broken.is_none() {
+        *broken = io::stdout().lock().flush().err();
+    }
+}
+
 /// Writes a line to standard output.
-pub(super) fn line(text: impl fmt::Display) {
+pub fn line(text: impl fmt::Display) {
     out(format_args!("{text}\n"));
 }
 
-/// Writes a line to standard error, where nothing more can be done if that fails.
-pub(super) fn note(text: impl fmt::Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+/// Writes a line to standard error; ignores a failure.
+pub fn note(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{}", readable(&text));
 }
 
-/// Writes a line to standard error from a thread of its own. Returns once it is written, or after
-/// `longest`: an unread pipe or a frozen terminal does not keep the process from ending.
-pub(super) fn note_within(text: impl fmt::Display, longest: Duration) {
+/// Escapes all characters that move the cursor of a terminal, or change the order of characters.
+fn readable(text: &impl fmt::Display) -> String {
+    let text = text.to_string();
+    if io::stderr().is_terminal() { plain_lines(&text) } else { text }
+}
+
+/// Prints a note if a list has as many records as its limit, so that there may be more.
+pub fn note_if_full(shown: usize, limit: usize) {
+    if shown >= limit {
+        note(format_args!("countersign: {shown} are shown, and there may be more: see --limit"));
+    }
+}
+
+/// Writes a line to standard error from a thread of its own. Returns once it is written, or after `longest`:
+/// an unread pipe or a frozen terminal does not delay the exit of the process.
+pub fn note_within(text: impl fmt::Display, longest: Duration) {
     let (written, wait) = mpsc::channel();
     let text = text.to_string();
     let writer = thread::Builder::new().spawn(move || {
@@ -46,28 +68,40 @@ pub(super) fn note_within(text: impl fmt::Display, longest: Duration) {
     }
 }
 
-/// Writes a question to standard error, and leaves the cursor behind it.
-pub(super) fn prompt(text: impl fmt::Display) {
+/// Writes a prompt to standard error, without a line break.
+pub fn prompt(text: impl fmt::Display) {
     let mut stderr = io::stderr().lock();
-    let _ = write!(stderr, "{text}");
+    let _ = write!(stderr, "{}", readable(&text));
     let _ = stderr.flush();
 }
 
-/// Reads a line from standard input: whether it agrees to what was asked.
-pub(super) fn is_confirmed() -> bool {
+/// Reads a line from standard input; returns whether it confirms.
+pub fn is_confirmed() -> bool {
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);
     read.is_ok() && matches!(line.trim(), "y" | "Y" | "yes")
 }
 
-/// Whether standard output cannot be written any more: what is printed without end stops then.
-pub(super) fn is_broken() -> bool {
+/// Returns whether standard output has failed. Endless output must stop then.
+pub fn is_broken() -> bool {
     BROKEN.lock().unwrap_or_else(PoisonError::into_inner).is_some()
 }
 
-/// Flushes standard output. A reader that closed its end (`| head -1`) is no failure; anything else is
-/// named on standard error, and the exit code says so.
-pub(super) fn finish(code: ExitCode) -> ExitCode {
+/// Prints clap's output: help, the version, or an error in the command line. Returns the exit code.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        // A failure here is ignored.
+        let _ = error.print();
+    } else {
+        let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        *broken = error.print().err();
+    }
+    finish(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE)))
+}
+
+/// Flushes standard output. A closed reader (`| head -1`) is not a failure; any other error is printed on
+/// standard error, and changes the exit code.
+pub fn finish(code: ExitCode) -> ExitCode {
     let mut broken = BROKEN.lock().unwrap_or_else(PoisonError::into_inner);
     if broken.is_none() {
         *broken = io::stdout().lock().flush().err();

@@ -1,4 +1,4 @@
-//! The command line that every worker binary has.
+//! The command line of every worker binary.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,24 +11,24 @@ use super::{exit, logs, streams};
 use crate::address::sqlite::{self, Database};
 use crate::client::{Client, hostname};
 use crate::clock;
-use crate::config::{Config, SETTINGS, parse_duration};
+use crate::config::{Config, SETTINGS};
 use crate::error::Error;
-use crate::worker::{Drained, Health, Worker};
+use crate::worker::{DrainReport, Health, Worker};
 
 /// Set for the child process that runs quarantined tasks.
 const ISOLATED: &str = "COUNTERSIGN_ISOLATED";
-/// How long a blocking handler may keep the process after its drain.
+/// How long a blocking handler may delay the exit of the process after its drain.
 const EXIT_GRACE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Consume this queue; repeat it, or join several by commas [default: the worker's own name]
+    /// Consume this queue; may be repeated or comma-separated [default: the worker's own name]
     #[arg(short = 'Q', long = "queues")]
     queues: Vec<String>,
-    /// Run this many tasks at once [default: 16]
+    /// The concurrency limit: run at most this many tasks at once [default: 16]
     #[arg(short, long)]
     concurrency: Option<String>,
-    /// Let the broker hand out this many messages in advance [default: twice the concurrency]
+    /// The prefetch: the number of unsettled messages to hold [default: twice the concurrency]
     #[arg(long)]
     prefetch: Option<String>,
     /// This worker's name [default: NAME@HOST]
@@ -37,8 +37,8 @@ struct Arguments {
     /// How long a drain waits for running tasks [default: 30s]
     #[arg(long)]
     drain_deadline: Option<String>,
-    /// How long a task that this worker does not know may wait for one that does (rolling
-    /// deploys) [default: 0s]
+    /// How long a task without a handler in this worker may wait for a worker that has one (rolling deploys)
+    /// [default: 0s]
     #[arg(long)]
     unknown_grace: Option<String>,
     #[command(subcommand)]
@@ -46,7 +46,7 @@ struct Arguments {
 }
 
 impl Arguments {
-    /// What the command line says, as names of settings and their values.
+    /// Returns the flags given on the command line, as names of settings and their values.
     fn flags(self) -> Vec<(&'static str, String)> {
         let queues = Some(self.queues.join(",")).filter(|queues| !queues.is_empty());
         let flags = [
@@ -63,23 +63,24 @@ impl Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Say whether the worker of this name, on this machine, is ready (exit code 0) or not (69)
+    /// Check whether the worker of this name, on this machine, is ready (exit code 0) or not (69)
     Health,
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    parse_duration(text).ok_or_else(|| format!("{text:?} is no duration such as 500ms, 30s or 5m"))
-}
-
-/// The whole `main` of a worker binary: reads the command line and the settings, starts the logs,
-/// lets `build` add the handlers, works until SIGTERM or SIGINT, drains (a second signal hurries),
-/// and prints the report as one line of JSON on standard output.
+/// The `main` function of a worker binary: reads the command line and the settings, starts the logs, adds the
+/// handlers with `build`, runs until SIGTERM or SIGINT, drains (a second signal forces the shutdown), and
+/// prints the report as one line of JSON on standard output.
 ///
-/// Exit codes: 0 drained; 75 drained, with tasks given back at the deadline; 78 the configuration
-/// is wrong; 2 the command line is; `health` answers 0 or 69.
-pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> ExitCode {
-    let matches = Arguments::command().name(name).after_help(after_help(name)).get_matches();
-    let mut arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+/// Exit codes: 0 drained; 75 drained, with tasks returned at the deadline; 78 invalid configuration; 2
+/// invalid command line; `health` exits with 0 or 69.
+pub fn run_worker<S>(name: &'static str, build: impl FnOnce(Worker) -> Worker<S>) -> ExitCode {
+    let command = Arguments::command().name(name).after_help(after_help(name));
+    let matches = command.try_get_matches();
+    let arguments = matches.and_then(|matches| Arguments::from_arg_matches(&matches));
+    let mut arguments = match arguments {
+        Ok(arguments) => arguments,
+        Err(error) => return streams::usage(&error),
+    };
     let verb = arguments.verb.take();
     let config = match Config::load_with(&arguments.flags()) {
         Ok(config) => config,
@@ -106,13 +107,13 @@ pub fn run_worker(name: &'static str, build: impl FnOnce(Worker) -> Worker) -> E
     })
 }
 
-async fn work(
+async fn work<S>(
     name: &str,
     node: String,
     config: Config,
-    build: impl FnOnce(Worker) -> Worker,
-) -> Result<Drained, Error> {
-    let (shutdown, hurry) = drain_signals();
+    build: impl FnOnce(Worker) -> Worker<S>,
+) -> Result<DrainReport, Error> {
+    let (shutdown, force_shutdown) = drain_signals();
     let is_isolated = std::env::var_os(ISOLATED).is_some();
     let shutdown = async move {
         match is_isolated {
@@ -125,7 +126,7 @@ async fn work(
     let settings = config.worker;
     let mut worker = Worker::new(&client)
         .name(node)
-        .hurry(hurry)
+        .force_shutdown(force_shutdown)
         .unknown_grace(settings.unknown_grace)
         .concurrency(settings.concurrency.into())
         .drain_deadline(config.drain_deadline);
@@ -147,7 +148,7 @@ async fn work(
     worker.run(shutdown).await
 }
 
-/// This command again, as the child that runs quarantined tasks.
+/// Returns this command again, for the child that runs quarantined tasks.
 fn this_command() -> std::process::Command {
     // On Linux that is this program even if its file has been replaced.
     let running = Path::new("/proc/self/exe");
@@ -161,7 +162,7 @@ fn this_command() -> std::process::Command {
 /// Completes when standard input ends.
 async fn end_of_input() {
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
-    // A thread of its own: one of the runtime would hold up its shutdown.
+    // A thread of its own: a blocking thread of the runtime would delay its shutdown.
     let reading = std::thread::Builder::new().name("input".to_owned()).spawn(move || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         drop(ended);

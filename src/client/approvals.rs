@@ -1,4 +1,4 @@
-//! The decider's side of approvals, and questions of services that are no tasks.
+//! The decider's side of approvals, and requests of services outside a task.
 
 use std::time::Duration;
 
@@ -9,118 +9,121 @@ use tracing::warn;
 
 use super::Client;
 use crate::approval::{
-    Answer, ApprovalId, Choice, Decision, Digest, OnTimeout, Question, Standing, name_fault,
+    ApprovalId, ApprovalRequest, ApprovalStatus, DecideResult, Decision, DecisionKind, Digest,
+    OnTimeout, name_fault,
 };
-use crate::backend::{Asked, Found, Parcel, Queue, Resume};
+use crate::backend::{ApprovalRecord, Lookup, PublishRequest, Queue, Resume};
 use crate::error::{Error, Kind};
-use crate::faults;
-use crate::protocol::Ticket;
+use crate::failpoints;
+use crate::protocol::SuspendHeader;
 
-/// A decided task is resumed by the decider within this; after it, by a worker.
+/// Limits the effect of a mistyped extension, which cannot be undone: a deadline is never moved earlier.
+const LONGEST_EXTENSION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+/// The decider sends the resume message within this time; after that, a worker sends it.
 const RESUME_DEADLINE: Duration = Duration::from_secs(5);
 const LISTED_AT_ONCE: usize = 100;
-/// Whoever waits reads at least this often, whatever was or was not heard.
+/// Waiters re-read the stored state at least this often, independently of notifications.
 const REREAD: Duration = Duration::from_secs(15);
 
-impl Asked {
-    /// Yes, by this person.
+impl ApprovalRecord {
+    /// Creates an approval by this person.
     #[must_use]
     pub fn approve(&self, by: &str) -> Decision {
-        self.decision(by, Choice::Approve)
+        self.decision(by, DecisionKind::Approve)
     }
 
-    /// Yes, by this person, with these arguments in place of those that were asked for.
+    /// Creates an approval by this person, with these arguments in place of the requested ones.
     #[must_use]
     pub fn approve_with(&self, by: &str, args: Value) -> Decision {
         Decision { edited: Some(args), ..self.approve(by) }
     }
 
-    /// No, by this person, for this reason.
+    /// Creates a rejection by this person, with this reason.
     #[must_use]
     pub fn reject(&self, by: &str, reason: impl Into<String>) -> Decision {
-        self.decision(by, Choice::Reject).because(reason)
+        self.decision(by, DecisionKind::Reject).because(reason)
     }
 
-    /// It is not to be asked any more.
+    /// Creates a withdrawal of the request by this person.
     #[must_use]
     pub fn withdraw(&self, by: &str) -> Decision {
-        self.decision(by, Choice::Withdraw)
+        self.decision(by, DecisionKind::Withdraw)
     }
 
-    fn decision(&self, by: &str, choice: Choice) -> Decision {
-        Decision { nonce: self.nonce.clone(), ..Decision::on(&self.question, by, choice) }
+    fn decision(&self, by: &str, choice: DecisionKind) -> Decision {
+        Decision { nonce: self.nonce.clone(), ..Decision::on(&self.request, by, choice) }
     }
 }
 
-/// Questions that somebody is to decide.
+/// Open approval requests.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Pending {
-    /// Those with the nearest deadlines first.
-    pub asked: Vec<Asked>,
-    /// Those that this version cannot read, and why.
+    /// The readable requests, nearest deadline first.
+    pub requests: Vec<ApprovalRecord>,
+    /// The requests that this version cannot read, each with the reason.
     pub unreadable: Vec<(ApprovalId, String)>,
 }
 
-/// What came of a question from outside.
+/// The outcome of a request made outside a task.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Resolution {
-    /// `approved`, `rejected`, `withdrawn`, `expired`; or `timeout`, when nobody has decided yet.
+    /// `approved`, `rejected`, `withdrawn`, `expired`; or `timeout` if there is no decision yet.
     pub status: &'static str,
-    /// The answer is yes.
+    /// Whether the request is approved.
     pub approved: bool,
-    /// Who decided.
+    /// The name of the person who decided.
     pub by: Option<String>,
-    /// Why.
+    /// The reason.
     pub reason: Option<String>,
-    /// The arguments that were approved.
+    /// The approved arguments.
     pub args: Option<Value>,
 }
 
-/// A question that no task waits for.
+/// A handle to a request that no task waits for.
 #[derive(Clone, Debug)]
-pub struct Requested {
+pub struct ApprovalHandle {
     client: Client,
     id: ApprovalId,
 }
 
 impl Client {
-    /// A question, for a person to look at; a decision on it is made by [`Asked::approve`] and
-    /// [`Asked::reject`], and taken by [`Client::decide`].
+    /// Returns an approval request. Make a decision on it with [`ApprovalRecord::approve`] or
+    /// [`ApprovalRecord::reject`], and send that with [`Client::decide`].
     ///
     /// # Errors
-    /// There is no such question; the store does not answer.
-    pub async fn approval(&self, id: &ApprovalId) -> Result<Asked, Error> {
+    /// If there is no such request, or the store does not answer.
+    pub async fn approval(&self, id: &ApprovalId) -> Result<ApprovalRecord, Error> {
         let found = self.look_up(id).await?;
         found.ok_or_else(|| Kind::NoApproval { id: id.clone() }.into())
     }
 
-    async fn look_up(&self, id: &ApprovalId) -> Result<Option<Asked>, Error> {
-        let found = self.backends().store.asked(std::slice::from_ref(id)).await?.pop();
-        found.map_or(Ok(None), Found::readable)
+    async fn look_up(&self, id: &ApprovalId) -> Result<Option<ApprovalRecord>, Error> {
+        let found = self.backends().store.approvals(std::slice::from_ref(id)).await?.pop();
+        found.map_or(Ok(None), Lookup::readable)
     }
 
-    /// The open questions with the nearest deadlines, at most so many. One that only a newer
-    /// Countersign can read hides none of the others.
+    /// Returns the open requests with the nearest deadlines, at most `limit`. Requests that only a newer
+    /// version can read are listed as unreadable.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// If the store does not answer.
     pub async fn pending_approvals(&self, limit: usize) -> Result<Pending, Error> {
         let (mut open, mut from) = (Pending::default(), 0);
-        while open.asked.len() + open.unreadable.len() < limit {
-            // Among those that are listed, some have been decided.
-            let listed = self.backends().store.pending(from, LISTED_AT_ONCE).await?;
+        while open.requests.len() + open.unreadable.len() < limit {
+            // Some of the listed requests may have been decided by now.
+            let listed = self.backends().store.pending_approvals(from, LISTED_AT_ONCE).await?;
             if listed.is_empty() {
                 break;
             }
             from += listed.len();
             let ids: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
-            let found = self.backends().store.asked(&ids).await?;
+            let found = self.backends().store.approvals(&ids).await?;
             for (id, found) in ids.into_iter().zip(found) {
                 match found {
-                    Found::Asked(asked) if matches!(asked.standing, Standing::Open(_)) => {
-                        open.asked.push(*asked);
+                    Lookup::Found(record) if matches!(record.status, ApprovalStatus::Open(_)) => {
+                        open.requests.push(*record);
                     }
-                    Found::Unreadable(Standing::Open(_), error) => {
+                    Lookup::Unreadable(ApprovalStatus::Open(_), error) => {
                         open.unreadable.push((id, error.to_string()));
                     }
                     _ => {}
@@ -128,21 +131,21 @@ impl Client {
             }
         }
         open.unreadable.truncate(limit);
-        open.asked.truncate(limit - open.unreadable.len());
+        open.requests.truncate(limit - open.unreadable.len());
         Ok(open)
     }
 
-    /// Takes a decision. The answer is the truth: one decision counts, and whoever is later is told
-    /// which. A task that waits for it is resumed at once; if that cannot be sent, a worker sends
-    /// it within a few seconds.
+    /// Sends a decision. The returned result is authoritative: one decision decides the request, and later
+    /// ones get [`DecideResult::AlreadyDecided`]. A task that waits for the request is resumed at once; if
+    /// the resume message cannot be sent, a worker sends it within a few seconds.
     ///
-    /// Sent again after an error, the same decision counts once.
+    /// After an error the same decision may be sent again; it counts once.
     ///
     /// # Errors
-    /// The decision lacks something, or its edited arguments do not fit the question's schema
-    /// ([`Error::is_misfit`]): then nothing was sent. Or the store does not answer, and whether it
-    /// was taken is not known.
-    pub async fn decide(&self, decision: &Decision) -> Result<Answer, Error> {
+    /// If the decision is invalid, or its edited arguments violate the request's schema
+    /// ([`Error::is_schema_violation`]): then nothing was sent. If the store does not answer: then it is unknown
+    /// whether the decision was stored.
+    pub async fn decide(&self, decision: &Decision) -> Result<DecideResult, Error> {
         if let Some(fault) = decision.fault() {
             return Err(Kind::Decision(fault).into());
         }
@@ -151,121 +154,143 @@ impl Client {
             None => None,
         };
         let decision = Decision { edited_digest, ..decision.clone() };
-        let (answer, resume) = self.backends().store.decide(&decision).await?;
-        faults::point("decided");
+        let (result, resume) = self.backends().store.decide(&decision).await?;
+        failpoints::point("decided");
         if let Some(resume) = resume
             && let Err(error) = self.resume(&resume).await
         {
-            warn!(task.id = %resume.task, "decided, and left to the workers to resume: {error}");
+            warn!(task.id = %resume.task, "cannot send the resume message; a worker will send it: {error}");
         }
-        Ok(answer)
+        Ok(result)
     }
 
-    /// The digest of what is approved instead. A question that has gone, or changed, is left to the
-    /// store: its answer says so.
+    /// Returns the digest of the action with the edited arguments. If the request is gone or has changed, the
+    /// store's result reports it.
     async fn check_edited(
         &self,
         decision: &Decision,
         args: &Value,
     ) -> Result<Option<Digest>, Error> {
-        let Some(Asked { question, .. }) = self.look_up(&decision.approval).await? else {
+        let Some(ApprovalRecord { request, .. }) = self.look_up(&decision.approval).await? else {
             return Ok(None);
         };
-        if question.digest() != decision.digest {
+        if request.digest() != decision.digest {
             return Ok(None);
         }
-        let misfits = question.misfits(args);
-        let digest = question.action.digest_with(args);
-        if misfits.is_empty() { Ok(Some(digest)) } else { Err(Kind::Misfit(misfits).into()) }
+        let violations = request.schema_violations(args);
+        let digest = request.action.digest_with(args);
+        if violations.is_empty() {
+            Ok(Some(digest))
+        } else {
+            Err(Kind::SchemaViolation(violations).into())
+        }
     }
 
     async fn resume(&self, resume: &Resume) -> Result<(), Error> {
-        let parcel = Parcel {
-            message: Ticket::resume(&resume.task, resume.number),
-            queue: Queue::configured(&resume.queue, self.config()).resume(),
-            delay: None,
-            timeout: self.config().publish_timeout.min(RESUME_DEADLINE),
-        };
-        let _ = self.backends().broker.publish(parcel).await?;
-        faults::point("resume sent");
+        let timeout = self.config().publish_timeout.min(RESUME_DEADLINE);
+        self.publish_resume(resume, timeout).await?;
+        failpoints::point("resume sent");
         self.backends().store.resume_sent(resume).await
     }
 
-    /// Gives a request this long from now. One of its approvers may, and the names in
-    /// `approvals.operators`; a deadline is never brought forward.
+    /// Publishes the resume message of a decision, to the workers of its task's queue.
+    pub(crate) async fn publish_resume(
+        &self,
+        resume: &Resume,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        let request = PublishRequest {
+            message: SuspendHeader::resume(&resume.task, resume.number),
+            queue: Queue::configured(&resume.queue, self.config()).resume(),
+            delay: None,
+            timeout,
+        };
+        self.backends().broker.publish(request).await.map(drop)
+    }
+
+    /// Sets the deadline of a request to this long from now. Its approvers may do this, and the names in
+    /// `approvals.operators`. A deadline is never moved earlier.
     ///
     /// # Errors
-    /// A person without a name; the store does not answer.
+    /// If the name is empty or malformed, the time is over 366 days, or the store does not answer.
     pub async fn extend_approval(
         &self,
         id: &ApprovalId,
         by: &str,
         time: Duration,
-    ) -> Result<Answer, Error> {
+    ) -> Result<DecideResult, Error> {
         if let Some(fault) = name_fault(by) {
             return Err(Kind::Decision(fault).into());
         }
+        if time > LONGEST_EXTENSION {
+            let fault = "a request is extended by at most 366 days at a time".to_owned();
+            return Err(Kind::Decision(fault).into());
+        }
         let is_operator = self.config().operators.iter().any(|name| name == by);
-        self.backends().store.extend(id, by, is_operator, time).await
+        self.backends().store.extend_approval(id, by, is_operator, time).await
     }
 
-    /// Asks a question that no task waits for, for any service. It is there when this returns.
+    /// Makes a request that no task waits for, from any service. It is stored when this returns.
     ///
     /// ```no_run
     /// # async fn example(client: countersign::Client) -> Result<(), countersign::Error> {
-    /// use countersign::approval::{Question, Risk};
-    /// let question = Question { risk: Risk::High, ..Question::new("Deploy version 7?") };
-    /// let requested = client.request_approval(question).await?;
-    /// let resolution = requested.wait(std::time::Duration::from_secs(600)).await?;
+    /// use countersign::approval::{ApprovalRequest, Risk};
+    /// let request = ApprovalRequest { risk: Risk::High, ..ApprovalRequest::new("Deploy version 7?") };
+    /// let handle = client.request_approval(request).await?;
+    /// let resolution = handle.wait(std::time::Duration::from_secs(600)).await?;
     /// println!("{}", resolution.approved);
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
-    /// The question lacks something; the store does not answer.
-    pub async fn request_approval(&self, question: Question) -> Result<Requested, Error> {
-        if let Some(fault) = question.fault() {
+    /// If the request is invalid, or the store does not answer.
+    pub async fn request_approval(
+        &self,
+        request: ApprovalRequest,
+    ) -> Result<ApprovalHandle, Error> {
+        if let Some(fault) = request.fault() {
             return Err(Kind::Decision(fault).into());
         }
-        let id = question.id.clone();
-        self.backends().store.ask(question).await?;
-        Ok(Requested { client: self.clone(), id })
+        let id = request.id.clone();
+        self.backends().store.request_approval(request).await?;
+        Ok(ApprovalHandle { client: self.clone(), id })
     }
 
-    /// A question that was asked before, to wait for again.
+    /// Returns a handle to an existing request, to wait for it again.
     #[must_use]
-    pub fn requested_approval(&self, id: &ApprovalId) -> Requested {
-        Requested { client: self.clone(), id: id.clone() }
+    pub fn requested_approval(&self, id: &ApprovalId) -> ApprovalHandle {
+        ApprovalHandle { client: self.clone(), id: id.clone() }
     }
 }
 
-impl Requested {
-    /// Its id.
+impl ApprovalHandle {
+    /// Returns the approval's id.
     #[must_use]
     pub fn id(&self) -> &ApprovalId {
         &self.id
     }
 
-    /// What came of it; after `timeout` without a decision, [`Resolution::status`] says `timeout`.
-    /// It stays as it is then: one may wait again, as often as one likes.
+    /// Waits for the outcome; after `timeout` without a decision, [`Resolution::status`] is `timeout`. A
+    /// timeout does not change the request: `wait` may be called again.
     ///
     /// # Errors
-    /// There is no such question; the store does not answer.
+    /// If there is no such request, or the store does not answer.
     pub async fn wait(&self, timeout: Duration) -> Result<Resolution, Error> {
         let until = Instant::now() + timeout;
-        // Subscribed before it is read.
-        let mut bell = self.client.backends().store.decisions();
+        // Subscribe before the first read, so that no decision is missed.
+        let mut decided = self.client.backends().store.watch_decisions(vec![self.id.clone()]);
         loop {
-            let asked = self.client.approval(&self.id).await?;
-            let left = match asked.standing {
-                Standing::Open(deadline) => {
-                    Duration::from_millis(deadline.abs_diff(asked.read_at) + 1)
+            let record = self.client.approval(&self.id).await?;
+            let left = match record.status {
+                ApprovalStatus::Open(deadline) => {
+                    deadline.duration_since(record.read_at).unsigned_abs()
+                        + Duration::from_millis(1)
                 }
-                _ => return Ok(resolution(asked)),
+                _ => return Ok(resolution(record)),
             };
             let next = async {
                 tokio::select! {
-                    () = heard(&mut bell, &self.id) => {}
+                    () = decided.changed() => {}
                     () = sleep(left.min(REREAD)) => {}
                 }
             };
@@ -283,27 +308,15 @@ impl Requested {
     }
 }
 
-/// Completes when this question may have been decided.
-async fn heard(bell: &mut tokio::sync::broadcast::Receiver<Option<ApprovalId>>, id: &ApprovalId) {
-    use tokio::sync::broadcast::error::RecvError;
-    loop {
-        match bell.recv().await {
-            Ok(Some(other)) if other != *id => {}
-            Ok(_) | Err(RecvError::Lagged(_)) => return,
-            Err(RecvError::Closed) => std::future::pending().await,
-        }
-    }
-}
-
-fn resolution(asked: Asked) -> Resolution {
-    let Asked { question, standing, decision, .. } = asked;
-    let expired = matches!(standing, Standing::Expired(_));
-    let approved = standing == Standing::Decided(Choice::Approve)
-        || (expired && question.on_timeout == OnTimeout::Approve);
+fn resolution(record: ApprovalRecord) -> Resolution {
+    let ApprovalRecord { request, status, decision, .. } = record;
+    let expired = matches!(status, ApprovalStatus::Expired(_));
+    let approved = status == ApprovalStatus::Decided(DecisionKind::Approve)
+        || (expired && request.on_timeout == OnTimeout::Approve);
     let (by, reason, edited) = match decision {
         Some(Decision { by, reason, edited, .. }) => (Some(by), reason, edited),
         None => (None, None, None),
     };
-    let args = approved.then(|| edited.unwrap_or(question.action.args));
-    Resolution { status: standing.as_str(), approved, by, reason, args }
+    let args = approved.then(|| edited.unwrap_or(request.action.args));
+    Resolution { status: status.as_str(), approved, by, reason, args }
 }

@@ -1,33 +1,35 @@
-//! What people did, and whether that is still as it was sealed.
+//! Reading and verifying the audit.
 
 use super::Client;
-use crate::approval::{AuditEntry, KEPT, Seal, SealKey, Verified, Verifier};
+use crate::approval::{AuditEntry, MAX_AUDIT_ENTRIES, Seal, SealKey, Verified, Verifier};
 use crate::error::{Error, Kind};
 
 const READ_AT_ONCE: usize = 1000;
 
 impl Client {
-    /// What people did lately, newest first, at most so many entries.
+    /// Returns the newest entries of the audit, at most `limit`, newest first: decisions, notes and refused
+    /// attempts to decide. The order of entries of different kinds with the same millisecond is unspecified.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// If the store does not answer.
     pub async fn audit_entries(&self, limit: usize) -> Result<Vec<AuditEntry>, Error> {
         self.backends().store.audit_entries(limit).await
     }
 
-    /// The newest seal on the audit. Kept elsewhere, it shows later whether the audit was cut.
+    /// Returns the newest seal on the audit. Stored elsewhere, it can later prove a truncation of the audit.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// If the store does not answer.
     pub async fn newest_seal(&self) -> Result<Option<Seal>, Error> {
         self.backends().store.newest_seal().await
     }
 
-    /// Looks for entries that were altered, removed or reordered since they were sealed; and, with
-    /// a seal that was kept elsewhere, for a tail that was cut since then.
+    /// Finds decisions that were altered, removed or reordered after they were sealed; and, given a seal that
+    /// was stored elsewhere, a truncation since that seal. Notes and refused attempts are neither sealed nor
+    /// counted.
     ///
     /// # Errors
-    /// This process has no key (`approvals.seal_key_file`); the store does not answer.
+    /// If this process has no key (`approvals.seal_key_file`), or the store does not answer.
     pub async fn verify_audit(&self, exported: Option<&Seal>) -> Result<Verified, Error> {
         let key = self.seal_key()?;
         let store = &self.backends().store;
@@ -40,7 +42,7 @@ impl Client {
             }
             seals.extend(more);
         }
-        let mut verifier = Verifier::new(key, seals, KEPT);
+        let mut verifier = Verifier::new(key, seals, MAX_AUDIT_ENTRIES);
         let mut last: Option<String> = None;
         loop {
             let entries = store.audit_after(last.as_deref(), READ_AT_ONCE).await?;

@@ -1,27 +1,27 @@
-//! Messages that no worker could run: look at them, send them again, throw them away.
+//! Dead letters: list, replay and delete messages that no worker could run.
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Client;
-use crate::backend::{Deed, Delivery, Parcel, Queue, Recorded};
+use crate::backend::{AuditAction, Delivery, PublishRequest, Queue, Recorded};
 use crate::error::{Error, Kind};
 use crate::protocol::{
-    Attempt, Canvas, Envelope, Epitaph, History, Message, REASON, State, UNREADABLE,
+    Attempt, Canvas, DeadLetterHeaders, Envelope, History, Message, REASON, State, UNREADABLE,
 };
 use crate::task::TaskId;
 
-/// A quorum queue of RabbitMQ 4 drops a message at its 21st return: from half of that on, what
-/// stays is sent to the same queue again instead, which counts afresh.
+/// A quorum queue of RabbitMQ 4 drops a message at its 21st return. From half of that on, a message is
+/// published to the same queue again instead of being returned, which resets its count.
 const MANY_RETURNS: u64 = 10;
 const AT_ONCE: usize = 64;
 
 /// The dead letters of one queue, which are in `<queue>.dead`.
 ///
-/// Whoever looks at them takes them out of the queue and gives them back: to its head, in their
-/// order, on a classic queue. Meanwhile nobody else sees them, so two who look at the same time
-/// each see a part. One that a quorum queue has handed out ten times is put at its end.
+/// Each method fetches messages from the queue and returns them: to the head of a classic queue, in their
+/// order. Until then other consumers do not see them, so two concurrent readers each see only a part. A
+/// quorum queue's message that was delivered ten times is moved to the end of the queue.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     client: Client,
@@ -31,34 +31,34 @@ pub struct DeadLetters {
 /// One message that no worker could run.
 #[derive(Clone, Debug, Serialize)]
 pub struct DeadLetter {
-    /// Its task; made up where the message names none.
+    /// The task's id; random if the message has none.
     pub id: TaskId,
     /// The task's name, if it was readable.
     pub task: Option<String>,
-    /// Why it could not be run.
+    /// The reason why it could not be run.
     pub reason: Option<String>,
-    /// The queue it came from.
+    /// The queue that it was consumed from.
     pub queue: Option<String>,
-    /// When it died, in ISO 8601.
+    /// The time of dead-lettering, in ISO 8601.
     pub died_at: Option<String>,
-    /// The attempt that was the last, from 1.
+    /// The last attempt, from 1.
     pub attempt: Option<u64>,
-    /// How those before it failed, oldest first: the first ones and the last ones. Of a task that
-    /// killed its workers, also how often.
+    /// The failures of the previous attempts, oldest first: the first ones and the last ones. For a task
+    /// during which workers crashed, this includes the number of crashes.
     pub attempts: Vec<Attempt>,
-    /// So many of those between are left out.
+    /// The number of attempts omitted between those.
     pub attempts_left_out: u64,
-    /// Its body's size in bytes.
+    /// The size of the body in bytes.
     pub size: usize,
-    /// The message as it came.
+    /// The message as it was received.
     #[serde(skip)]
     pub message: Message,
 }
 
 impl DeadLetter {
     pub(crate) fn of(message: &Message) -> Self {
-        let Epitaph { task, reason, queue, died_at, attempt, history } =
-            Epitaph::read(&message.headers);
+        let DeadLetterHeaders { task, reason, queue, died_at, attempt, history } =
+            DeadLetterHeaders::read(&message.headers);
         let History { attempts, left_out } = history;
         Self {
             id: message.id.clone(),
@@ -75,17 +75,19 @@ impl DeadLetter {
     }
 }
 
-/// What came of sending a dead letter again.
+/// The result of replaying a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Replay {
-    /// It is on its way, under the id that it had; its failure is no more.
+    /// The message was sent under its old id; the stored failure is removed.
     Sent,
-    /// Its task has ended in this state after all, and stays so. The dead letter is left.
+    /// Nothing was sent: the task has ended in this state in the meantime. The state and the dead letter are
+    /// kept.
     Refused(State),
 }
 
-/// What becomes of a letter that was looked at.
-enum Fate {
+/// The action of [`DeadLetters::scan`] on an examined message.
+enum ScanAction {
     Stays(Box<Delivery>),
     Gone,
 }
@@ -95,122 +97,127 @@ impl DeadLetters {
         Self { client: client.clone(), queue: Queue::configured(queue, client.config()) }
     }
 
-    /// The queue that holds them.
+    /// Returns the name of the queue that holds the dead letters.
     #[must_use]
     pub fn queue(&self) -> String {
         self.queue.dead().name
     }
 
-    /// How many there are.
+    /// Returns the number of dead letters.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// If the broker does not answer.
     pub async fn count(&self) -> Result<u64, Error> {
         let state = self.client.backends().broker.inspect(&self.queue()).await?;
         Ok(state.map_or(0, |state| state.ready))
     }
 
-    /// The oldest of them, at most so many, and at most 64 MiB.
+    /// Returns the oldest dead letters, at most `limit` and at most 64 MiB.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// If the broker does not answer.
     pub async fn browse(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let (fetched, flushed) = self.client.backends().broker.fetch(&self.queue(), limit).await?;
         let mut letters = Vec::with_capacity(fetched.len());
         for delivery in fetched {
             letters.push(DeadLetter::of(&delivery.message));
-            self.give_back(delivery).await?;
+            self.return_to_queue(delivery).await?;
         }
         flushed.wait().await;
         Ok(letters)
     }
 
-    /// The one of this task; `None` when it is not among them.
+    /// Returns the dead letter of this task; `None` if there is none.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// If the broker does not answer.
     pub async fn find(&self, id: &TaskId) -> Result<Option<DeadLetter>, Error> {
         let mut found = None;
-        self.sift(async |delivery| {
+        self.scan(async |delivery| {
             if delivery.id() == id {
                 found = Some(DeadLetter::of(&delivery.message));
             }
-            Ok(Fate::Stays(delivery.into()))
+            Ok(ScanAction::Stays(delivery.into()))
         })
         .await?;
         Ok(found)
     }
 
-    /// Sends the one of this task again, to the queue that it came from and under its id; `None`
-    /// when it is not among them.
+    /// Sends the dead letter of this task to the queue that it came from, under its id; `None` if there is
+    /// none.
     ///
-    /// The task's failure is taken back first, and that is noted in the audit stream. A crash in
-    /// between leaves the dead letter, to be sent again.
+    /// The stored failure of the task is removed first, and the audit gets an entry. A crash in between
+    /// leaves the dead letter, which can be replayed again.
     ///
     /// # Errors
-    /// When a server does not answer or refuses: the dead letter is left.
+    /// If a server does not answer or refuses; the dead letter is kept.
     pub async fn replay(&self, id: &TaskId) -> Result<Option<Replay>, Error> {
         let mut replayed = None;
-        self.sift(async |delivery| {
+        self.scan(async |delivery| {
             if delivery.id() != id || replayed.is_some() {
-                return Ok(Fate::Stays(delivery.into()));
+                return Ok(ScanAction::Stays(delivery.into()));
             }
-            let (fate, replay) = self.resend(delivery).await?;
+            let (action, replay) = self.resend(delivery).await?;
             replayed = Some(replay);
-            Ok(fate)
+            Ok(action)
         })
         .await?;
         Ok(replayed)
     }
 
-    /// Sends again all that are there when it begins, oldest first, and tells `told` of each.
+    /// Replays all dead letters that exist at the start, oldest first, and calls `on_replay` after each.
     ///
     /// # Errors
-    /// When a server does not answer or refuses; those that were told of are on their way.
-    pub async fn replay_all(&self, mut told: impl FnMut(&TaskId, &Replay)) -> Result<(), Error> {
-        self.sift(async |delivery| {
+    /// If a server does not answer or refuses; those passed to `on_replay` before have been handled.
+    pub async fn replay_all(
+        &self,
+        mut on_replay: impl FnMut(&TaskId, &Replay),
+    ) -> Result<(), Error> {
+        self.scan(async |delivery| {
             let id = delivery.id().clone();
-            let (fate, replay) = self.resend(delivery).await?;
-            told(&id, &replay);
-            Ok(fate)
+            let (action, replay) = self.resend(delivery).await?;
+            on_replay(&id, &replay);
+            Ok(action)
         })
         .await
     }
 
-    /// Throws the one of this task away, and notes that in the audit stream. Says whether it was
-    /// there. The task's failure stays.
+    /// Deletes the dead letter of this task, and writes an audit entry. Returns whether it existed. The
+    /// stored failure of the task stays.
     ///
     /// # Errors
-    /// When a server does not answer: the dead letter is left.
+    /// If a server does not answer; the dead letter is kept.
     pub async fn purge(&self, id: &TaskId) -> Result<bool, Error> {
         let mut purged = false;
-        self.sift(async |delivery| {
+        self.scan(async |delivery| {
             if delivery.id() != id {
-                return Ok(Fate::Stays(delivery.into()));
+                return Ok(ScanAction::Stays(delivery.into()));
             }
-            let recorded = self.client.backends().store.audit(self.deed("purge", id)).await?;
+            let recorded =
+                self.client.backends().store.record_action(self.audit_action("purge", id)).await?;
             purged = true;
-            Ok(delivery.ack(recorded).map_or_else(Fate::Stays, |_| Fate::Gone))
+            Ok(delivery.ack(recorded).map_or_else(ScanAction::Stays, |_| ScanAction::Gone))
         })
         .await?;
         Ok(purged)
     }
 
-    /// Throws all away, and notes that in the audit stream. Returns how many there were.
+    /// Deletes all dead letters, and writes an audit entry. Returns how many there were.
     ///
     /// # Errors
-    /// When a server does not answer.
+    /// If a server does not answer.
     pub async fn purge_all(&self) -> Result<u64, Error> {
         let backends = self.client.backends();
-        let _ = backends.store.audit(self.deed("purge", &TaskId::from("*"))).await?;
+        let _ =
+            backends.store.record_action(self.audit_action("purge", &TaskId::from("*"))).await?;
         backends.broker.purge(&self.queue()).await
     }
 
-    /// Looks at each that is there when it begins. Those that stay are held until the end, or they
-    /// would be met again; only as much of them as is needed to give them back.
-    async fn sift(
+    /// Examines each message that exists at the start. Messages that stay are held until the end, because a
+    /// returned message would be fetched again; their bodies are dropped unless they must be published again.
+    async fn scan(
         &self,
-        mut decide: impl AsyncFnMut(Delivery) -> Result<Fate, Error>,
+        mut decide: impl AsyncFnMut(Delivery) -> Result<ScanAction, Error>,
     ) -> Result<(), Error> {
         let mut left = usize::try_from(self.count().await?).unwrap_or(usize::MAX);
         let (mut staying, mut flushes) = (Vec::new(), Vec::new());
@@ -223,7 +230,7 @@ impl DeadLetters {
             left -= fetched.len();
             flushes.push(flushed);
             for delivery in fetched {
-                if let Fate::Stays(mut delivery) = decide(delivery).await? {
+                if let ScanAction::Stays(mut delivery) = decide(delivery).await? {
                     if !has_returned_often(&delivery) {
                         delivery.message.body = Bytes::new();
                     }
@@ -232,7 +239,7 @@ impl DeadLetters {
             }
         }
         for delivery in staying {
-            self.give_back(*delivery).await?;
+            self.return_to_queue(*delivery).await?;
         }
         for flushed in flushes {
             flushed.wait().await;
@@ -240,7 +247,7 @@ impl DeadLetters {
         Ok(())
     }
 
-    async fn give_back(&self, delivery: Delivery) -> Result<(), Error> {
+    async fn return_to_queue(&self, delivery: Delivery) -> Result<(), Error> {
         if !has_returned_often(&delivery) {
             let _ = delivery.release();
             return Ok(());
@@ -252,7 +259,7 @@ impl DeadLetters {
         }
         match self.publish(copy, self.queue.dead()).await {
             Ok(recorded) => settle(delivery, recorded).map(drop),
-            // Its headers are too large to be sent again.
+            // Its headers are too large to be published again.
             Err(error) if error.is_refusal() => {
                 let _ = delivery.release();
                 Ok(())
@@ -261,61 +268,62 @@ impl DeadLetters {
         }
     }
 
-    async fn resend(&self, delivery: Delivery) -> Result<(Fate, Replay), Error> {
-        let Epitaph { queue, attempt, .. } = Epitaph::read(&delivery.message.headers);
-        let deed = self.deed("replay", delivery.id());
-        let found = self.client.backends().store.reopen(deed, attempt.unwrap_or(1)).await?;
+    async fn resend(&self, delivery: Delivery) -> Result<(ScanAction, Replay), Error> {
+        let DeadLetterHeaders { queue, attempt, .. } =
+            DeadLetterHeaders::read(&delivery.message.headers);
+        let action = self.audit_action("replay", delivery.id());
+        let found = self.client.backends().store.reopen(action, attempt.unwrap_or(1)).await?;
         if let Some(state @ (State::Success | State::Revoked)) = found {
-            return Ok((Fate::Stays(delivery.into()), Replay::Refused(state)));
+            return Ok((ScanAction::Stays(delivery.into()), Replay::Refused(state)));
         }
         let queue = queue.map_or_else(
             || self.queue.clone(),
             |queue| Queue::configured(queue, self.client.config()),
         );
-        self.reopen_what_follows(&delivery.message).await?;
+        self.reopen_later_tasks(&delivery.message).await?;
         let mut message = delivery.message.clone().revived();
-        // It may have begun: its journal is read.
+        // The task may have begun: the mark makes the worker read its journal.
         message.mark_returned();
         Ok((self.send(message, queue, delivery).await?, Replay::Sent))
     }
 
-    /// The tasks behind it in its chain were told that they will not run: they will, after all.
-    async fn reopen_what_follows(&self, message: &Message) -> Result<(), Error> {
+    /// Removes the stored failures of the later tasks of its chain, which can run again.
+    async fn reopen_later_tasks(&self, message: &Message) -> Result<(), Error> {
         let envelope = Envelope::decode(message, self.client.config().max_arguments);
         let canvas =
             envelope.ok().and_then(|envelope| Canvas::read(&envelope.embed).ok().flatten());
         for id in canvas.iter().flat_map(Canvas::unreached) {
-            self.client.backends().store.reopen(self.deed("replay", &id), 1).await?;
+            self.client.backends().store.reopen(self.audit_action("replay", &id), 1).await?;
         }
         Ok(())
     }
 
-    /// A confirmed copy, and then the ack.
+    /// Publishes a copy with a confirm, then acks the dead letter.
     async fn send(
         &self,
         message: Message,
         queue: Queue,
         delivery: Delivery,
-    ) -> Result<Fate, Error> {
+    ) -> Result<ScanAction, Error> {
         let recorded = self.publish(message, queue).await?;
         settle(delivery, recorded)
     }
 
     async fn publish(&self, message: Message, queue: Queue) -> Result<Recorded, Error> {
         let timeout = self.client.config().publish_timeout;
-        let parcel = Parcel { message, queue, delay: None, timeout };
-        self.client.backends().broker.publish(parcel).await
+        let publish = PublishRequest { message, queue, delay: None, timeout };
+        self.client.backends().broker.publish(publish).await
     }
 
-    fn deed(&self, what: &'static str, id: &TaskId) -> Deed {
+    fn audit_action(&self, what: &'static str, id: &TaskId) -> AuditAction {
         let by = self.client.shared.origin.clone();
-        Deed { what, id: id.clone(), queue: self.queue(), by }
+        AuditAction { what, id: id.clone(), queue: self.queue(), by }
     }
 }
 
-fn settle(delivery: Delivery, recorded: Recorded) -> Result<Fate, Error> {
+fn settle(delivery: Delivery, recorded: Recorded) -> Result<ScanAction, Error> {
     match delivery.ack(recorded) {
-        Ok(_settled) => Ok(Fate::Gone),
+        Ok(_settled) => Ok(ScanAction::Gone),
         Err(_) => Err(Kind::Closed.into()),
     }
 }

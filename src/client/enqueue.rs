@@ -1,4 +1,4 @@
-//! One task on its way: what may be said about it, and how it is sent.
+//! Options of one task, and how it is sent.
 
 use std::fmt;
 use std::future::{IntoFuture, ready};
@@ -11,15 +11,15 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
 use super::Client;
-use crate::backend::{KeyedTask, Origin, Parcel, Queue};
+use crate::backend::{IdempotencyEntry, Origin, PublishRequest, Queue};
 use crate::clock;
 use crate::error::{Error, Kind};
 use crate::handle::Handle;
 use crate::protocol::{Arguments, Envelope, Headers, Message};
 use crate::task::TaskId;
-use crate::trace::{Place, TraceParent};
+use crate::trace::{TraceParent, TraceScope};
 
-/// A task about to be sent. Nothing happens until it is awaited.
+/// A task to be sent. Nothing happens until it is awaited.
 #[must_use = "a task is sent when its builder is awaited"]
 pub struct Enqueue<O> {
     client: Client,
@@ -27,6 +27,7 @@ pub struct Enqueue<O> {
     queue: String,
     delay: Option<Duration>,
     key: Option<String>,
+    origin: Origin,
     output: PhantomData<fn() -> O>,
 }
 
@@ -41,7 +42,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
             let mut envelope = Envelope::new(name, arguments);
             envelope.origin = Some(client.shared.origin.clone());
             envelope.reply_to = Some(client.shared.backends.store.reply_channel().to_owned());
-            Place::inherit(&mut envelope.headers, &mut envelope.lineage);
+            TraceScope::inherit(&mut envelope.headers, &mut envelope.lineage);
             envelope
         });
         Self {
@@ -50,6 +51,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
             queue: queue.to_owned(),
             delay: None,
             key: None,
+            origin: Origin::Own,
             output: PhantomData,
         }
     }
@@ -61,54 +63,55 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         self
     }
 
-    /// Into this queue.
+    /// Sets the queue.
     pub fn queue(mut self, name: impl Into<String>) -> Self {
         self.queue = name.into();
         self
     }
 
-    /// Not to be started before this long has passed.
+    /// Starts the task no earlier than after this delay.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         let eta = clock::now().saturating_add(delay);
         self.set(|envelope| envelope.eta = eta.ok())
     }
 
-    /// Not to be started before this time. One that has passed means now.
+    /// Starts the task no earlier than at this time. A time in the past starts it at once.
     pub fn eta(self, eta: Timestamp) -> Self {
-        let ahead = Duration::try_from(eta.duration_since(clock::now()));
-        self.delay(ahead.unwrap_or_default())
+        let delay = Duration::try_from(eta.duration_since(clock::now()));
+        self.delay(delay.unwrap_or_default())
     }
 
-    /// With this id instead of a random one. An id is used for one task only.
-    pub fn id(self, id: impl Into<TaskId>) -> Self {
+    /// Sets the id, which is random by default. An id must be used for one task only.
+    pub fn id(mut self, id: impl Into<TaskId>) -> Self {
         let id = id.into();
+        self.origin = Origin::OwnGivenId;
         self.set(|envelope| envelope.id = id)
     }
 
-    /// Before tasks of its queue with a lower one; 0 is the lowest, and what holds without it. The
-    /// queue must be configured for it, here and at its workers: `max_priority` of `[queues.NAME]`
-    /// in `countersign.toml`.
+    /// Sets the priority: the task is delivered before tasks of its queue with a lower one. The lowest and
+    /// default priority is 0. The queue must be configured for priorities, by producers and workers:
+    /// `max_priority` of `[queues.NAME]` in `countersign.toml`.
     pub fn priority(self, priority: u8) -> Self {
         self.set(|envelope| envelope.priority = priority)
     }
 
-    /// At most once under this key and its task's name: while the key is remembered
-    /// (`client.idempotency_expires`), enqueueing again gives a handle to the first task. One that
-    /// was not known to be taken by the broker (a crash, a time-out) is sent again with the same
-    /// id, and what it is sent with is what was given last.
+    /// Sends the task at most once for this key and the task's name: as long as the key is remembered
+    /// (`client.idempotency_expires`), enqueueing again returns a handle to the first task. If it is unknown
+    /// whether the broker accepted the first task (after a crash or a timeout), it is sent again under the
+    /// same id, with the arguments and options given last.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// Not to be started any more after this long; its result is then `REVOKED`.
+    /// Starts the task no later than after this time; an expired task has the result `REVOKED`.
     pub fn expires_in(self, after: Duration) -> Self {
         let at = clock::now().saturating_add(after);
         self.set(|envelope| envelope.expires = at.ok())
     }
 
-    /// With time limits of its own, in place of the handler's policy.
+    /// Sets time limits for this task, in place of the handler's policy.
     pub fn time_limits(self, soft: Option<Duration>, hard: Option<Duration>) -> Self {
         self.set(|envelope| {
             envelope.limits.soft = soft;
@@ -116,18 +119,18 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         })
     }
 
-    /// No result is wanted: none is stored.
+    /// Stores no result.
     pub fn ignore_result(self) -> Self {
         self.set(|envelope| envelope.ignore_result = true)
     }
 
-    /// With more headers, which every handler of the task can read.
+    /// Adds headers, which every handler of the task can read.
     pub fn headers(self, headers: Headers) -> Self {
         self.set(|envelope| envelope.headers.extend(headers))
     }
 
-    /// As part of this trace (a W3C `traceparent`). Without it a task enqueued by a handler
-    /// continues the handler's trace, and any other begins a new one.
+    /// Continues this trace (a W3C `traceparent`). By default a task enqueued by a handler continues the
+    /// handler's trace, and any other task begins a new one.
     pub fn traceparent(self, traceparent: &str) -> Self {
         match TraceParent::parse(traceparent) {
             Some(trace) => self.set(|envelope| trace.child().write(&mut envelope.headers)),
@@ -135,45 +138,46 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         }
     }
 
-    /// Priorities and keys take a look at a server before the task is sent.
-    fn asks_first(&self) -> bool {
+    /// Priorities and idempotency keys need a request to a server before the task is sent.
+    fn needs_request(&self) -> bool {
         self.key.is_some() || self.envelope.as_ref().is_ok_and(|envelope| envelope.priority > 0)
     }
 
-    async fn ask_and_send(self) -> Result<Handle<O>, Error> {
-        let Self { client, envelope, queue, delay, key, .. } = self;
+    async fn check_and_send(self) -> Result<Handle<O>, Error> {
+        let Self { client, envelope, queue, delay, key, origin, .. } = self;
         let mut envelope = envelope?;
         let queue = Queue::configured(queue, client.config());
         if envelope.priority > 0 {
             check_priority(&client, &envelope, &queue).await?;
         }
         let Some(key) = key.map(|key| format!("{}:{key}", envelope.name)) else {
-            return send(parcel(&client, &envelope, queue, delay)?, client).await;
+            return send(publish_request(&client, &envelope, queue, delay)?, client, origin).await;
         };
         let store = Arc::clone(&client.backends().store);
         let keep = client.config().idempotency_expires;
-        let KeyedTask { id, sent } = store.claim_key(&key, &envelope.id, keep).await?;
+        let IdempotencyEntry { id, sent } = store.claim_key(&key, &envelope.id, keep).await?;
         if sent {
             return Ok(Handle::new(id, Origin::Foreign, store));
         }
         envelope.id = id;
-        let handle = send(parcel(&client, &envelope, queue, delay)?, client).await?;
-        if let Err(error) = store.mark_sent(&key, handle.id(), keep).await {
-            // It is on its way: a repeat sends it again under the same id, and that is allowed.
+        let publish = publish_request(&client, &envelope, queue, delay)?;
+        let handle = send(publish, client, Origin::OwnGivenId).await?;
+        if let Err(error) = store.mark_key_sent(&key, handle.id(), keep).await {
+            // The task was sent. A repeated call sends it again under the same id, which is allowed.
             let id = handle.id();
-            tracing::warn!(task.id = %id, "its idempotency key is not marked as sent: {error}");
+            tracing::warn!(task.id = %id, "cannot mark its idempotency key as sent: {error}");
         }
         Ok(handle)
     }
 }
 
-fn parcel(
+fn publish_request(
     client: &Client,
     envelope: &Envelope,
     queue: Queue,
     delay: Option<Duration>,
-) -> Result<Parcel, Error> {
-    Ok(Parcel {
+) -> Result<PublishRequest, Error> {
+    Ok(PublishRequest {
         message: sized(client, envelope)?,
         queue,
         delay: delay.filter(|delay| !delay.is_zero()),
@@ -181,10 +185,15 @@ fn parcel(
     })
 }
 
-async fn send<O: DeserializeOwned>(parcel: Parcel, client: Client) -> Result<Handle<O>, Error> {
-    let id = parcel.message.id.clone();
-    let _ = client.backends().broker.publish(parcel).await?;
-    Ok(Handle::new(id, Origin::Own, Arc::clone(&client.backends().store)))
+async fn send<O: DeserializeOwned>(
+    publish: PublishRequest,
+    client: Client,
+    origin: Origin,
+) -> Result<Handle<O>, Error> {
+    let id = publish.message.id.clone();
+    client.remember_queue(&publish.queue.name);
+    let _ = client.backends().broker.publish(publish).await?;
+    Ok(Handle::new(id, origin, Arc::clone(&client.backends().store)))
 }
 
 fn sized(client: &Client, envelope: &Envelope) -> Result<Message, Error> {
@@ -197,7 +206,7 @@ fn sized(client: &Client, envelope: &Envelope) -> Result<Message, Error> {
     Ok(message)
 }
 
-/// A queue without priorities would take the message, and forget its priority in silence.
+/// A queue without priorities would accept the message and ignore its priority silently.
 async fn check_priority(client: &Client, envelope: &Envelope, queue: &Queue) -> Result<(), Error> {
     let priority = envelope.priority;
     if queue.max_priority.is_none_or(|highest| highest < priority) {
@@ -222,14 +231,14 @@ impl<O: DeserializeOwned + Send + 'static> IntoFuture for Enqueue<O> {
     type IntoFuture = BoxFuture<'static, Self::Output>;
 
     fn into_future(self) -> Self::IntoFuture {
-        if self.asks_first() {
-            return Box::pin(self.ask_and_send());
+        if self.needs_request() {
+            return Box::pin(self.check_and_send());
         }
-        // Encoded here, so that what is kept while it is sent is small: many are sent at a time.
-        let Self { client, envelope, queue, delay, .. } = self;
+        // Encode before sending to keep the pending future small: many tasks are sent concurrently.
+        let Self { client, envelope, queue, delay, origin, .. } = self;
         let queue = Queue::configured(queue, client.config());
-        match envelope.and_then(|envelope| parcel(&client, &envelope, queue, delay)) {
-            Ok(parcel) => Box::pin(send(parcel, client)),
+        match envelope.and_then(|envelope| publish_request(&client, &envelope, queue, delay)) {
+            Ok(publish) => Box::pin(send(publish, client, origin)),
             Err(error) => Box::pin(ready(Err(error))),
         }
     }

@@ -3,28 +3,28 @@
 use super::Client;
 use crate::backend::Forget;
 use crate::error::{Error, Kind};
-use crate::protocol::PARKED;
+use crate::protocol::SUSPENDED;
 use crate::task::TaskId;
 
 impl Client {
-    /// Deletes everything that the store has of a task that has ended: its result, the values of its
-    /// steps, its stream, its marks, and the record of its suspensions. Its audit entries and decisions
-    /// stay. A task that the store does not know is forgotten already.
+    /// Deletes everything that the store has of a task that has ended: its result, step results, stream,
+    /// attempt marks, and the record of its suspensions. Its audit entries and decisions stay. Succeeds if
+    /// the store does not know the task.
     ///
     /// Afterwards a message under the same id is a new task, whatever its arguments. A Celery client's
-    /// `AsyncResult.forget()` deletes the result only; then a message with other arguments is a new task
-    /// just the same.
+    /// `AsyncResult.forget()` deletes only the result; then a message with other arguments is also a new
+    /// task.
     ///
-    /// Cancelled or failed, the call may have deleted a part. It may be repeated.
+    /// If the call is cancelled or fails, a part may have been deleted. It may be repeated.
     ///
     /// # Errors
-    /// [`Error::is_unfinished`] while the task is suspended or has another state that does not end it, or
-    /// when it has no result and its runs have left something, so that it may be running. A connection
-    /// error when the store does not answer. When what is stored is no result of a task.
+    /// [`Error::is_unfinished`] if the task is suspended or has another state that is not terminal, or if it
+    /// has no result and its runs have left data, so that it may be running. A connection error if the store
+    /// does not answer. An error if the stored data is not a task result.
     pub async fn forget(&self, id: &TaskId) -> Result<(), Error> {
         let cause = match self.backends().store.forget(id).await? {
             Forget::Forgotten => return Ok(()),
-            Forget::Unfinished(Some(state)) if state.as_str() == PARKED => {
+            Forget::Unfinished(Some(state)) if state.as_str() == SUSPENDED => {
                 "it is suspended: wait until it has ended, or revoke it".to_owned()
             }
             Forget::Unfinished(Some(state)) => {

@@ -1,8 +1,8 @@
-//! The producer's side: put tasks on their way, and find out what became of them.
+//! The producer's side: sends tasks and reads their results.
 
+mod approval_service;
 mod approvals;
 mod audit;
-mod clerk;
 mod dead_letters;
 mod enqueue;
 mod follow;
@@ -10,9 +10,10 @@ mod forget;
 mod revoke;
 mod sealer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
 use serde::de::DeserializeOwned;
@@ -22,20 +23,28 @@ use crate::backend::{self, Backends, Origin, Queue};
 use crate::config::Config;
 use crate::error::{Error, Kind};
 use crate::handle::Handle;
-use crate::protocol::{Arguments, Document};
+use crate::protocol::Arguments;
 use crate::task::{Task, TaskId};
 
-pub use approvals::{Pending, Requested, Resolution};
+pub use approvals::{ApprovalHandle, Pending, Resolution};
 pub use dead_letters::{DeadLetter, DeadLetters, Replay};
 pub use enqueue::Enqueue;
 pub use follow::Follow;
 
-/// Tasks of a batch that are on their way to the broker at once.
-const BATCH_WINDOW: usize = 512;
+pub use crate::protocol::{Attempt, Child, Document, Message, Properties};
 
-/// Enqueues tasks and awaits their results. Cheap to clone; one a process is enough.
+/// The number of tasks of a batch that are sent concurrently.
+const BATCH_WINDOW: usize = 512;
+/// The limit of AMQP.
+const LONGEST_QUEUE_NAME: usize = 255;
+/// How often a client requests the store to remember a queue.
+const REMEMBERED: Duration = Duration::from_secs(24 * 60 * 60);
+/// The maximum number of queues for which one process does this.
+const QUEUES_REMEMBERED: usize = 1000;
+
+/// Enqueues tasks and awaits their results. Cheap to clone; one per process is enough.
 ///
-/// Its connections belong to the tokio runtime in which it was made, which must keep running.
+/// Its connections belong to the tokio runtime in which it was created, which must keep running.
 #[derive(Clone)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -45,18 +54,19 @@ struct Shared {
     config: Config,
     backends: Backends,
     origin: String,
-    /// Queues known to have the priorities that they are configured to have.
+    /// Queues that were checked to have their configured priorities.
     prioritised: Mutex<HashSet<String>>,
+    /// When the store was last requested to remember each queue.
+    remembered: Mutex<HashMap<String, Instant>>,
 }
 
 impl Client {
-    /// Connects to the servers, or opens the database, that `config` names: a [`Config`], or the URL
-    /// of a database such as `sqlite::memory:`.
+    /// Connects to the servers, or opens the database, that `config` names: a [`Config`], or the URL of a
+    /// database such as `sqlite::memory:`.
     ///
     /// # Errors
-    /// A timeout error when they do not answer within `config.connect_timeout`; what was wrong
-    /// with each is in the log. A configuration error when a URL cannot be read. A storage error
-    /// when a database cannot be opened.
+    /// A timeout error if the servers do not answer within `config.connect_timeout`; the log has the cause
+    /// for each. A configuration error if a URL is invalid. A storage error if a database cannot be opened.
     pub async fn connect<C>(config: C) -> Result<Self, Error>
     where
         C: TryInto<Config>,
@@ -78,12 +88,11 @@ impl Client {
         }
     }
 
-    /// Starts connecting and returns at once; connections are tried until the servers answer.
-    /// What a worker does.
+    /// Starts connecting and returns at once; connection attempts continue until the servers answer. Workers
+    /// use this.
     ///
     /// # Errors
-    /// A configuration error when a URL cannot be read. A storage error when a database cannot be
-    /// opened.
+    /// A configuration error if a URL is invalid. A storage error if a database cannot be opened.
     pub fn start<C>(config: C) -> Result<Self, Error>
     where
         C: TryInto<Config>,
@@ -95,27 +104,48 @@ impl Client {
             config,
             origin: format!("gen{}@{}", std::process::id(), hostname()),
             prioritised: Mutex::default(),
+            remembered: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// A client of backends that a test has made.
+    /// Creates a client of a test's own backends.
     #[cfg(feature = "faults")]
     pub fn of(backends: Backends, config: Config) -> Self {
         let origin = format!("gen{}@{}", std::process::id(), hostname());
-        let shared = Shared { config, backends, origin, prioritised: Mutex::default() };
+        let prioritised = Mutex::default();
+        let remembered = Mutex::default();
+        let shared = Shared { config, backends, origin, prioritised, remembered };
         Self { shared: Arc::new(shared) }
     }
 
-    /// Completes when broker and store both answer.
+    /// Requests the store, in the background and once a day, to remember a queue that tasks are sent to:
+    /// operators see the queue even if no worker ever consumes it.
+    fn remember_queue(&self, queue: &str) {
+        if queue.is_empty() || queue.len() > LONGEST_QUEUE_NAME || queue.starts_with("amq.") {
+            // The broker refuses such a queue.
+            return;
+        }
+        let mut remembered = self.shared.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = match remembered.get(queue) {
+            Some(at) => at.elapsed() >= REMEMBERED,
+            None => remembered.len() < QUEUES_REMEMBERED,
+        };
+        if is_due {
+            remembered.insert(queue.to_owned(), Instant::now());
+            drop(remembered);
+            self.backends().store.remember_queue(queue);
+        }
+    }
+
+    /// Completes when both the broker and the store answer.
     pub async fn connected(&self) {
         self.shared.backends.broker.connected().await;
         self.shared.backends.store.connected().await;
     }
 
-    /// Puts a task on its way. Await the builder to send it; it returns once the broker has taken
-    /// responsibility for the task.
-    #[expect(clippy::needless_pass_by_value, reason = "a task is given away, not lent")]
+    /// Enqueues a task. Await the builder to send it; it returns once the broker has confirmed the message.
+    #[expect(clippy::needless_pass_by_value, reason = "a task is moved, not borrowed")]
     pub fn enqueue<T: Task>(&self, task: T) -> Enqueue<T::Output> {
         let arguments = Arguments::of(&task)
             .map_err(|cause| Kind::Codec { what: T::NAME.into(), cause: cause.to_string() }.into());
@@ -123,7 +153,7 @@ impl Client {
         Enqueue::new(self, T::NAME, arguments, queue)
     }
 
-    /// Puts a task on its way by its name: one that is written in Python, for example.
+    /// Enqueues a task by its name, for example one that is written in Python.
     ///
     /// ```no_run
     /// # async fn example(client: countersign::Client) -> Result<(), countersign::Error> {
@@ -136,10 +166,10 @@ impl Client {
         Enqueue::new(self, name, Ok(arguments), &self.shared.config.queue)
     }
 
-    /// Puts many tasks on their way, 512 at a time, without waiting for each confirm before the
-    /// next. Returns what became of each, in their order: one that fails leaves the others alone.
+    /// Enqueues many tasks, 512 concurrently, without waiting for each confirm before sending the next.
+    /// Returns the results in the order of the tasks; a failure does not affect the other tasks.
     ///
-    /// Dropped, it leaves on their way what it has begun to send.
+    /// If the future is dropped, tasks whose sending has begun may still be sent.
     ///
     /// ```no_run
     /// # async fn example(client: countersign::Client) {
@@ -151,7 +181,7 @@ impl Client {
     /// });
     /// let sent = client.enqueue_all(echoes).await;
     /// let failed = sent.iter().filter(|sent| sent.is_err()).count();
-    /// println!("{failed} of {} were not taken", sent.len());
+    /// println!("{failed} of {} were not accepted", sent.len());
     /// # }
     /// ```
     pub async fn enqueue_all<O>(
@@ -164,53 +194,58 @@ impl Client {
         stream::iter(tasks).map(IntoFuture::into_future).buffered(BATCH_WINDOW).collect().await
     }
 
-    /// What is stored of a task right now; `None` while nothing is: it waits or runs, or nobody
-    /// has enqueued it, or its result has expired.
+    /// Returns the stored document of a task; `None` if there is none: the task waits or runs, was never
+    /// enqueued, or its result has expired.
     ///
     /// # Errors
-    /// When the store does not answer.
+    /// If the store does not answer.
     pub async fn status(&self, id: &TaskId) -> Result<Option<Document>, Error> {
-        self.shared.backends.store.read(id).await
+        self.shared.backends.store.read_result(id).await
     }
 
-    /// The messages of a queue that no worker could run.
+    /// Returns the dead letters of a queue.
     #[must_use]
     pub fn dead_letters(&self, queue: &str) -> DeadLetters {
         DeadLetters::new(self, queue)
     }
 
-    /// A handle to a task that anybody put on its way.
+    /// Returns a handle to a task that any process has enqueued.
     pub fn handle<O: DeserializeOwned>(&self, id: impl Into<TaskId>) -> Handle<O> {
         Handle::new(id.into(), Origin::Foreign, Arc::clone(&self.shared.backends.store))
     }
 
-    /// Ends every wait with an error, flushes what is being sent, and closes the connections.
+    /// Ends every wait with an error, flushes pending publishes, and closes the connections.
     pub async fn close(&self) {
         self.shared.backends.broker.close().await;
         self.shared.backends.store.close().await;
     }
 
-    /// The settings it was made with.
+    /// Returns the settings that the client was created with.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// Makes sure that a queue tells priorities apart, as it is configured to. Once it has been
-    /// seen to, it is not asked again.
+    /// Checks that a queue has its configured priorities, and caches a positive result.
     async fn assure_priorities(&self, queue: &Queue) -> Result<(), Error> {
-        let known = || self.shared.prioritised.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&queue.name) {
+        let checked = || self.shared.prioritised.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked().contains(&queue.name) {
             return Ok(());
         }
         self.shared.backends.broker.declare(queue).await?;
-        known().insert(queue.name.clone());
+        checked().insert(queue.name.clone());
         Ok(())
     }
 
-    /// What is behind it, for whoever builds on the seams.
+    /// Returns the broker and the store, for code that uses the backend traits directly.
+    #[cfg(feature = "unstable")]
     #[must_use]
     pub fn backends(&self) -> &Backends {
+        &self.shared.backends
+    }
+
+    #[cfg(not(feature = "unstable"))]
+    pub(crate) fn backends(&self) -> &Backends {
         &self.shared.backends
     }
 }

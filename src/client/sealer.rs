@@ -1,4 +1,4 @@
-//! Seals the audit: one process at a time, of those that have the key.
+//! Seals the audit. Of the processes that have the key, one at a time holds the lease to do this.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,21 +7,21 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, warn};
 
 use crate::approval::{Seal, SealKey};
-use crate::backend::{Sealing, Store};
+use crate::backend::{SealLease, Store};
 use crate::error::Error;
 
-/// Twice a second, so that nothing is unsealed for a second.
+/// Twice a second, so that no entry stays unsealed for more than a second.
 const PACE: Duration = Duration::from_millis(500);
-/// After this, another process goes on for one that has died.
+/// After this time another process takes over from one that has died.
 const LEASE: Duration = Duration::from_secs(3);
-/// Entries under one seal, at most.
+/// The maximum number of entries under one seal.
 const SEALED_AT_ONCE: usize = 1000;
 
 pub(super) struct Sealer {
     store: Arc<dyn Store>,
     key: SealKey,
     holder: String,
-    /// The newest seal that this process knows of.
+    /// The newest seal known to this process.
     last: Option<Seal>,
 }
 
@@ -30,7 +30,7 @@ impl Sealer {
         Self { store, key, holder: uuid::Uuid::new_v4().simple().to_string(), last: None }
     }
 
-    /// Seals what is new, for ever.
+    /// Seals new entries until it is dropped.
     pub(super) async fn run(mut self) {
         let mut pace = interval(PACE);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,9 +46,9 @@ impl Sealer {
         let mut next = None;
         loop {
             let sealing = self.store.seal(&self.holder, LEASE, next.clone()).await?;
-            let Sealing::Yours(newest) = sealing else { return Ok(()) };
+            let SealLease::Acquired(newest) = sealing else { return Ok(()) };
             if next.is_some() && newest != next {
-                // Somebody else's comes after the one before: it is read again.
+                // Another process has added a seal: the next run reads it.
                 return Ok(());
             }
             self.remember(newest);
@@ -61,12 +61,13 @@ impl Sealer {
         }
     }
 
-    /// A chain only grows. The audit tells nothing of its own end, so the log does.
+    /// Remembers the newest seal. A chain only grows, so a smaller number proves a truncation, which is
+    /// logged.
     fn remember(&mut self, newest: Option<Seal>) {
         let number = |seal: &Option<Seal>| seal.as_ref().map_or(0, |seal| seal.number);
         let (before, now) = (number(&self.last), number(&newest));
         if now < before {
-            error!("the audit was cut: its newest seal was {before}, and is {now} now");
+            error!("the audit was truncated: its newest seal was {before}, and is now {now}");
         }
         self.last = newest;
     }

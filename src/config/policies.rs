@@ -1,14 +1,14 @@
-//! Rules by which questions are decided without a person: `[[approvals.policy]]`, in their order.
+//! Policies that decide approval requests automatically: `[[approvals.policy]]`, in order.
 
 use std::collections::BTreeMap;
 
 use serde_json::Number;
 
 use super::settings::nearest;
-use super::sources::{Given, Table};
-use crate::approval::{AutoPolicy, MAX_REASON, Risk, Then, name_fault};
+use super::sources::{SourcedValue, Table};
+use crate::approval::{AutoPolicy, MAX_REASON, PolicyAction, Risk, name_fault};
 
-/// Their place in `countersign.toml`.
+/// Their key in `countersign.toml`.
 pub(super) const POLICIES: &str = "approvals.policy";
 const KEYS: [&str; 10] = [
     "name",
@@ -22,17 +22,20 @@ const KEYS: [&str; 10] = [
     "then",
     "reason",
 ];
-const TRUTHS: [(&str, bool); 2] = [("true", true), ("false", false)];
+const BOOLEANS: [(&str, bool); 2] = [("true", true), ("false", false)];
 const RISKS: [(&str, Risk); 4] = [
     ("low", Risk::Low),
     ("medium", Risk::Medium),
     ("high", Risk::High),
     ("irreversible", Risk::Irreversible),
 ];
-const THENS: [(&str, Then); 3] =
-    [("approve", Then::Approve), ("reject", Then::Reject), ("ask", Then::Ask)];
+const ACTIONS: [(&str, PolicyAction); 3] = [
+    ("approve", PolicyAction::Approve),
+    ("reject", PolicyAction::Reject),
+    ("ask", PolicyAction::Ask),
+];
 
-/// Reads all rules; says what is wrong with any.
+/// Reads all policies; adds their errors to `faults`.
 pub(super) fn read(tables: &[Table], faults: &mut Vec<String>) -> Vec<AutoPolicy> {
     let policies: Vec<_> = tables.iter().map(|table| policy(table, faults)).collect();
     for (n, policy) in policies.iter().enumerate() {
@@ -54,8 +57,8 @@ fn policy(table: &Table, faults: &mut Vec<String>) -> AutoPolicy {
         max_risk: read.one_of("max_risk", &RISKS),
         min: read.bounds("min."),
         max: read.bounds("max."),
-        in_quorum: read.one_of("in_quorum", &TRUTHS).unwrap_or(false),
-        then: read.one_of("then", &THENS).unwrap_or(Then::Ask),
+        in_quorum: read.one_of("in_quorum", &BOOLEANS).unwrap_or(false),
+        then: read.one_of("then", &ACTIONS).unwrap_or(PolicyAction::Ask),
         reason: read.text("reason").filter(|reason| !reason.trim().is_empty()),
     };
     read.refuse_unknown();
@@ -63,7 +66,7 @@ fn policy(table: &Table, faults: &mut Vec<String>) -> AutoPolicy {
     policy
 }
 
-/// The keys of one table, as they are read.
+/// The keys of one table, and the errors found in it.
 struct Fields<'t> {
     table: &'t Table,
     faults: &'t mut Vec<String>,
@@ -75,7 +78,7 @@ impl Fields<'_> {
     }
 
     fn one_of<T: Copy>(&mut self, key: &str, known: &[(&str, T)]) -> Option<T> {
-        let Given { value, origin } = self.table.keys.get(key)?;
+        let SourcedValue { value, origin } = self.table.keys.get(key)?;
         let found = known.iter().find(|(word, _)| word == value).map(|(_, one)| *one);
         if found.is_none() {
             let words = known.iter().map(|(word, _)| *word);
@@ -86,38 +89,38 @@ impl Fields<'_> {
         found
     }
 
-    /// Numbers by JSON pointer.
+    /// Reads numbers by JSON pointer.
     fn bounds(&mut self, prefix: &str) -> BTreeMap<String, Number> {
         let mut bounds = BTreeMap::new();
-        for (key, Given { value, origin }) in &self.table.keys {
+        for (key, SourcedValue { value, origin }) in &self.table.keys {
             let Some(pointer) = key.strip_prefix(prefix) else { continue };
             if !pointer.starts_with('/') {
                 self.faults.push(format!(
-                    "{origin}: {pointer:?} is no JSON pointer into the action's arguments, such as \
+                    "{origin}: {pointer:?} is not a JSON pointer into the action's arguments, such as \
                      \"/cents\""
                 ));
             }
             let is_whole = value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
-            // A whole number that has no place in 64 bits would lose its last digits.
+            // As a float, a whole number outside of 64 bits would lose its last digits.
             let fraction = || value.parse().ok().filter(|_| !is_whole).and_then(Number::from_f64);
             let unsigned = || value.parse::<u64>().ok().map(Number::from);
             let number = value.parse::<i64>().ok().map(Number::from);
             match number.or_else(unsigned).or_else(fraction) {
                 Some(number) => drop(bounds.insert(pointer.to_owned(), number)),
-                None => self.faults.push(format!("{origin}: {value:?} is no number")),
+                None => self.faults.push(format!("{origin}: {value:?} is not a number")),
             }
         }
         bounds
     }
 
     fn refuse_unknown(&mut self) {
-        for (key, Given { origin, .. }) in &self.table.keys {
+        for (key, SourcedValue { origin, .. }) in &self.table.keys {
             let head = key.split('.').next().unwrap_or_default();
             let is_table = matches!(head, "min" | "max");
             let is_known = KEYS.contains(&head) && is_table == key.contains('.');
             if !is_known && is_table {
-                let told = format!("{origin}: {head} is a table, such as {{ \"/cents\" = 5000 }}");
-                self.faults.push(told);
+                let fault = format!("{origin}: {head} is a table, such as {{ \"/cents\" = 5000 }}");
+                self.faults.push(fault);
             } else if !is_known {
                 let near = nearest(key, KEYS);
                 self.faults.push(format!("{origin}: no key of a policy is called {key}{near}"));
@@ -132,19 +135,20 @@ impl Fields<'_> {
         if name.is_none() {
             fault("a policy needs a name: it decides as policy:NAME");
         } else if let Some(why) = name_fault(&policy.name) {
-            fault(&format!("a policy decides as policy:NAME, and this is no name: {why}"));
+            fault(&format!("a policy decides as policy:NAME, and this name is invalid: {why}"));
         }
         if !self.table.keys.contains_key("then") {
-            fault("a policy needs a then: approve, reject or ask");
+            fault("a policy needs `then`: approve, reject or ask");
         }
-        if policy.then == Then::Reject && policy.reason.is_none() {
-            fault("a policy that rejects needs a reason: whoever asks is told");
+        if policy.then == PolicyAction::Reject && policy.reason.is_none() {
+            fault("a policy that rejects needs a reason: the requester sees it");
         }
         if policy.reason.as_ref().is_some_and(|reason| reason.len() > MAX_REASON) {
             fault(&format!("the reason is over {MAX_REASON} bytes: no decision can carry it"));
         }
-        if policy.then == Then::Approve && policy.task.is_none() && policy.action.is_none() {
-            fault("a policy that approves needs a task or an action; \"*\" is every one");
+        if policy.then == PolicyAction::Approve && policy.task.is_none() && policy.action.is_none()
+        {
+            fault("a policy that approves needs a task or an action; \"*\" matches any");
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Queues that are not as Celery clients declare them: `[queues.NAME]` of `countersign.toml`.
+//! Queues that differ from Celery's declaration: `[queues.NAME]` in `countersign.toml`.
 
 use std::collections::BTreeMap;
 
 use super::settings::nearest;
-use super::sources::Given;
+use super::sources::SourcedValue;
 
 const KEYS: [&str; 5] = ["type", "max_priority", "delivery_limit", "exchange", "routing_key"];
 
-/// How a queue keeps its messages.
+/// Where a queue stores its messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum QueueType {
     /// On one node.
     #[default]
@@ -17,36 +18,41 @@ pub enum QueueType {
     Quorum,
 }
 
-/// How a queue is declared that does not exist yet.
+/// How to declare a queue that does not exist yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueueSettings {
     /// `type`: `"classic"` or `"quorum"`.
     pub kind: QueueType,
     /// `max_priority`: from 1 to 255; each level costs the broker memory, and 10 are plenty.
     pub max_priority: Option<u8>,
-    /// `delivery_limit` of a quorum queue: after that many deliveries the broker drops a message. Workers
-    /// replace one by a fresh copy from half of it on; from 10 on where it is not set here.
+    /// `delivery_limit` of a quorum queue: after that many deliveries the broker drops a message. From
+    /// half of the limit on, workers replace a message by a fresh copy; if it is not set here, from 10
+    /// deliveries on.
     pub delivery_limit: Option<u32>,
     /// `exchange`: the topic exchange that Celery clients publish to; workers declare it and bind the
-    /// queue to it. Goes with `routing_key`.
+    /// queue to it. Requires `routing_key`.
     pub exchange: Option<String>,
-    /// `routing_key`: what they publish with, where it is not the queue's name. Their delayed tasks
-    /// arrive by it, too.
+    /// `routing_key`: the routing key of Celery clients, if it is not the queue's name. Their delayed
+    /// tasks also use it.
     pub routing_key: Option<String>,
 }
 
-/// Reads the tables of all queues; says what is wrong with any.
+/// Reads the tables of all queues; adds their errors to `faults`.
 pub(super) fn read(
-    given: &BTreeMap<String, BTreeMap<String, Given>>,
+    given: &BTreeMap<String, BTreeMap<String, SourcedValue>>,
     faults: &mut Vec<String>,
 ) -> BTreeMap<String, QueueSettings> {
     let mut read = |(name, keys): (&String, _)| (name.clone(), queue(name, keys, faults));
     given.iter().map(&mut read).collect()
 }
 
-fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -> QueueSettings {
+fn queue(
+    name: &str,
+    keys: &BTreeMap<String, SourcedValue>,
+    faults: &mut Vec<String>,
+) -> QueueSettings {
     let mut settings = QueueSettings::default();
-    for (key, Given { value, origin }) in keys {
+    for (key, SourcedValue { value, origin }) in keys {
         match (key.as_str(), value.as_str()) {
             ("type", "classic") => settings.kind = QueueType::Classic,
             ("type", "quorum") => settings.kind = QueueType::Quorum,
@@ -77,7 +83,7 @@ fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -
     }
     if settings.kind == QueueType::Classic && settings.delivery_limit.is_some() {
         faults.push(format!(
-            "queues.{name}: a classic queue takes no delivery_limit: leave it out, or set type = \"quorum\""
+            "queues.{name}: a classic queue does not support delivery_limit: remove it, or set type = \"quorum\""
         ));
     }
     if settings.exchange.is_some() && settings.routing_key.is_none() {
@@ -85,7 +91,7 @@ fn queue(name: &str, keys: &BTreeMap<String, Given>, faults: &mut Vec<String>) -
     }
     if settings.kind == QueueType::Quorum && settings.max_priority.is_some() {
         faults.push(format!(
-            "queues.{name}: a quorum queue takes no max_priority: leave it out, or set type = \"classic\""
+            "queues.{name}: a quorum queue does not support max_priority: remove it, or set type = \"classic\""
         ));
     }
     settings

@@ -1,4 +1,4 @@
-//! Values from texts.
+//! Parses values from texts.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,19 +6,22 @@ use std::time::Duration;
 
 use super::secret::SecretUrl;
 use super::settings::named;
-use super::sources::{Given, Sources};
+use super::sources::{SourcedValue, Sources};
 use crate::address;
 use crate::address::redis::Endpoint;
 use crate::address::sqlite::{self, is_database};
 use crate::approval::SealKey;
 
-/// Reads values one by one and collects what is wrong with them.
+/// The origin of one URL setting when the other one names a database, which is broker and store.
+const THE_OTHER: &str = "the other URL setting";
+
+/// Reads values one by one and collects their errors.
 pub(super) struct Reader {
     pub(super) sources: Sources,
 }
 
 impl Reader {
-    /// A setting's value and its origin.
+    /// Returns a setting's value and its origin.
     pub(super) fn text(&mut self, name: &'static str) -> (String, String) {
         match self.sources.settings.remove(name) {
             Some(given) => (given.value, given.origin),
@@ -26,12 +29,12 @@ impl Reader {
         }
     }
 
-    /// A text that may be absent.
+    /// Reads a text that may be absent.
     pub(super) fn optional(&mut self, name: &'static str) -> Option<String> {
         Some(self.text(name).0).filter(|text| !text.is_empty())
     }
 
-    /// Texts joined by commas.
+    /// Reads texts joined by commas.
     pub(super) fn list(&mut self, name: &'static str) -> Vec<String> {
         let text = self.text(name).0;
         let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
@@ -42,10 +45,10 @@ impl Reader {
         self.sources.faults.push(format!("{name} (from {origin}): {why}"));
     }
 
-    /// One database is broker and store at once: naming it once is enough, and naming another
-    /// server beside it is a fault.
+    /// A database is broker and store at once: copies its URL to the other setting. Adds a fault if the
+    /// other setting names another server.
     pub(super) fn share_database(&mut self) {
-        let [broker, store] = ["broker.url", "store.url"].map(|name| self.meant(name));
+        let [broker, store] = ["broker.url", "store.url"].map(|name| self.configured(name));
         let is_database = |url: &Option<String>| url.as_ref().is_some_and(|url| is_database(url));
         if !is_database(&broker) && !is_database(&store) {
             return;
@@ -53,29 +56,32 @@ impl Reader {
         match (broker, store) {
             (Some(broker), Some(store)) if broker != store => {
                 self.sources.faults.push(format!(
-                    "broker.url is {}, and store.url is {}: a database is both, so name the same \
-                     one, or leave one out",
+                    "broker.url is {}, and store.url is {}: a database is broker and store, so \
+                     set both to the same URL, or set only one",
                     SecretUrl(broker),
                     SecretUrl(store)
                 ));
             }
             (Some(url), _) | (None, Some(url)) => {
                 for name in ["broker.url", "store.url"] {
-                    self.sources.settings.insert(name, Given::new(&url, "the other one"));
+                    if self.configured(name).is_none() {
+                        self.sources.settings.insert(name, SourcedValue::new(&url, THE_OTHER));
+                    }
                 }
             }
             (None, None) => {}
         }
     }
 
-    /// What somebody has said about this setting, as far as it was said to us.
-    fn meant(&self, name: &'static str) -> Option<String> {
+    /// The value of a setting, without values that come from another tool's variable and name no
+    /// database.
+    fn configured(&self, name: &'static str) -> Option<String> {
         let given = self.sources.settings.get(name)?;
         let is_ours = named(name).is_none_or(|it| !it.fallback_env.contains(&&*given.origin));
         (is_ours || is_database(&given.value)).then(|| given.value.clone())
     }
 
-    /// A list of server URLs, or the URL of a database.
+    /// Reads a list of server URLs, or the URL of a database.
     pub(super) fn url(
         &mut self,
         name: &'static str,
@@ -83,7 +89,9 @@ impl Reader {
     ) -> SecretUrl {
         let (value, origin) = self.text(name);
         if is_database(&value) {
-            if let Err(why) = sqlite::parse(&value) {
+            if let Err(why) = sqlite::parse(&value)
+                && origin != THE_OTHER
+            {
                 self.fault(&origin, name, why);
             }
             return SecretUrl(value);
@@ -98,47 +106,56 @@ impl Reader {
 
     pub(super) fn duration(&mut self, name: &'static str) -> Duration {
         let (value, origin) = self.text(name);
-        self.timed(name, &value, &origin)
+        self.parsed_duration(name, &value, &origin)
     }
 
-    fn timed(&mut self, name: &'static str, value: &str, origin: &str) -> Duration {
+    fn parsed_duration(&mut self, name: &'static str, value: &str, origin: &str) -> Duration {
         parse_duration(value).unwrap_or_else(|| {
-            let why = format!("{value:?} is no duration such as 500ms, 30s or 24h");
+            let why = format!("{value:?} is not a duration such as 500ms, 30s or 24h");
             self.fault(origin, name, why);
             Duration::ZERO
         })
     }
 
     pub(super) fn optional_duration(&mut self, name: &'static str) -> Option<Duration> {
-        // A value is taken once: asked for again, it would be the default.
+        // `text` removes the value: a second call would return the default.
         let (value, origin) = self.text(name);
-        if value.is_empty() { None } else { Some(self.timed(name, &value, &origin)) }
+        if value.is_empty() { None } else { Some(self.parsed_duration(name, &value, &origin)) }
     }
 
     pub(super) fn size(&mut self, name: &'static str) -> usize {
         let (value, origin) = self.text(name);
         parse_size(&value).unwrap_or_else(|| {
-            self.fault(&origin, name, format!("{value:?} is no size such as 512KiB or 8MiB"));
+            self.fault(&origin, name, format!("{value:?} is not a size such as 512KiB or 8MiB"));
             0
         })
     }
 
-    /// A whole number from 1 on.
+    /// Reads a whole number from 1 on.
     pub(super) fn count(&mut self, name: &'static str) -> u16 {
         let (value, origin) = self.text(name);
-        self.counted(name, &value, &origin).unwrap_or(1)
+        self.parsed_count(name, &value, &origin).unwrap_or(1)
     }
 
-    /// A whole number from 1 on, or none.
+    /// Reads a whole number from 0 on.
+    pub(super) fn number(&mut self, name: &'static str) -> u16 {
+        let (value, origin) = self.text(name);
+        value.trim().parse().unwrap_or_else(|_| {
+            self.fault(&origin, name, format!("{value:?} is not a whole number from 0 to 65535"));
+            0
+        })
+    }
+
+    /// Reads a whole number from 1 on, or none.
     pub(super) fn optional_count(&mut self, name: &'static str) -> Option<u16> {
         let (value, origin) = self.text(name);
-        if value.is_empty() { None } else { self.counted(name, &value, &origin) }
+        if value.is_empty() { None } else { self.parsed_count(name, &value, &origin) }
     }
 
-    fn counted(&mut self, name: &'static str, value: &str, origin: &str) -> Option<u16> {
+    fn parsed_count(&mut self, name: &'static str, value: &str, origin: &str) -> Option<u16> {
         let number = value.trim().parse().ok().filter(|number| *number > 0);
         if number.is_none() {
-            self.fault(origin, name, format!("{value:?} is no whole number from 1 to 65535"));
+            self.fault(origin, name, format!("{value:?} is not a whole number from 1 to 65535"));
         }
         number
     }
@@ -172,7 +189,7 @@ impl Reader {
         match std::fs::read_to_string(PathBuf::from(&value)) {
             Ok(pem) if pem.contains("BEGIN CERTIFICATE") => Some(pem),
             Ok(_) => {
-                self.fault(&origin, name, format!("{value} holds no PEM certificate"));
+                self.fault(&origin, name, format!("{value} does not contain a PEM certificate"));
                 None
             }
             Err(error) => {
@@ -183,8 +200,8 @@ impl Reader {
     }
 }
 
-/// Why a secret's file is refused, if it is: as OpenSSH does, one of this user's own that others can
-/// read. What another user owns, as a mounted secret, is that user's to protect.
+/// Returns why a secret's file is refused, if it is. As in OpenSSH, a file of this user that others can
+/// read is refused. A file of another user, such as a mounted secret, is that user's responsibility.
 #[cfg(unix)]
 fn readable_by_others(path: &str) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
@@ -192,7 +209,7 @@ fn readable_by_others(path: &str) -> Option<String> {
     let mode = file.mode() & 0o777;
     (file.uid() == process.uid() && mode & 0o077 != 0).then(|| {
         format!(
-            "{path} can be read by other users (mode {mode:04o}), and who has the key can forge \
+            "{path} can be read by other users (mode {mode:04o}), and anyone with the key can forge \
              seals: chmod 600 {path}"
         )
     })
@@ -203,8 +220,8 @@ fn readable_by_others(_: &str) -> Option<String> {
     None
 }
 
-/// Reads `500ms`, `30s`, `5m`, `24h`, or plain seconds.
-pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+/// Parses `500ms`, `30s`, `5m`, `24h`, or plain seconds.
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..digits].parse().ok()?;
@@ -238,7 +255,7 @@ pub(super) fn check_broker(url: &str) -> Result<(), String> {
     address::amqp::parse(url).map(drop)
 }
 
-/// Checks the URL of a store, and that the files which it names can be read.
+/// Checks the URL of a store, and that the files it names can be read.
 pub(super) fn check_store(url: &str) -> Result<(), String> {
     match address::redis::parse(url)?.endpoint {
         Endpoint::Tls { tls, .. } => tls.certificates().map(drop),

@@ -1,4 +1,4 @@
-//! URLs with passwords.
+//! URLs that may contain passwords.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::address;
 pub struct SecretUrl(pub(super) String);
 
 impl SecretUrl {
-    /// The URL with its password: for connecting, never for showing.
+    /// Returns the URL with its password: for connecting, never for display.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

@@ -1,17 +1,17 @@
 //! The table of settings.
 
-/// One line of the table of settings.
+/// One row of the table of settings.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// Its name in `countersign.toml`; a dot separates table and key.
     pub name: &'static str,
     /// Its environment variable.
     pub env: &'static str,
-    /// Environment variables of other tools that are read when nothing else says anything.
+    /// Environment variables of other tools, read when no other source has a value.
     pub fallback_env: &'static [&'static str],
-    /// What holds when nobody says anything, as it would be written.
+    /// The default, as it would be written.
     pub default: &'static str,
-    /// What it does.
+    /// The description.
     pub help: &'static str,
 }
 
@@ -25,21 +25,21 @@ const fn setting(
     Setting { name, env, fallback_env, default, help }
 }
 
-/// All settings there are.
+/// All settings.
 pub const SETTINGS: &[Setting] = &[
     setting(
         "broker.url",
         "COUNTERSIGN_BROKER_URL",
         &["CELERY_BROKER_URL", "AMQP_URL"],
         "amqp://guest:guest@localhost:5672//",
-        "RabbitMQ; several nodes are joined by `;`",
+        "URL of RabbitMQ; separate several nodes with `;`",
     ),
     setting(
         "broker.heartbeat",
         "COUNTERSIGN_BROKER_HEARTBEAT",
         &[],
         "10s",
-        "a silent connection is given up after twice this",
+        "a connection that is silent for twice this time is closed",
     ),
     setting(
         "broker.consumer_timeout",
@@ -54,14 +54,14 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_BROKER_PUBLISH_TIMEOUT",
         &[],
         "30s",
-        "how long an enqueue goes on trying",
+        "how long an enqueue retries",
     ),
     setting(
         "broker.management_url",
         "COUNTERSIGN_BROKER_MANAGEMENT_URL",
         &[],
         "",
-        "RabbitMQ's management API, such as http://localhost:15672, by which doctor sees policies and \
+        "RabbitMQ's management API, such as http://localhost:15672, where doctor reads policies and \
          blocked delays; without it, port 15672 of the first broker is tried",
     ),
     setting(
@@ -69,14 +69,14 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_STORE_URL",
         &["CELERY_RESULT_BACKEND", "REDIS_URL"],
         "redis://localhost:6379/0",
-        "Redis; several hosts are joined by `;`",
+        "URL of Redis; separate several hosts with `;`",
     ),
     setting(
         "store.result_expires",
         "COUNTERSIGN_STORE_RESULT_EXPIRES",
         &[],
         "24h",
-        "how long results are kept; 0s keeps them for ever",
+        "how long results are kept; 0s keeps them forever",
     ),
     setting(
         "store.key_prefix",
@@ -91,6 +91,28 @@ pub const SETTINGS: &[Setting] = &[
         &[],
         "2s",
         "how long one Redis command may take",
+    ),
+    setting(
+        "store.pool_size",
+        "COUNTERSIGN_STORE_POOL_SIZE",
+        &[],
+        "16",
+        "the maximum number of connections for large reads: results, journals, streams, lists; with 0, \
+         reads of Redis share a connection with the leases; a database file has at least one",
+    ),
+    setting(
+        "store.pool_wait_timeout",
+        "COUNTERSIGN_STORE_POOL_WAIT_TIMEOUT",
+        &[],
+        "5s",
+        "how long a read waits for a free connection of the pool",
+    ),
+    setting(
+        "store.pool_recycle_timeout",
+        "COUNTERSIGN_STORE_POOL_RECYCLE_TIMEOUT",
+        &[],
+        "1s",
+        "how long an idle connection of the pool may take to answer before it is replaced",
     ),
     setting(
         "connect_timeout",
@@ -118,7 +140,7 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_CLIENT_QUEUE",
         &[],
         "celery",
-        "where tasks go that name no queue",
+        "the queue of tasks that name none",
     ),
     setting(
         "limits.arguments",
@@ -160,36 +182,36 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_APPROVALS_HOLD",
         &[],
         "200ms",
-        "how long a run that waits for a decision keeps its slot before it is parked",
+        "how long a run that waits for a decision keeps its slot before it is suspended",
     ),
     setting(
         "approvals.lease",
         "COUNTERSIGN_APPROVALS_LEASE",
         &[],
         "30s",
-        "how long a resumed task is left to its worker without a sign of life of it",
+        "how long a resumed task stays claimed by a worker that does not renew its lease",
     ),
     setting(
         "approvals.operators",
         "COUNTERSIGN_APPROVALS_OPERATORS",
         &[],
         "",
-        "who may give any request more time, beside its approvers; names joined by commas",
+        "who may extend any request, in addition to its approvers; comma-separated names",
     ),
     setting(
         "approvals.seal_key_file",
         "COUNTERSIGN_APPROVALS_SEAL_KEY_FILE",
         &[],
         "",
-        "file of the key that the audit is sealed with, of 32 bytes at least; only those who seal \
-         or verify it need one",
+        "file of the key that the audit is sealed with, of 32 bytes at least; only processes \
+         that seal or verify the audit need it",
     ),
     setting(
         "worker.queues",
         "COUNTERSIGN_WORKER_QUEUES",
         &[],
         "",
-        "what a worker consumes, joined by commas; without any, the queue of its binary's name",
+        "the queues that a worker consumes, comma-separated; without any, the name of its binary",
     ),
     setting(
         "worker.concurrency",
@@ -203,7 +225,7 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_WORKER_PREFETCH",
         &[],
         "",
-        "how many messages of each queue the broker hands out in advance; without it, twice the \
+        "how many unsettled messages of each queue a worker holds; without it, twice the \
          concurrency",
     ),
     setting(
@@ -211,21 +233,22 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_WORKER_NAME",
         &[],
         "",
-        "what a worker is called; without it, its binary's name @ its host",
+        "the name of the worker; without it, its binary's name @ its host",
     ),
     setting(
         "worker.unknown_grace",
         "COUNTERSIGN_UNKNOWN_GRACE",
         &[],
         "0s",
-        "how long a task that a worker does not know may wait for one that does (rolling deploys)",
+        "how long a task without a handler in this worker may wait for a worker that has one (rolling \
+         deploys)",
     ),
     setting(
         "worker.health_dir",
         "COUNTERSIGN_WORKER_HEALTH_DIR",
         &[],
         "",
-        "folder of the file by which `health` knows a worker; without it, the system's temporary folder",
+        "directory of the file that `health` reads; without it, the system's temporary directory",
     ),
     setting(
         "drain.kill_after",
@@ -244,12 +267,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// The setting of this name, as `countersign.toml` writes it.
+/// Returns the setting of this name, as `countersign.toml` writes it.
 pub(super) fn named(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }
 
-/// `; did you mean X?` for the one of `known` that is most like `name`, if any is.
+/// Returns `; did you mean X?` for the most similar name in `known`, if there is one.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     known
         .into_iter()

@@ -1,4 +1,4 @@
-//! Where values come from: the command line, the environment, `countersign.toml`.
+//! Sources of values: the command line, the environment, `countersign.toml`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,55 +10,58 @@ use super::policies::POLICIES;
 use super::settings::{SETTINGS, Setting, named, nearest};
 
 const CONFIG: &str = "COUNTERSIGN_CONFIG";
-/// Stands among the flags for the path of the settings file, which is no setting itself.
-pub(crate) const CONFIG_FLAG: &str = "config";
+/// The flag for the path of the settings file, which is not a setting itself.
+pub const CONFIG_FLAG: &str = "config";
 const DEFAULT_FILE: &str = "countersign.toml";
 const QUEUES: &str = "queues.";
 
 /// A value and where it came from.
 #[derive(Clone, Debug)]
-pub(super) struct Given {
+pub(super) struct SourcedValue {
     pub(super) value: String,
     pub(super) origin: String,
 }
 
-impl Given {
+impl SourcedValue {
     pub(super) fn new(value: impl Into<String>, origin: impl Into<String>) -> Self {
         Self { value: value.into(), origin: origin.into() }
     }
 }
 
-/// One table of several under the same name.
+/// One of several tables with the same name.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) origin: String,
-    /// A key of a table within it follows that one's, after a dot.
-    pub(super) keys: BTreeMap<String, Given>,
+    /// A key of a nested table is written after the table's name and a dot.
+    pub(super) keys: BTreeMap<String, SourcedValue>,
 }
 
-/// Every value that anybody gave, unchecked, and what was wrong on the way.
+/// All given values, unchecked, and the errors found while reading them.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
-    pub(super) settings: BTreeMap<&'static str, Given>,
-    /// What `[queues.NAME]` says, by queue and key.
-    pub(super) queues: BTreeMap<String, BTreeMap<String, Given>>,
-    /// The tables of `[[approvals.policy]]`, in their order.
+    pub(super) settings: BTreeMap<&'static str, SourcedValue>,
+    /// The keys of `[queues.NAME]`, by queue and key.
+    pub(super) queues: BTreeMap<String, BTreeMap<String, SourcedValue>>,
+    /// The tables of `[[approvals.policy]]`, in order.
     pub(super) policies: Vec<Table>,
     pub(super) faults: Vec<String>,
 }
 
 impl Sources {
-    /// What the command line, the environment and the settings file of this process say. `flags`
-    /// are names of settings and their values.
+    /// Reads the command line, the environment and the settings file of this process. `flags` are names
+    /// of settings and their values.
     pub(super) fn of_process(flags: &[(&'static str, String)]) -> Self {
-        // A name or a value that is no text is no setting of ours.
+        // A name or a value that is not UTF-8 is not one of our settings.
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(_, value)| !value.is_empty());
-        Self::gather(flags, &variables.collect())
+        Self::collect(flags, &variables.collect())
     }
 
-    pub(super) fn gather(flags: &[(&'static str, String)], env: &BTreeMap<String, String>) -> Self {
+    pub(super) fn collect(
+        flags: &[(&'static str, String)],
+        env: &BTreeMap<String, String>,
+    ) -> Self {
         let mut sources = Self::default();
         let flag = flags.iter().find(|(name, _)| *name == CONFIG_FLAG).map(|(_, path)| path);
         match flag.or(env.get(CONFIG)) {
@@ -73,18 +76,18 @@ impl Sources {
             if *name == CONFIG_FLAG {
                 continue;
             }
-            sources.settings.insert(name, Given::new(value, "the command line"));
+            sources.settings.insert(name, SourcedValue::new(value, "the command line"));
         }
         sources
     }
 
-    /// A misspelt variable would silently leave its setting as it was.
+    /// Refuses unknown variables: a misspelt one would silently leave its setting unchanged.
     fn refuse_unknown(&mut self, env: &BTreeMap<String, String>) {
         let known: Vec<_> = SETTINGS.iter().map(|setting| setting.env).chain([CONFIG]).collect();
         for name in env.keys().filter(|name| name.starts_with("COUNTERSIGN_")) {
             let plain = name.strip_suffix("_FILE").unwrap_or(name);
             let is_known = known.contains(&plain) || known.contains(&name.as_str());
-            if !is_known && !is_another_tools(name) {
+            if !is_known && !is_of_another_tool(name) {
                 let near = nearest(name, known.iter().copied());
                 self.faults.push(format!("{name}: no setting has this environment variable{near}"));
             }
@@ -94,19 +97,19 @@ impl Sources {
     fn read_env(&mut self, setting: &'static Setting, env: &BTreeMap<String, String>) {
         let by_file = format!("{}_FILE", setting.env);
         if let Some(value) = env.get(setting.env) {
-            self.settings.insert(setting.name, Given::new(value, setting.env));
+            self.settings.insert(setting.name, SourcedValue::new(value, setting.env));
         } else if let Some(path) = env.get(&by_file) {
             match std::fs::read_to_string(path) {
-                Ok(text) => {
-                    drop(self.settings.insert(setting.name, Given::new(text.trim(), by_file)))
-                }
+                Ok(text) => drop(
+                    self.settings.insert(setting.name, SourcedValue::new(text.trim(), by_file)),
+                ),
                 Err(error) => self.faults.push(format!("{by_file}: cannot read {path}: {error}")),
             }
         } else if !self.settings.contains_key(setting.name)
             && let Some((name, value)) =
                 setting.fallback_env.iter().find_map(|name| Some((*name, env.get(*name)?)))
         {
-            self.settings.insert(setting.name, Given::new(value, name));
+            self.settings.insert(setting.name, SourcedValue::new(value, name));
         }
     }
 
@@ -130,9 +133,9 @@ impl Sources {
             let place = file.place(offset);
             match (value, text_of(value)) {
                 (DeValue::Array(tables), _) if name == POLICIES => {
-                    tables.iter().for_each(|table| self.take_policy(&file, table));
+                    tables.iter().for_each(|table| self.add_policy(&file, table));
                 }
-                (_, Some(text)) => self.take(&name, Given::new(text, place)),
+                (_, Some(text)) => self.set(&name, SourcedValue::new(text, place)),
                 (_, None) if named(&name).is_none() => self.refuse(&name, &place),
                 (other, None) => {
                     self.faults
@@ -142,23 +145,23 @@ impl Sources {
         }
     }
 
-    /// One table of `[[approvals.policy]]`.
-    fn take_policy(&mut self, file: &File<'_>, table: &Spanned<DeValue<'_>>) {
+    /// Reads one table of `[[approvals.policy]]`.
+    fn add_policy(&mut self, file: &File<'_>, table: &Spanned<DeValue<'_>>) {
         let mut policy = Table { origin: file.place(table.span().start), keys: BTreeMap::new() };
         for (name, offset, value) in table.get_ref().as_table().map_or_else(Vec::new, leaves) {
             let place = file.place(offset);
             let float = value.as_float().map(ToString::to_string);
             let number = float.or_else(|| value.as_bool().map(|truth| truth.to_string()));
             match number.or_else(|| text_of(value)) {
-                Some(text) => drop(policy.keys.insert(name, Given::new(text, place))),
+                Some(text) => drop(policy.keys.insert(name, SourcedValue::new(text, place))),
                 None => self.faults.push(format!("{place}: {name} is {}", value.type_str())),
             }
         }
         self.policies.push(policy);
     }
 
-    /// A value of the file.
-    fn take(&mut self, name: &str, given: Given) {
+    /// Stores a value of the file.
+    fn set(&mut self, name: &str, given: SourcedValue) {
         let queue = name.strip_prefix(QUEUES).and_then(|rest| rest.rsplit_once('.'));
         if let Some((queue, key)) = queue {
             let queue = self.queues.entry(queue.to_owned()).or_default();
@@ -179,9 +182,9 @@ impl Sources {
     }
 }
 
-/// Our tests' and our compose file's own, and what Kubernetes gives every pod beside a service whose
-/// name begins with `countersign-`.
-fn is_another_tools(name: &str) -> bool {
+/// Returns whether the variable belongs to the tests or the compose file, or is added by Kubernetes to every
+/// pod for a service whose name begins with `countersign-`.
+fn is_of_another_tool(name: &str) -> bool {
     let of_kubernetes = ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT_"];
     name.starts_with("COUNTERSIGN_TEST_")
         || name == "COUNTERSIGN_SECRETS"
@@ -190,7 +193,7 @@ fn is_another_tools(name: &str) -> bool {
         || of_kubernetes.iter().any(|part| name.contains(part))
 }
 
-/// The values of a table and of those within it: a dotted name, where it begins, and what it is.
+/// Returns the values of a table and its nested tables: dotted name, offset, value.
 fn leaves<'d, 'i>(table: &'d DeTable<'i>) -> Vec<(String, usize, &'d DeValue<'i>)> {
     let mut leaves = Vec::new();
     let mut pending = vec![(String::new(), table)];
@@ -206,7 +209,7 @@ fn leaves<'d, 'i>(table: &'d DeTable<'i>) -> Vec<(String, usize, &'d DeValue<'i>
     leaves
 }
 
-/// A scalar as it would be written in the environment; a list of texts is joined by commas.
+/// Formats a scalar as it would be written in the environment; a list of texts is joined by commas.
 fn text_of(value: &DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.to_string()),

@@ -1,9 +1,11 @@
-//! What a handler knows of the run it is part of.
+//! The context of a handler: access to the run that it is part of.
 
 mod approval;
-mod desk;
+mod entry_sequence;
+mod pending_waits;
 mod run;
 mod sleep;
+mod state;
 mod step;
 mod stream;
 
@@ -20,7 +22,8 @@ use crate::task::TaskId;
 use crate::trace::TraceParent;
 
 pub use approval::{Approval, Decided, Verdict};
-pub(crate) use run::{Run, Surroundings};
+pub(crate) use run::{Run, RunServices};
+pub use state::{ContextWith, FromContext};
 pub use stream::Output;
 
 /// One run of one task, as its handler sees it. Cheap to clone.
@@ -30,56 +33,62 @@ pub struct Context {
 }
 
 impl Context {
-    /// `is_rerun`: earlier runs of this task may have left something.
+    /// Creates the context of a run. `is_rerun`: earlier runs of this task may have stored data.
     pub(crate) fn new(
         envelope: Arc<Envelope>,
         is_rerun: bool,
         cancelled: CancellationToken,
-        around: Arc<Surroundings>,
+        services: Arc<RunServices>,
     ) -> Self {
-        Self { run: Arc::new(Run::new(envelope, is_rerun, cancelled, around)) }
+        Self { run: Arc::new(Run::new(envelope, is_rerun, cancelled, services)) }
     }
 
-    /// The task's id, the same in every run of it.
+    /// Returns the id of the task. It is the same in every run.
     #[must_use]
     pub fn id(&self) -> &TaskId {
         &self.run.envelope.id
     }
 
-    /// Which attempt this is, from 1.
+    /// Returns the registered name of the task.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.run.envelope.name
+    }
+
+    /// Returns the number of this attempt, from 1.
     #[must_use]
     pub fn attempt(&self) -> u32 {
         self.run.envelope.attempt
     }
 
-    /// A header that the producer set.
+    /// Returns a header that the producer set.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&serde_json::Value> {
         self.run.envelope.headers.get(name)
     }
 
-    /// This run's place in its trace, as a W3C `traceparent`.
+    /// Returns the position of this run in its trace, as a W3C `traceparent`.
     #[must_use]
     pub fn traceparent(&self) -> String {
         self.run.trace.to_string()
     }
 
-    /// Completes when this run ought to end: its soft limit has passed, or the worker's drain is
-    /// about to give up waiting for it.
+    /// Completes when this run should end: its soft limit has passed, its task was terminated, or the
+    /// deadline of the worker's drain is near.
     pub async fn cancelled(&self) {
         self.run.cancelled.cancelled().await;
     }
 
-    /// Whether this run ought to end.
+    /// Returns whether this run should end.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.run.cancelled.is_cancelled()
     }
 
-    /// Runs a critical section that is not cut: neither the task's hard limit nor a drain's
+    /// Runs a critical section that is not interrupted: neither the task's hard limit nor a drain's
     /// deadline ends it, only its own `limit`. Keep it short; the worker's exit waits for it.
     ///
-    /// A crash of the process cuts it all the same.
+    /// A crash of the process still interrupts it.
     ///
     /// # Errors
     /// The section took longer than `limit`, and was dropped.
@@ -88,7 +97,7 @@ impl Context {
         limit: Duration,
         section: impl Future<Output = T>,
     ) -> TaskResult<T> {
-        let _inside = self.run.enter_protected(limit);
+        let _guard = self.run.enter_protected(limit);
         timeout(limit, section).await.map_err(|_| {
             TaskError::fatal(format!("a protected section took longer than {limit:?}"))
         })

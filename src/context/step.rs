@@ -1,4 +1,4 @@
-//! Steps: parts of a handler that are not done again once their values are recorded.
+//! Steps: parts of a handler that are not repeated once their results are recorded.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
+use super::entry_sequence::EntrySequence;
 use super::run::Run;
-use super::stream::Numbers;
 use crate::error::{TaskError, TaskResult};
 use crate::journal::{self, Fault};
 
 impl Context {
-    /// Does `work` and remembers its value under `name`: any later run of this task (a retry, one
-    /// after a crash) gets that value and does nothing. Of two runs at the same time, the value
-    /// that was recorded first is both's.
+    /// Runs `work` and records its result under `name`. Any later run of this task (a retry, or a run
+    /// after a crash) returns the recorded result without running `work`. If two runs execute the step at
+    /// the same time, both get the result that was recorded first.
     ///
-    /// Every run, the first too, gets the value as it was decoded from JSON.
+    /// Every run, including the first, gets the result as decoded from JSON.
     ///
-    /// A crash after the effect of `work` and before its record does `work` again: make the effect
-    /// one that can be made twice, for example by sending [`Context::id`] along as the key of a
-    /// payment. An error is not recorded; what failed is done again when the task is retried.
+    /// If the process crashes after the effect of `work` and before its result is recorded, `work` runs
+    /// again: make the effect idempotent, for example by sending [`Context::id`] as the key of a payment.
+    /// An error is not recorded; the step runs again when the task is retried.
     ///
-    /// While the store is away this waits. When the run is to be dropped (hard limit, a drain's
-    /// deadline, revocation), a step has [`Policy::step_grace`](crate::Policy::step_grace) to end
-    /// and be recorded.
+    /// While the store is unreachable this waits. When the run is to be dropped (hard limit, a drain's
+    /// deadline, revocation), a step has [`Policy::step_grace`](crate::Policy::step_grace) to end and be
+    /// recorded.
     ///
     /// An async block with `?` inside ends with its error's type: `Ok::<_, TaskError>(value)`.
     ///
@@ -46,9 +46,9 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// What `work` fails with. And, never to be retried: a second step of this name in one run;
-    /// what is recorded is of another type, because the handler has changed; the value is over
-    /// `limits.step`, or all values of the task over `limits.journal`, or no JSON.
+    /// The error of `work`. Also, not retried: a second step of this name in one run; the recorded result
+    /// has another type, because the handler has changed; the result is over `limits.step`, or all
+    /// results of the task are over `limits.journal`; or the result is no JSON.
     pub async fn step<T, E, F, Fut>(
         &self,
         name: impl Into<Cow<'static, str>>,
@@ -61,20 +61,20 @@ impl Context {
         Fut: Future<Output = Result<T, E>>,
     {
         let name: Cow<'static, str> = name.into();
-        let known = self.begin(&name).await?;
-        if let Some(entry) = known {
-            return self.recall(&name, &entry);
+        if let Some(entry) = self.begin(&name).await? {
+            return self.decode(&name, &entry);
         }
-        let _busy = self.run.enter_step().await?;
-        let numbers = Arc::new(Numbers::of_step(&name));
+        let _guard = self.run.enter_step().await?;
+        let entries = Arc::new(EntrySequence::of_step(&name));
         if self.run.has_streamed(&name).await? {
-            numbers.restart(&self.run).await?;
+            self.run.append_restart(&entries).await?;
         }
-        let value = Run::inside(numbers, async { work().await }).await.map_err(Into::into)?;
+        let value = Run::in_step(entries, async { work().await }).await.map_err(Into::into)?;
         self.record(&name, &value).await
     }
 
-    /// What an earlier run has recorded under this name, which this run has not used yet.
+    /// Returns the entry that an earlier run has recorded under this name. Fails if this run has used the
+    /// name.
     pub(super) async fn begin(&self, name: &str) -> TaskResult<Option<Bytes>> {
         self.run.journal().await?.begin(name).map_err(Fault::into_error)
     }
@@ -83,20 +83,21 @@ impl Context {
     where
         T: Serialize + DeserializeOwned,
     {
-        let limits = self.run.around.limits;
+        let limits = self.run.services.limits;
         let entry = journal::encode(name, value, limits.step).map_err(Fault::into_error)?;
-        let decoded = journal::decode(name, &entry).map_err(|fault| fault.of_own().into_error())?;
-        let admitted = self.run.journal().await?.admit(name, &entry, limits.journal);
-        admitted.map_err(Fault::into_error)?;
-        self.run.leaves.store(true, Ordering::Relaxed);
-        let store = &self.run.around.store;
-        match store.record(self.id(), self.run.owner(), name, entry).await? {
+        let decoded =
+            journal::decode(name, &entry).map_err(|fault| fault.of_new_value().into_error())?;
+        let checked = self.run.journal().await?.reserve(name, &entry, limits.journal);
+        checked.map_err(Fault::into_error)?;
+        self.run.has_stored.store(true, Ordering::Relaxed);
+        let store = &self.run.services.store;
+        match store.record_step(self.id(), self.run.owner(), name, entry).await? {
             None => Ok(decoded),
-            Some(earlier) => self.recall(name, &earlier),
+            Some(earlier) => self.decode(name, &earlier),
         }
     }
 
-    pub(super) fn recall<T: DeserializeOwned>(&self, name: &str, entry: &[u8]) -> TaskResult<T> {
+    pub(super) fn decode<T: DeserializeOwned>(&self, name: &str, entry: &[u8]) -> TaskResult<T> {
         journal::decode(name, entry).map_err(|fault| {
             if matches!(fault, Fault::Newer { .. }) {
                 self.run.outdated.store(true, Ordering::Relaxed);

@@ -1,13 +1,13 @@
-//! Which acks to write for the deliveries of one channel that were settled since the last write.
+//! Computes the acks to write for the deliveries of one channel that were settled since the last write.
 
 use std::collections::BTreeSet;
 
-/// What became of the delivery with this tag.
+/// How the delivery with this tag was settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
-    /// It is done with.
+    /// Acked.
     Ack(u64),
-    /// It goes back to its queue.
+    /// Returned to its queue.
     Requeue(u64),
 }
 
@@ -28,7 +28,7 @@ pub enum Frame {
     },
 }
 
-/// Knows which tags of a channel are settled, so that a contiguous run of acks costs one frame.
+/// Tracks which tags of a channel are settled, so that a contiguous run of acks costs one frame.
 ///
 /// Tags begin at 1 and have no gaps (AMQP 0-9-1, section 1.8.3.13 `delivery-tag`).
 #[derive(Debug, Default)]
@@ -40,8 +40,8 @@ pub struct AckLedger {
 }
 
 impl AckLedger {
-    /// The frames that settle `batch`, in the order in which they must be written: returns come
-    /// first, because a `multiple` ack would swallow an unwritten one below it.
+    /// Returns the frames that settle `batch`, in the order in which they must be written: requeues come
+    /// first, because a `multiple` ack would also ack a requeued tag below it.
     pub fn settle(&mut self, batch: &mut Vec<Settlement>) -> Vec<Frame> {
         let mut frames = Vec::new();
         let mut acks = Vec::with_capacity(batch.len());
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsettled_tag_is_never_swallowed() {
+    fn an_unsettled_tag_is_never_acked() {
         let mut ledger = AckLedger::default();
         let frames = ledger.settle(&mut vec![Ack(1), Ack(3), Ack(4)]);
         let single = |tag| Frame::Ack { tag, multiple: false };
@@ -106,15 +106,15 @@ mod tests {
     }
 
     #[test]
-    fn a_return_is_written_before_the_acks_that_would_swallow_it() {
+    fn a_requeue_is_written_before_an_ack_that_would_cover_it() {
         let mut ledger = AckLedger::default();
         let frames = ledger.settle(&mut vec![Ack(1), Ack(3), Requeue(2)]);
         assert_eq!(frames, [Frame::Requeue { tag: 2 }, Frame::Ack { tag: 3, multiple: true }]);
     }
 
-    /// A channel that keeps account as a broker does, and refuses what a broker refuses.
+    /// The model channel tracks tags as a broker does, and refuses invalid frames as a broker does.
     #[test]
-    fn any_order_of_settlements_settles_each_tag_once_and_as_asked() {
+    fn any_order_of_settlements_settles_each_tag_once_as_requested() {
         let mut seed = 0x9e37_79b9_u64;
         let mut draw = move |n: u64| {
             seed ^= seed << 13;
@@ -127,13 +127,13 @@ mod tests {
             let mut unsettled: BTreeSet<u64> = waiting.iter().copied().collect();
             let mut ledger = AckLedger::default();
             let mut returned = BTreeSet::new();
-            let mut asked = BTreeSet::new();
+            let mut requeued = BTreeSet::new();
             while !waiting.is_empty() {
                 let mut batch = Vec::new();
                 for _ in 0..=draw(8).min(waiting.len() as u64 - 1) {
                     let tag = waiting.swap_remove(draw(waiting.len() as u64) as usize);
                     if draw(5) == 0 {
-                        asked.insert(tag);
+                        requeued.insert(tag);
                         batch.push(Requeue(tag));
                     } else {
                         batch.push(Ack(tag));
@@ -152,10 +152,13 @@ mod tests {
                         }
                     }
                 }
-                assert!(waiting.iter().all(|tag| unsettled.contains(tag)), "an unsettled one went");
+                assert!(
+                    waiting.iter().all(|tag| unsettled.contains(tag)),
+                    "an unsettled tag was acked"
+                );
             }
             assert!(unsettled.is_empty());
-            assert_eq!(returned, asked);
+            assert_eq!(returned, requeued);
         }
     }
 }

@@ -1,12 +1,10 @@
-//! Pure transitions: given what happened, what is to be done. No I/O, no clock, no tokio.
+//! Pure state transitions: events in, actions out. No I/O, no clock, no tokio.
 
+pub mod decision_rules;
 mod ledger;
 #[cfg(test)]
 mod model;
-mod outcome;
-pub mod park;
-pub mod vote;
+pub mod suspension;
 pub mod warning;
 
 pub use ledger::{AckLedger, Frame, Settlement};
-pub use outcome::Outcome;

@@ -1,4 +1,4 @@
-//! The arguments of a call, positional and named, each kept as the JSON text it came as.
+//! The arguments of a call, positional and named; each value is kept as its original JSON text.
 
 mod call;
 mod collect;
@@ -13,15 +13,15 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Failure, Kind};
 
-/// By this name both sides of serde recognise [`Arguments`] in a task type.
+/// The name by which both sides of serde recognise [`Arguments`] in a task type.
 const TOKEN: &str = "$countersign::Arguments";
 
 /// Keyword arguments in the order in which they were written.
 pub type Kwargs = IndexMap<String, Box<RawValue>>;
 
-/// The arguments of one call, whatever they are: `*args, **kwargs`.
+/// The arguments of any call: `*args, **kwargs`.
 ///
-/// As a task's type, alone or in a newtype, it takes any call. Elsewhere it is the object
+/// As a task's type, alone or in a newtype, it accepts every call. In other positions it is the object
 /// `{"args": [..], "kwargs": {..}}`.
 #[derive(Clone, Debug, Default)]
 pub struct Arguments {
@@ -46,27 +46,27 @@ struct Read {
 }
 
 impl Arguments {
-    /// The call that a task's value stands for: a struct or map gives keyword arguments, a tuple
-    /// or list positional ones, a newtype struct one positional one, and a unit none.
+    /// Converts a task's value into a call: a struct or map becomes keyword arguments, a tuple or list
+    /// positional ones, a newtype struct one positional argument, and a unit no arguments.
     ///
     /// # Errors
-    /// The value is none of these (a number, an enum), or does not serialize.
+    /// If the value is of another kind (a number, an enum), or does not serialize.
     pub fn of<T: Serialize + ?Sized>(task: &T) -> Result<Self, Error> {
         collect::collect(task)
             .map_err(|error| Kind::Codec { what: "arguments".into(), cause: error.to_string() })
             .map_err(Error::from)
     }
 
-    /// Fills a task's type: fields take positional arguments in their order, keyword arguments by
-    /// name; a tuple takes positional ones only; a type with `#[serde(flatten)]` keyword ones only.
-    /// Kombu's tagged values arrive as the text or bytes that they stand for.
+    /// Deserializes a task's type: fields take positional arguments in their order, and keyword arguments by
+    /// name; a tuple takes only positional ones; a type with `#[serde(flatten)]` only keyword ones. Kombu's
+    /// tagged values are read as the text or bytes that they represent.
     ///
-    /// A field with `#[serde(alias)]` takes two places in the order: give positional arguments to
-    /// types without aliases only.
+    /// A field with `#[serde(alias)]` takes two positions: pass positional arguments only to types without
+    /// aliases.
     ///
     /// # Errors
-    /// Python's own `TypeError` for a call of `function` that does not fit: missing, surplus,
-    /// duplicate and unknown arguments, and one of the wrong type.
+    /// Python's own `TypeError` for an invalid call of `function`: missing, surplus, duplicate or unknown
+    /// arguments, and arguments of the wrong type.
     pub fn read<T: DeserializeOwned>(&self, function: &str) -> Result<T, Failure> {
         call::read(self).map_err(|fault| {
             let function = function.rsplit('.').next().unwrap_or(function);
@@ -74,8 +74,8 @@ impl Arguments {
         })
     }
 
-    /// The names by which a task's type takes its arguments, in their order; none when they have no
-    /// names, or the type takes any call.
+    /// Returns the parameter names of a task's type, in their order; empty if its arguments have no names, or
+    /// the type accepts every call.
     #[must_use]
     pub fn parameters<T: DeserializeOwned>() -> &'static [&'static str] {
         parameters::of::<T>()

@@ -8,47 +8,47 @@ use serde_json::value::RawValue;
 
 use super::headers::shown;
 use super::keyword::{self, Name};
-use super::{Arguments, Kwargs, Unreadable};
+use super::{Arguments, DecodeError, Kwargs};
 
-/// As deep as `serde_json` follows, so that whatever passes here can be read later.
+/// The recursion limit of `serde_json`, so that every accepted body can be read later.
 const MAX_DEPTH: usize = 127;
 
-/// More arguments than this are no call, but an attempt to make a small body large in memory.
+/// The maximum number of arguments. A body with more is an attempt to exhaust memory.
 const MAX_ARGUMENTS: usize = 65_536;
 
-/// What Celery writes when nothing is to follow a task.
+/// The `embed` that Celery writes for a task without callbacks.
 pub(super) const NO_EMBED: &str =
     r#"{"callbacks": null, "errbacks": null, "chain": null, "chord": null}"#;
 
-/// An `embed` that asks for nothing.
+/// Returns an `embed` without callbacks.
 pub(super) fn no_embed() -> Box<RawValue> {
     serde_json::from_str(NO_EMBED).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// Takes a body apart in one pass, without building a tree of it.
-pub(super) fn read(body: &[u8]) -> Result<(Arguments, Box<RawValue>), Unreadable> {
+/// Splits a body in one pass, without building a tree.
+pub(super) fn read(body: &[u8]) -> Result<(Arguments, Box<RawValue>), DecodeError> {
     if body.is_empty() {
-        return Err(Unreadable::new("the body is empty"));
+        return Err(DecodeError::new("the body is empty"));
     }
     let text = std::str::from_utf8(body)
-        .map_err(|error| Unreadable::new(format!("the body is not UTF-8: {error}")))?;
+        .map_err(|error| DecodeError::new(format!("the body is not UTF-8: {error}")))?;
     if is_too_deep(body) {
-        return Err(Unreadable::new(format!("the body is nested deeper than {MAX_DEPTH} levels")));
+        return Err(DecodeError::new(format!("the body is nested deeper than {MAX_DEPTH} levels")));
     }
     match serde_json::from_str::<(Positional, Named, Box<RawValue>)>(text) {
         Ok((args, kwargs, embed)) if matches!(embed.get().as_bytes(), [b'{' | b'n', ..]) => {
             Ok((Arguments { args: args.0, kwargs: kwargs.0 }, embed))
         }
-        Ok(_) => Err(Unreadable::new("the third part of the body, embed, is not an object")),
-        Err(error) => Err(Unreadable::new(explain(text, &error))),
+        Ok(_) => Err(DecodeError::new("the third part of the body, embed, is not an object")),
+        Err(error) => Err(DecodeError::new(explain(text, &error))),
     }
 }
 
-/// The inverse of [`read`]. Each value is written as it was found.
+/// The inverse of [`read`]. Writes each value as its original text.
 pub(super) fn write(arguments: &Arguments, embed: &RawValue) -> Vec<u8> {
     let values = arguments.args.iter().chain(arguments.kwargs.values());
-    let room: usize = values.map(|value| value.get().len() + 16).sum();
-    let mut body = Vec::with_capacity(room + embed.get().len() + 16);
+    let capacity: usize = values.map(|value| value.get().len() + 16).sum();
+    let mut body = Vec::with_capacity(capacity + embed.get().len() + 16);
     body.push(b'[');
     // Writing to memory cannot fail.
     let _ = serde_json::to_writer(&mut body, &arguments.args);
@@ -120,7 +120,7 @@ fn too_many<E: serde::de::Error>() -> E {
     E::custom(format_args!("more than {MAX_ARGUMENTS} arguments"))
 }
 
-/// What is wrong with a body, in the order in which a person would look.
+/// Describes the error in a body. Checks the most likely causes first.
 fn explain(text: &str, error: &serde_json::Error) -> String {
     if let Some(constant) = python_constant(text) {
         return format!("the body has {constant}, which JSON does not have");
@@ -140,7 +140,7 @@ fn explain(text: &str, error: &serde_json::Error) -> String {
     format!("the body is not [args, kwargs, embed]: {error}")
 }
 
-/// `NaN` and the like, which Python writes and JSON does not know.
+/// Finds `NaN` and similar constants, which Python writes and JSON does not allow.
 fn python_constant(text: &str) -> Option<&'static str> {
     let mut found = None;
     outside_strings(text.as_bytes(), |at, byte| {
@@ -167,20 +167,20 @@ fn is_too_deep(body: &[u8]) -> bool {
     depth > MAX_DEPTH
 }
 
-/// Shows each byte that is not in a string, with its position, until `look` says no.
-fn outside_strings(json: &[u8], mut look: impl FnMut(usize, u8) -> bool) {
+/// Calls `is_continued` with each byte outside strings and its position, until `is_continued` returns false.
+fn outside_strings(json: &[u8], mut is_continued: impl FnMut(usize, u8) -> bool) {
     let mut at = 0;
     while let Some(&byte) = json.get(at) {
         if byte == b'"' {
             at = string_end(json, at + 1);
-        } else if !look(at, byte) {
+        } else if !is_continued(at, byte) {
             return;
         }
         at += 1;
     }
 }
 
-/// Where the string that begins at `at`, after its quote, has its other quote; else the end.
+/// Returns the position of the closing quote of the string that begins at `at`, else the end.
 pub(super) fn string_end(json: &[u8], mut at: usize) -> usize {
     while let Some(step) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
         at += step;
@@ -201,14 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn each_value_is_kept_to_the_byte() {
+    fn values_are_not_changed() {
         let body = r#"[[1.0,"\u00e9"],{"k":{"a" : 1}},{"callbacks": null}]"#;
         let (arguments, embed) = read(body.as_bytes()).unwrap();
         assert_eq!(String::from_utf8(write(&arguments, &embed)).unwrap(), body);
     }
 
     #[test]
-    fn a_body_that_is_not_three_parts_is_refused_with_what_it_is() {
+    fn a_body_that_does_not_have_three_parts_is_refused_with_a_description() {
         assert_eq!(reason(""), "the body is empty");
         assert_eq!(reason("[[], {}]"), "the body is an array of 2, not of [args, kwargs, embed]");
         assert_eq!(reason("{}"), "the body is not an array of [args, kwargs, embed]");

@@ -1,8 +1,7 @@
-//! What is to follow a task, as its `embed` says: callbacks, errbacks, and the rest of its chain.
+//! The tasks that follow a task, as its `embed` defines them: callbacks, errbacks, and the rest of its chain.
 //!
-//! Each becomes an [`Envelope`] to be sent. The ids are those in the signatures; where a signature
-//! has none, its id is derived from the task's own. So a task that runs again sends what follows
-//! it under the same ids again.
+//! Each becomes an [`Envelope`] to send. The ids are those in the signatures; a missing id is derived from
+//! the task's own id. Therefore a task that runs again sends its follow-up tasks under the same ids.
 
 mod plan;
 
@@ -11,47 +10,47 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
 use self::plan::{Plan, unsupported};
-use super::signature::{Kind, Signature, garbled, list};
+use super::signature::{Kind, Signature, decode_error, list};
 use super::{Envelope, body};
 use crate::error::Failure;
 use crate::task::TaskId;
 
-/// What is to follow a task.
+/// The tasks that follow a task.
 #[derive(Clone, Debug)]
 pub struct Canvas {
     callbacks: Vec<Box<RawValue>>,
     errbacks: Vec<Box<RawValue>>,
-    /// The next one is the last.
+    /// In reverse order: the next task is the last element.
     chain: Vec<Box<RawValue>>,
     chord: Option<Box<RawValue>>,
 }
 
-/// A task to be sent because another one has ended.
+/// A task to send because another task has ended.
 #[derive(Clone, Debug)]
 pub struct FollowUp {
-    /// What is sent.
+    /// The task to send.
     pub envelope: Envelope,
-    /// Where to; what its signature says nothing about is the sender's choice.
+    /// Its queue; `None` if the signature names none, and the sender chooses.
     pub queue: Option<String>,
 }
 
-/// Tasks to be sent, and how they stand in the result of the one that they follow.
+/// Tasks to send, and their entries in the result of the task that they follow.
 #[derive(Clone, Debug, Default)]
 pub struct FollowUps {
-    /// What is sent.
+    /// The tasks to send.
     pub tasks: Vec<FollowUp>,
-    /// What a Celery client reads as `AsyncResult.children`.
+    /// What a Celery client returns as `AsyncResult.children`.
     pub children: Vec<Child>,
 }
 
-/// A result in the form of Celery's `ResultBase.as_tuple`: of a task, or of a group of them.
+/// A result in the form of Celery's `ResultBase.as_tuple`: of a task, or of a group of tasks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Child {
-    /// Of the task, or of the group.
+    /// The id of the task or group.
     pub id: TaskId,
-    /// What came before it in its chain.
+    /// The result of the previous task in its chain.
     pub parent: Option<Box<Child>>,
-    /// Only a group has members.
+    /// The members of a group; `None` for a task.
     pub members: Option<Vec<Child>>,
 }
 
@@ -68,17 +67,16 @@ struct Embed<'a> {
 }
 
 impl Canvas {
-    /// Reads an `embed`; `None` when nothing is to follow. That is the common case, and costs no
-    /// allocation.
+    /// Parses an `embed`; `None` if no tasks follow. That is the common case, and does not allocate.
     ///
     /// # Errors
-    /// It is no `embed` of Celery's.
+    /// If it is not one of Celery's `embed` objects.
     pub fn read(embed: &RawValue) -> Result<Option<Self>, Failure> {
         if embed.get() == body::NO_EMBED || embed.get() == "null" {
             return Ok(None);
         }
-        let found: Embed<'_> =
-            serde_json::from_str(embed.get()).map_err(|error| garbled("the whole", &error))?;
+        let found: Embed<'_> = serde_json::from_str(embed.get())
+            .map_err(|error| decode_error("the object", &error))?;
         let signatures = |json: Option<&RawValue>| json.map_or_else(|| Ok(Vec::new()), list);
         let canvas = Self {
             callbacks: signatures(found.callbacks)?,
@@ -93,11 +91,11 @@ impl Canvas {
         Ok((!is_empty).then_some(canvas))
     }
 
-    /// Whether everything that may follow `task` can be sent. Ask before it runs: a chord cannot,
-    /// and would be lost.
+    /// Checks that everything that may follow `task` can be sent. Call this before the task runs, because a
+    /// chord cannot be sent and would be lost.
     ///
     /// # Errors
-    /// How the task fails instead of being run.
+    /// The failure with which the task ends instead of being run.
     pub fn check(&self, task: &Envelope, now: Timestamp) -> Result<(), Failure> {
         if self.chord.is_some() {
             return Err(unsupported("the task is part of a chord's header"));
@@ -106,10 +104,10 @@ impl Canvas {
         self.after_failure(task, now).map(drop)
     }
 
-    /// What to send when `task` has answered `result`, before that is stored.
+    /// Returns the tasks to send after `task` has returned `result`, before that is stored.
     ///
     /// # Errors
-    /// Something that is to follow cannot be sent.
+    /// If a follow-up task cannot be sent.
     pub fn after_success(
         &self,
         task: &Envelope,
@@ -138,24 +136,24 @@ impl Canvas {
         Ok(plan.follow_ups)
     }
 
-    /// The errbacks to send when `task` has failed, after that is stored: each is called with the
-    /// task's id. (What Celery calls in the worker itself, an errback that takes the exception,
-    /// can only be sent from here.)
+    /// Returns the errbacks to send after `task` has failed and the failure is stored; each is called with
+    /// the task's id. (Errbacks that take the exception, which Celery calls inside the worker, are sent as
+    /// tasks.)
     ///
     /// # Errors
-    /// One of them cannot be sent.
+    /// If one of them cannot be sent.
     pub fn after_failure(&self, task: &Envelope, now: Timestamp) -> Result<FollowUps, Failure> {
         let mut plan = Plan::new(task, now);
         let errbacks = self.errbacks.iter().map(|json| Signature::read(json));
-        let id = to_raw_value(&task.id).map_err(|error| garbled("the id", &error))?;
+        let id = to_raw_value(&task.id).map_err(|error| decode_error("the id", &error))?;
         plan.add_together(errbacks.collect::<Result<_, _>>()?, "link_error", &[id])?;
         Ok(plan.follow_ups)
     }
 
-    /// The errbacks of the bodies of chords that come to nothing because `task` has not succeeded: those
-    /// that it is in the header of, and those that were to follow it. Each with the body that it is
-    /// called with, as Celery does, whose id the message's own is derived from: each header task sends
-    /// the same messages. What cannot be read is left out.
+    /// Returns the errbacks of the bodies of chords that will never run because `task` has not succeeded: the
+    /// chord that it is in the header of, and the chords that would follow it. As in Celery, each errback is
+    /// called with the id of the body, and its own id is derived from that: each header task sends the same
+    /// messages. Skips unreadable signatures.
     #[must_use]
     pub fn after_lost_chords(&self, task: &Envelope, now: Timestamp) -> Vec<(TaskId, FollowUps)> {
         let mut bodies = Vec::new();
@@ -171,7 +169,7 @@ impl Canvas {
             let mut failed = task.clone();
             failed.id = id.clone();
             failed.lineage.root_id.get_or_insert_with(|| task.id.clone());
-            let argument = to_raw_value(&id).map_err(|error| garbled("the id", &error))?;
+            let argument = to_raw_value(&id).map_err(|error| decode_error("the id", &error))?;
             let mut plan = Plan::new(&failed, now);
             let list = list.iter().map(|json| Signature::read(json)).collect::<Result<_, _>>()?;
             plan.add_together(list, "link_error", &[argument])?;
@@ -180,8 +178,8 @@ impl Canvas {
         bodies.into_iter().filter_map(|body| errbacks(body).ok().flatten()).collect()
     }
 
-    /// The tasks that never run when this one fails: those behind it in its chain, and the body of
-    /// its chord. Their waiters are to be told. What cannot be read is left out.
+    /// Returns the ids of the tasks that never run when this one fails: the later tasks of its chain, and the
+    /// body of its chord. Their waiters must get a failure. Skips unreadable signatures.
     #[must_use]
     pub fn unreached(&self) -> Vec<TaskId> {
         let mut ids = Vec::new();
@@ -193,7 +191,7 @@ impl Canvas {
 }
 
 impl Child {
-    /// The result of a signature whose id is known.
+    /// Creates the result of a signature whose id is known.
     fn of(id: TaskId, signature: &Signature) -> Result<Self, Failure> {
         if signature.kind() != Kind::Group {
             return Ok(Self { id, parent: None, members: None });
@@ -207,7 +205,7 @@ impl Child {
         Ok(Self { id, parent: None, members: Some(members) })
     }
 
-    /// Where its chain begins.
+    /// Returns the first task of its chain.
     fn first(mut self) -> Self {
         while let Some(parent) = self.parent {
             self = *parent;

@@ -1,41 +1,49 @@
-//! Compressed bodies, as Kombu writes them. Nothing is inflated beyond its limit.
+//! Compressed bodies, as Kombu writes them. Decompression stops at a size limit.
 
 use std::io::{self, Read, Write};
 use std::panic;
 
-use super::Unreadable;
+use super::DecodeError;
 use super::headers::shown;
 
-/// The most memory a stream may ask for as its dictionary: twice what Kombu's settings need.
+/// The maximum memory for a stream's dictionary: twice what Kombu's settings need.
+#[cfg(feature = "compression")]
 const DICTIONARY: u32 = 17 * 1024 * 1024;
 
-/// Inflates `body`, up to `limit` bytes.
-pub(super) fn inflate(method: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, Unreadable> {
-    // The decoders are others' code, and the stream is anybody's: a fault of theirs, should there
-    // be one, is this one message's.
+/// Decompresses `body`, up to `limit` bytes.
+pub(super) fn inflate(method: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+    // The decoders are third-party code, and the stream is untrusted: a panic of a decoder must only affect
+    // this message.
     let read = panic::catch_unwind(|| read(method, body, limit))
         .unwrap_or_else(|_| Some(Err(io::Error::other("the decoder panicked"))));
     let Some(inflated) = read else {
-        let reason = format!("header `compression` is {:?}, which is not known", shown(method));
-        return Err(Unreadable::new(reason));
+        let reason = format!("header `compression` is {:?}, which is not supported", shown(method));
+        return Err(DecodeError::new(reason));
     };
     let body = inflated.map_err(|error| {
-        Unreadable::new(format!("the body does not inflate ({method}): {error}"))
+        DecodeError::new(format!("cannot decompress the body ({method}): {error}"))
     })?;
     if body.len() > limit {
-        let reason = format!("the body inflates to more than the limit of {limit} bytes");
-        return Err(Unreadable::new(reason));
+        let reason = format!("the decompressed body is over the limit of {limit} bytes");
+        return Err(DecodeError::new(reason));
     }
     Ok(body)
 }
 
-/// `None` when the method is not one of Kombu's.
+/// Returns `None` if the method is not one of Kombu's.
 fn read(method: &str, body: &[u8], limit: usize) -> Option<io::Result<Vec<u8>>> {
-    Some(match method {
-        // A zlib stream, whatever its name says.
+    match method {
+        // A zlib stream, despite its name.
         "application/x-gzip" | "gzip" | "zlib" => {
-            capped(flate2::read::ZlibDecoder::new(body), limit)
+            Some(capped(flate2::read::ZlibDecoder::new(body), limit))
         }
+        _ => read_others(method, body, limit),
+    }
+}
+
+#[cfg(feature = "compression")]
+fn read_others(method: &str, body: &[u8], limit: usize) -> Option<io::Result<Vec<u8>>> {
+    Some(match method {
         "application/x-bz2" | "bzip2" | "bzip" => capped(bzip2::read::BzDecoder::new(body), limit),
         "application/x-brotli" | "brotli" => {
             capped(brotli_decompressor::Decompressor::new(body, 4096), limit)
@@ -52,14 +60,34 @@ fn read(method: &str, body: &[u8], limit: usize) -> Option<io::Result<Vec<u8>>> 
     })
 }
 
-/// Reads one byte more than allowed, so that the caller can tell.
+#[cfg(not(feature = "compression"))]
+fn read_others(method: &str, _: &[u8], _: usize) -> Option<io::Result<Vec<u8>>> {
+    let is_known = matches!(
+        method,
+        "application/x-bz2"
+            | "bzip2"
+            | "bzip"
+            | "application/x-brotli"
+            | "brotli"
+            | "application/x-lzma"
+            | "lzma"
+            | "xz"
+            | "application/zstd"
+            | "zstd"
+            | "zstandard"
+    );
+    let missing = "build countersign with the feature `compression`";
+    is_known.then(|| Err(io::Error::new(io::ErrorKind::Unsupported, missing)))
+}
+
+/// Reads one byte more than allowed, so that the caller can detect a body over the limit.
 fn capped(stream: impl Read, limit: usize) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     stream.take((limit as u64).saturating_add(1)).read_to_end(&mut body)?;
     Ok(body)
 }
 
-/// A zlib stream, which every Celery worker can read.
+/// Compresses into a zlib stream, which every Celery worker can read.
 pub(super) fn deflate(body: &[u8]) -> Vec<u8> {
     let mut stream = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
     // Writing to memory cannot fail.
@@ -89,12 +117,27 @@ mod tests {
         ("application/zstd", "KLUv/SANaQAAW1sxXSwge30sIHt9XQ=="),
     ];
 
+    #[cfg(feature = "compression")]
     #[test]
     fn every_method_of_kombu_is_read() {
         for (method, sample) in SAMPLES {
             let body = STANDARD.decode(sample).unwrap();
             assert_eq!(inflate(method, &body, 1024).unwrap(), b"[[1], {}, {}]", "{method}");
         }
+    }
+
+    #[cfg(not(feature = "compression"))]
+    #[test]
+    fn without_the_feature_the_error_names_it() {
+        for (method, sample) in SAMPLES.into_iter().skip(1) {
+            let body = STANDARD.decode(sample).unwrap();
+            let reason = inflate(method, &body, 1024).unwrap_err().reason;
+            assert!(reason.contains("the feature `compression`"), "{reason}");
+            assert!(reason.contains(method), "{reason}");
+        }
+        let (zlib, sample) = SAMPLES[0];
+        let body = STANDARD.decode(sample).unwrap();
+        assert_eq!(inflate(zlib, &body, 1024).unwrap(), b"[[1], {}, {}]");
     }
 
     #[test]
@@ -112,14 +155,15 @@ mod tests {
         let bomb = deflate(&vec![b' '; 10_000_000]);
         assert!(bomb.len() < 100_000);
         let reason = inflate("application/x-gzip", &bomb, 4096).unwrap_err().reason;
-        assert!(reason.contains("more than the limit of 4096 bytes"), "{reason}");
+        assert!(reason.contains("over the limit of 4096 bytes"), "{reason}");
     }
 
+    #[cfg(feature = "compression")]
     #[test]
     fn a_dictionary_of_gigabytes_is_never_allocated() {
         let (method, sample) = SAMPLES[3];
         let mut body = STANDARD.decode(sample).unwrap();
-        // The LZMA2 filter's one property byte: 40 asks for 4 GiB. The header's checksum follows.
+        // The LZMA2 filter's one property byte: 40 means 4 GiB. The header's checksum follows.
         let filter = body.windows(2).position(|pair| pair == [0x21, 0x01]).unwrap();
         body[filter + 2] = 40;
         let end = 12 + 4 * (usize::from(body[12]) + 1) - 4;
@@ -131,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_exactly_passes() {
+    fn a_body_of_exactly_the_limit_is_accepted() {
         let body = deflate(&[b' '; 4096]);
         assert_eq!(inflate("application/x-gzip", &body, 4096).unwrap().len(), 4096);
         assert!(inflate("application/x-gzip", &body, 4095).is_err());
@@ -140,6 +184,6 @@ mod tests {
     #[test]
     fn an_unknown_method_is_named() {
         let reason = inflate("application/x-zoo", b"", 10).unwrap_err().reason;
-        assert_eq!(reason, "header `compression` is \"application/x-zoo\", which is not known");
+        assert_eq!(reason, "header `compression` is \"application/x-zoo\", which is not supported");
     }
 }

@@ -1,4 +1,4 @@
-//! From a message to an [`Envelope`], trusting nothing in it.
+//! Decodes a message into an [`Envelope`]. All input is untrusted.
 
 use std::borrow::Cow;
 
@@ -6,24 +6,24 @@ use serde_json::Value;
 
 use super::headers::{attempt, boolean, date, integer, is_history, limits, shown, text};
 use super::{
-    Envelope, Headers, Lineage, Message, Properties, UNREADABLE, Unreadable, body, compression,
+    DecodeError, Envelope, Headers, Lineage, Message, Properties, UNREADABLE, body, compression,
 };
 use crate::task::TaskId;
 
 impl Envelope {
-    /// Reads a task message, protocol 2. `limit` bounds the body in bytes, also while it is
-    /// being decompressed.
+    /// Decodes a task message of protocol 2. `limit` is the maximum size of the body in bytes, also during
+    /// decompression.
     ///
     /// # Errors
-    /// Says what is wrong and where. Only this one message is bad then.
-    pub fn decode(message: &Message, limit: usize) -> Result<Self, Unreadable> {
+    /// A description of the error and its place. Only this message is affected.
+    pub fn decode(message: &Message, limit: usize) -> Result<Self, DecodeError> {
         let headers = &message.headers;
         let properties = &message.properties;
         if let Some(reason) = headers.get(UNREADABLE).and_then(Value::as_str) {
-            return Err(Unreadable::new(reason));
+            return Err(DecodeError::new(reason));
         }
         let name = task_name(message)?;
-        // `Message::id` has it already; a wrong type is still somebody's mistake.
+        // `Message::id` already has it; a wrong type is still reported as the producer's error.
         text(headers, "id")?;
         is_json_in_utf8(properties)?;
         let compressed = text(headers, "compression")?;
@@ -55,22 +55,24 @@ impl Envelope {
     }
 }
 
-fn task_name(message: &Message) -> Result<&str, Unreadable> {
+fn task_name(message: &Message) -> Result<&str, DecodeError> {
     match text(&message.headers, "task")? {
         Some(name) => Ok(name),
-        None if message.body.trim_ascii_start().starts_with(b"{") => Err(Unreadable::new(
+        None if message.body.trim_ascii_start().starts_with(b"{") => Err(DecodeError::new(
             "no header `task`: a message of protocol 1; producers must set task_protocol = 2",
         )),
-        None => Err(Unreadable::new("no header `task`: not a task message")),
+        None => Err(DecodeError::new("no header `task`: not a task message")),
     }
 }
 
-fn is_json_in_utf8(properties: &Properties) -> Result<(), Unreadable> {
+fn is_json_in_utf8(properties: &Properties) -> Result<(), DecodeError> {
     if let Some(found) = &properties.content_type {
         let kind = found.split(';').next().unwrap_or_default().trim();
         if !kind.eq_ignore_ascii_case("application/json") {
             let found = shown(found);
-            return Err(Unreadable::new(format!("content type {found:?} is not application/json")));
+            return Err(DecodeError::new(format!(
+                "content type {found:?} is not application/json"
+            )));
         }
     }
     match properties.content_encoding.as_deref() {
@@ -78,7 +80,7 @@ fn is_json_in_utf8(properties: &Properties) -> Result<(), Unreadable> {
         Some(found) if found.eq_ignore_ascii_case("utf-8") => Ok(()),
         Some(found) => {
             let found = shown(found);
-            Err(Unreadable::new(format!("content encoding {found:?} is not utf-8")))
+            Err(DecodeError::new(format!("content encoding {found:?} is not utf-8")))
         }
     }
 }
@@ -87,19 +89,19 @@ fn content<'a>(
     message: &'a Message,
     compressed: Option<&str>,
     limit: usize,
-) -> Result<Cow<'a, [u8]>, Unreadable> {
+) -> Result<Cow<'a, [u8]>, DecodeError> {
     if let Some(method) = compressed {
         return compression::inflate(method, &message.body, limit).map(Cow::Owned);
     }
     let size = message.body.len();
     if size > limit {
         let reason = format!("the body is {size} bytes, over the limit of {limit}");
-        return Err(Unreadable::new(reason));
+        return Err(DecodeError::new(reason));
     }
     Ok(Cow::Borrowed(&message.body))
 }
 
-fn lineage(headers: &Headers) -> Result<Lineage, Unreadable> {
+fn lineage(headers: &Headers) -> Result<Lineage, DecodeError> {
     Ok(Lineage {
         root_id: text(headers, "root_id")?.map(TaskId::from),
         parent_id: text(headers, "parent_id")?.map(TaskId::from),
@@ -113,7 +115,7 @@ fn custom(headers: &Headers) -> Headers {
     kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
-/// A header that is carried along; the others have a field of their own, or are the broker's.
+/// Returns whether a header is passed on as it is; the others have envelope fields, or belong to the broker.
 pub(super) fn is_custom(name: &str) -> bool {
     let has_field = matches!(
         name,

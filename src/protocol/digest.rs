@@ -1,4 +1,4 @@
-//! Tells the messages of one task from those of another task that has the same id.
+//! Distinguishes the messages of one task from those of another task with the same id.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -8,25 +8,25 @@ use sha2::{Digest, Sha256};
 
 use super::Envelope;
 
-/// Half of a SHA-256 is enough: nothing is protected by it against its own producer.
+/// Half of a SHA-256 suffices: the digest does not protect against the producer itself.
 const BYTES: usize = 16;
 
-/// A digest of what a task is: its name, its arguments as the producer wrote them, and its root id.
+/// A digest of a task's identity: its name, its arguments as the producer wrote them, and its root id.
 ///
-/// Every copy of a message has the same digest: a redelivery, a next attempt, a wake message, and one
-/// that a Celery worker has decoded and encoded again. White space, escapes in strings, the notation of
-/// fractions and the order of keyword arguments make no difference.
+/// Every copy of a message has the same digest: a redelivery, a next attempt, a wake message, and a copy that
+/// a Celery worker has decoded and encoded again. White space, escapes in strings, the notation of fractions
+/// and the order of keyword arguments make no difference.
 #[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct TaskDigest(String);
 
 impl TaskDigest {
-    /// The digest of no message: a task was forgotten, and every message belongs to another one.
+    /// The digest of no message: marks a forgotten task, so that every message belongs to another task.
     pub fn of_none() -> Self {
         Self("none".to_owned())
     }
 
-    /// As it is stored: 32 hexadecimal digits.
+    /// Returns the stored form: 32 hexadecimal digits.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -34,7 +34,7 @@ impl TaskDigest {
 }
 
 impl Envelope {
-    /// The digest of this task. Takes a pass over all of its arguments.
+    /// Computes the digest of this task. Reads all of its arguments once.
     #[must_use]
     pub fn digest(&self) -> TaskDigest {
         let mut hash = Sha256::new();
@@ -80,8 +80,8 @@ impl fmt::Debug for TaskDigest {
     }
 }
 
-/// Adds a JSON text token by token, each in one notation, and a zero byte. Does not recurse, so that
-/// its depth does not matter.
+/// Hashes a JSON text token by token, each in one notation, and a zero byte. Does not recurse, so any nesting
+/// depth is safe.
 fn add_json(hash: &mut Sha256, json: &str) {
     let mut rest = json;
     while let Some(first) = rest.bytes().next() {
@@ -96,7 +96,7 @@ fn add_json(hash: &mut Sha256, json: &str) {
         rest = after;
         match first {
             b' ' | b'\t' | b'\n' | b'\r' => {}
-            // A lone surrogate is no text: it is taken as it was written.
+            // A string with a lone surrogate is hashed as it was written.
             b'"' => match serde_json::from_str::<String>(token) {
                 Ok(text) => {
                     hash.update([b'"']);
@@ -115,7 +115,7 @@ fn add_json(hash: &mut Sha256, json: &str) {
     hash.update([0]);
 }
 
-/// The length of the string that `json` begins with, with its quotes.
+/// Returns the length of the string that `json` begins with, including its quotes.
 fn string_length(json: &str) -> usize {
     let mut is_escaped = false;
     for (at, byte) in json.bytes().enumerate().skip(1) {
@@ -134,7 +134,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
-    use crate::protocol::{Arguments, Message, Ticket, TicketKind};
+    use crate::protocol::{Arguments, Message, SuspendHeader, SuspendKind};
     use crate::task::TaskId;
 
     fn raw(json: &str) -> Box<RawValue> {
@@ -158,8 +158,8 @@ mod tests {
             envelope(&["{\"to\":\"\\u00e9\",\n\"n\":[1,2.5]}"], &[("b", "100000.0"), ("a", " 1")]);
         assert_eq!(again.digest(), digest);
 
-        let ticket = Ticket { kind: TicketKind::Wake, number: 3 };
-        let wake = ticket.on(first.encode());
+        let header = SuspendHeader { kind: SuspendKind::Wake, number: 3 };
+        let wake = header.on(first.encode());
         let stored = Message::from_json("x".into(), &wake.to_json()).unwrap();
         for message in [&wake, &stored] {
             let mut decoded = Envelope::decode(message, 1 << 20).unwrap();
@@ -203,9 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_argument_is_digested() {
+    fn a_deep_argument_has_a_digest() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        // No parser of ours would make such a value; the pass over it does not recurse.
+        // No parser used here produces such a value; hashing it must not recurse.
         let mut hash = Sha256::new();
         add_json(&mut hash, &deep);
         add_json(&mut hash, "\"unended \\");

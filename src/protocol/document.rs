@@ -1,4 +1,4 @@
-//! Result documents: what is stored under `celery-task-meta-<id>`, and published.
+//! Result documents, which are stored under `celery-task-meta-<id>` and published.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::encode::date;
-use super::{Child, Envelope, Lineage, headers, kombu};
+use super::{Child, Envelope, Lineage, headers, tagged_json};
 use crate::approval::ApprovalId;
 use crate::error::{Error, Failure, Kind};
 use crate::task::TaskId;
@@ -19,32 +19,33 @@ use crate::task::TaskId;
 /// A task's state as Celery names it. Only `Success`, `Failure` and `Revoked` are terminal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named as in Celery")]
+#[non_exhaustive]
 pub enum State {
     Started,
     Retry,
     Success,
     Failure,
     Revoked,
-    /// A state of somebody's own. Never terminal.
+    /// An application-defined state. Never terminal.
     Custom(String),
 }
 
 /// The state of a task that waits for a decision.
-pub const PARKED: &str = "PARKED";
+pub const SUSPENDED: &str = "PARKED";
 
-/// One result document, encoded.
+/// One encoded result document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
-    /// Whose result it is.
+    /// The task's id.
     pub id: TaskId,
-    /// What it says.
+    /// The task's state.
     pub state: State,
-    /// The whole document.
+    /// The whole document as JSON.
     pub json: Bytes,
 }
 
 impl State {
-    /// The state that Celery calls `name`.
+    /// Returns the state with this name in Celery.
     #[must_use]
     pub fn named(name: &str) -> Self {
         match name {
@@ -57,7 +58,7 @@ impl State {
         }
     }
 
-    /// The name that Celery has for it.
+    /// Returns the state's name in Celery.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -70,7 +71,7 @@ impl State {
         }
     }
 
-    /// Nothing follows such a state; a waiter has its answer.
+    /// Returns whether the state is final, so that a waiter returns.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         matches!(self, Self::Success | Self::Failure | Self::Revoked)
@@ -99,11 +100,11 @@ struct Exception<'a> {
     exc_module: &'a str,
 }
 
-/// What is written, before it is known of whom.
+/// The contents of a document, without the task's data.
 struct Content<'a, R> {
     state: State,
     result: R,
-    traceback: Option<&'a str>,
+    traceback: Option<Cow<'a, str>>,
     children: &'a [Child],
 }
 
@@ -111,7 +112,11 @@ impl<'a> Content<'a, Exception<'a>> {
     fn exception(state: State, failure: &'a Failure) -> Self {
         let Failure { exc_type, exc_module, args, traceback } = failure;
         let result = Exception { exc_type, exc_message: args, exc_module };
-        Self { state, result, traceback: traceback.as_deref(), children: &[] }
+        let traceback = traceback.as_deref().map(Cow::Borrowed);
+        // As in Celery, a revoked task has no traceback.
+        let is_failure = state != State::Revoked;
+        let traceback = traceback.or_else(|| is_failure.then(|| failure.to_string().into()));
+        Self { state, result, traceback, children: &[] }
     }
 }
 
@@ -120,7 +125,7 @@ impl<R: Serialize> Content<'_, R> {
         let written = Written {
             status: self.state.as_str(),
             result: self.result,
-            traceback: self.traceback,
+            traceback: self.traceback.as_deref(),
             children: self.children,
             date_done: self.state.is_terminal().then(|| date(now)),
             group_id: lineage.group_id.as_deref(),
@@ -130,13 +135,14 @@ impl<R: Serialize> Content<'_, R> {
         let mut json = Vec::with_capacity(256);
         // Writing to memory cannot fail, and every key is text.
         let _ = serde_json::to_writer(&mut json, &written);
-        // Many are kept for a minute: without the room that was not needed.
+        // Many documents are cached for a minute: release the unused capacity.
         Document { id: id.clone(), state: self.state, json: json.into_boxed_slice().into() }
     }
 }
 
+#[cfg_attr(not(feature = "unstable"), doc(hidden))]
 impl Document {
-    /// The task answered `result`, and put `children` on their way.
+    /// Creates the document of a task that returned `result` and enqueued `children`.
     #[must_use]
     pub fn success(task: &Envelope, result: &RawValue, children: &[Child], now: Timestamp) -> Self {
         Content { state: State::Success, result, traceback: None, children }.written(
@@ -146,23 +152,23 @@ impl Document {
         )
     }
 
-    /// The task failed, and is not tried again.
+    /// Creates the document of a task that failed, and is not retried.
     #[must_use]
     pub fn failed(task: &Envelope, failure: &Failure, now: Timestamp) -> Self {
         Content::exception(State::Failure, failure).written(&task.id, &task.lineage, now)
     }
 
-    /// A message failed of which only the id was readable.
+    /// Creates the failure document of a message of which only the id was readable.
     #[must_use]
     pub fn failure_of(id: &TaskId, failure: &Failure, now: Timestamp) -> Self {
         Content::exception(State::Failure, failure).written(id, &Lineage::default(), now)
     }
 
-    /// The task waits for these questions to be decided. Celery's clients go on waiting.
+    /// Creates the document of a task that waits for these approvals. Celery clients continue to wait.
     #[must_use]
-    pub fn parked(task: &Envelope, questions: &[ApprovalId], now: Timestamp) -> Self {
-        let result = serde_json::json!({ "approvals": questions });
-        let state = State::Custom(PARKED.to_owned());
+    pub fn suspended(task: &Envelope, approvals: &[ApprovalId], now: Timestamp) -> Self {
+        let result = serde_json::json!({ "approvals": approvals });
+        let state = State::Custom(SUSPENDED.to_owned());
         Content { state, result, traceback: None, children: &[] }.written(
             &task.id,
             &task.lineage,
@@ -170,13 +176,24 @@ impl Document {
         )
     }
 
-    /// The task failed, and is tried again.
+    /// Creates the document of a running task, with its worker's pid and host as Celery's `track_started`.
+    #[must_use]
+    pub fn started(task: &Envelope, pid: u32, hostname: &str) -> Self {
+        let result = serde_json::json!({ "pid": pid, "hostname": hostname });
+        Content { state: State::Started, result, traceback: None, children: &[] }.written(
+            &task.id,
+            &task.lineage,
+            Timestamp::UNIX_EPOCH,
+        )
+    }
+
+    /// Creates the document of a task that failed, and is retried.
     #[must_use]
     pub fn retry(task: &Envelope, failure: &Failure, now: Timestamp) -> Self {
         Content::exception(State::Retry, failure).written(&task.id, &task.lineage, now)
     }
 
-    /// The task will not run, or not to its end: `reason` is `expired`, `revoked` or `terminated`.
+    /// Creates the document of a revoked task: `reason` is `expired`, `revoked` or `terminated`.
     #[must_use]
     pub fn revoked(task: &Envelope, reason: &str, now: Timestamp) -> Self {
         let failure = Failure::task_revoked(reason);
@@ -184,7 +201,7 @@ impl Document {
     }
 }
 
-/// What is read of a document at first; the rest stays text.
+/// The fields that are parsed first; other fields stay JSON text.
 #[derive(Deserialize)]
 struct Found<'a> {
     #[serde(borrow)]
@@ -198,23 +215,23 @@ struct Found<'a> {
 }
 
 impl Document {
-    /// Reads a document that was stored, or heard on a channel. Its own `task_id` counts; `id` is
-    /// for those that have none.
+    /// Parses a document from the store or from a channel. The document's own `task_id` is used; `id` applies
+    /// if it has none.
     ///
     /// # Errors
-    /// It is no result document.
+    /// If it is not a result document.
     pub fn parse(id: TaskId, json: Bytes) -> Result<Self, Error> {
         let found: Found<'_> =
-            serde_json::from_slice(&json).map_err(|error| garbled(&id, &error))?;
+            serde_json::from_slice(&json).map_err(|error| decode_error(&id, &error))?;
         let state = State::named(&found.status);
         let id = found.task_id.map_or(id, TaskId::from);
         Ok(Self { id, state, json })
     }
 
-    /// The task's answer.
+    /// Returns the task's result.
     ///
     /// # Errors
-    /// The task failed or was revoked, has not ended yet, or answered something else than a `T`.
+    /// If the task failed, was revoked or has not ended yet, or its result is not a `T`.
     pub fn output<T: DeserializeOwned>(&self) -> Result<T, Error> {
         match &self.state {
             State::Success => {}
@@ -224,16 +241,20 @@ impl Document {
             State::Revoked => {
                 return Err(Kind::Revoked { id: self.id.clone(), reason: self.reason() }.into());
             }
-            unfinished => return Err(garbled(&self.id, &format!("it is {}", unfinished.as_str()))),
+            unfinished => {
+                return Err(decode_error(
+                    &self.id,
+                    &format!("the task has not ended: its state is {}", unfinished.as_str()),
+                ));
+            }
         }
         let found: Found<'_> =
-            serde_json::from_slice(&self.json).map_err(|error| garbled(&self.id, &error))?;
-        kombu::read(found.result.unwrap_or(RawValue::NULL), PhantomData::<T>)
-            .map_err(|error| garbled(&self.id, &error))
+            serde_json::from_slice(&self.json).map_err(|error| decode_error(&self.id, &error))?;
+        tagged_json::read(found.result.unwrap_or(RawValue::NULL), PhantomData::<T>)
+            .map_err(|error| decode_error(&self.id, &error))
     }
 
-    /// How the task failed. What the document does not say, or says in another shape than Celery,
-    /// is filled in.
+    /// Returns how the task failed. Fields that are missing or not in Celery's form get default values.
     #[must_use]
     pub fn failure(&self) -> Failure {
         let found: Option<Found<'_>> = serde_json::from_slice(&self.json).ok();
@@ -243,7 +264,7 @@ impl Document {
         failure
     }
 
-    /// When the task ended; `None` of one that has not, or where no readable date is stored.
+    /// Returns when the task ended; `None` if it has not ended, or the stored date is unreadable.
     #[must_use]
     pub fn date_done(&self) -> Option<Timestamp> {
         #[derive(Deserialize)]
@@ -255,14 +276,14 @@ impl Document {
         headers::parse_date(&date_done?)
     }
 
-    /// Why the task was revoked.
+    /// Returns the reason of the revocation.
     #[must_use]
     pub fn reason(&self) -> String {
         self.failure().message()
     }
 }
 
-/// An exception as somebody wrote it; a text, or whatever stands there instead, is its message.
+/// Parses a stored exception; any value in another form becomes its message.
 fn exception(result: Option<&RawValue>) -> Failure {
     let Some(result) = result else {
         return Failure::new("builtins", "Exception", "");
@@ -286,7 +307,7 @@ fn exception(result: Option<&RawValue>) -> Failure {
     Failure { exc_type, exc_module, args, traceback: None }
 }
 
-fn garbled(id: &TaskId, cause: &dyn std::fmt::Display) -> Error {
+fn decode_error(id: &TaskId, cause: &dyn std::fmt::Display) -> Error {
     Kind::Codec { what: format!("the result of task {id}"), cause: cause.to_string() }.into()
 }
 

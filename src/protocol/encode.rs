@@ -1,4 +1,4 @@
-//! From an [`Envelope`] to a message, as Celery 5 writes it.
+//! Encodes an [`Envelope`] as a message, as Celery 5 writes it.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -10,14 +10,15 @@ use super::decode::is_custom;
 use super::failures::seconds;
 use super::{Arguments, Envelope, Headers, Limits, Message, Properties, body, compression, repr};
 
-/// The type of a zlib stream in Kombu's terms. It is no gzip, whatever its name says.
+/// Kombu's name for a zlib stream. It is not gzip, despite the name.
 const ZLIB: &str = "application/x-gzip";
 
 impl Envelope {
-    /// The message to publish.
+    /// Returns the message to publish.
     ///
-    /// It has no `expiration`: a broker that drops an expired task tells nobody, so the worker
-    /// does it. It has no `user_id`: RabbitMQ refuses one that is not the connection's own.
+    /// It has no `expiration`, because a broker drops expired messages without a notification; the worker
+    /// revokes them instead. It has no `user_id`, because RabbitMQ refuses any other than the connection's
+    /// own.
     #[must_use]
     pub fn encode(&self) -> Message {
         let mut headers = self.standard_headers();
@@ -74,7 +75,7 @@ impl Envelope {
     }
 }
 
-/// Adds the arguments as text for logs and events, unless the producer chose its own.
+/// Adds the arguments as text for logs and events, unless the producer has set its own text.
 fn describe(arguments: &Arguments, headers: &mut Headers) {
     if !headers.contains_key("argsrepr") {
         headers.insert("argsrepr".into(), repr::args(arguments).into());
@@ -88,7 +89,7 @@ fn timelimit(limits: Limits) -> Value {
     Value::Array(vec![limits.hard.map(seconds).into(), limits.soft.map(seconds).into()])
 }
 
-/// `2026-11-21T10:00:00.000000+00:00`, as Python's `isoformat` has it.
+/// Formats a time as Python's `isoformat`: `2026-11-21T10:00:00.000000+00:00`.
 pub(crate) fn date(time: Timestamp) -> String {
     const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(6));
     PRINTER.timestamp_with_offset_to_string(&time, Offset::UTC)

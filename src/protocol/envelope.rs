@@ -1,4 +1,4 @@
-//! A task message, decoded: what the rest of Countersign works with.
+//! A decoded task message, which the rest of Countersign works with.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use super::{Arguments, Headers, Properties, body};
 use crate::error::Failure;
 use crate::task::TaskId;
 
-/// One task on its way: who it is, what to run, with what, and within which limits.
+/// One task: its id, name, arguments and limits.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    /// Result key and revoke key.
+    /// The task's id, used as the key of its result and of revocations.
     pub id: TaskId,
     /// The task's registered name.
     pub name: String,
@@ -21,46 +21,46 @@ pub struct Envelope {
     pub arguments: Arguments,
     /// Celery's `embed`: callbacks, errbacks, chain and chord, kept as the producer wrote it.
     pub embed: Box<RawValue>,
-    /// From 1. On the wire it is `retries`, from 0.
+    /// The attempt, from 1. On the wire it is `retries`, from 0.
     pub attempt: u32,
-    /// Not before this.
+    /// The task starts no earlier than this.
     pub eta: Option<Timestamp>,
-    /// Not after this.
+    /// The task starts no later than this.
     pub expires: Option<Timestamp>,
     /// Time limits set by the producer; they override the handler's own.
     pub limits: Limits,
-    /// Where it stands in a workflow.
+    /// The task's position in a workflow.
     pub lineage: Lineage,
-    /// The producer wants no result stored.
+    /// The producer requests that no result is stored.
     pub ignore_result: bool,
-    /// Where the producer listens: a Redis channel when it begins with `cs:reply:`.
+    /// Where the producer waits for the result: a Redis channel if it begins with `cs:reply:`.
     pub reply_to: Option<String>,
-    /// 0 unless set.
+    /// The priority; 0 by default.
     pub priority: u8,
-    /// Who sent it, for logs.
+    /// The sender, for logs.
     pub origin: Option<String>,
-    /// The body is sent compressed.
+    /// Whether the body is sent compressed.
     pub compressed: bool,
-    /// Headers that are none of the above, kept when it is published again. `argsrepr` and
-    /// `kwargsrepr` are among them, because a producer may have hidden a secret there.
+    /// All other headers, which are kept when the task is published again. `argsrepr` and `kwargsrepr` are
+    /// among them, because a producer may have redacted secrets there.
     pub headers: Headers,
-    /// Of these, only `app_id`, `kind` and `timestamp` are kept when it is published again; the
-    /// others follow from the fields above, or are the broker's business.
+    /// Only `app_id`, `kind` and `timestamp` are kept when the task is published again; the other properties
+    /// follow from the fields above, or belong to the broker.
     pub properties: Properties,
 }
 
 /// Time limits of one run, as the producer set them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Limits {
-    /// The handler is told.
+    /// After this time the handler is notified.
     pub soft: Option<Duration>,
-    /// The handler is dropped, and the task has failed.
+    /// After this time the handler is dropped, and the task has failed.
     pub hard: Option<Duration>,
 }
 
-/// Where a task stands in a workflow.
+/// The position of a task in a workflow.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(missing_docs, reason = "named as in Celery's headers")]
+#[cfg_attr(feature = "unstable", expect(missing_docs, reason = "named as in Celery's headers"))]
 pub struct Lineage {
     pub root_id: Option<TaskId>,
     pub parent_id: Option<TaskId>,
@@ -68,16 +68,16 @@ pub struct Lineage {
     pub group_index: Option<i64>,
 }
 
-/// Why a message could not be read as a task.
+/// The reason why a message could not be decoded as a task.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{reason}")]
-pub struct Unreadable {
-    /// What a person reads in the dead letter.
+pub struct DecodeError {
+    /// The reason as shown in the dead letter.
     pub reason: String,
 }
 
 impl Envelope {
-    /// A first attempt with a fresh id, bound by nothing.
+    /// Creates a first attempt with a random id and no limits.
     pub fn new(name: impl Into<String>, arguments: Arguments) -> Self {
         Self {
             id: TaskId::random(),
@@ -99,19 +99,19 @@ impl Envelope {
         }
     }
 
-    /// The W3C trace context that came with it.
+    /// Returns the W3C trace context of the message.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {
         self.headers.get("traceparent").and_then(Value::as_str)
     }
 }
 
-impl Unreadable {
+impl DecodeError {
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into() }
     }
 
-    /// What the waiter is told, where the message's id was readable.
+    /// Returns the failure to store for the waiter if the message's id was readable.
     #[must_use]
     pub fn failure(&self) -> Failure {
         Failure::new("kombu.exceptions", "DecodeError", self.reason.as_str())

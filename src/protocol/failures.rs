@@ -1,4 +1,4 @@
-//! Failures that Celery itself knows: a client raises its own class for each.
+//! Failures that Celery itself defines: a client raises its own class for each.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::task::TaskId;
 const REFUSED: &str = "Refused";
 
 impl Failure {
-    /// No worker here knows the task `name`.
+    /// No worker here has a handler for the task `name`.
     #[must_use]
     pub fn not_registered(name: &str) -> Self {
         Self::new("celery.exceptions", "NotRegistered", name)
@@ -29,72 +29,80 @@ impl Failure {
         Self::new("celery.exceptions", "TaskRevokedError", reason)
     }
 
-    /// A task that was to run after `before`, which will not: it was revoked, or has expired.
+    /// A later task of a chain will not run, because `before` was revoked or has expired.
     #[must_use]
     pub fn after_revoked(before: &TaskId, reason: &str) -> Self {
-        let told = match reason {
-            "expired" => format!("task {before}, which comes before it, has expired"),
-            _ => format!("task {before}, which comes before it, was {reason}"),
+        let message = match reason {
+            "expired" => format!("the preceding task {before} has expired"),
+            _ => format!("the preceding task {before} was {reason}"),
         };
-        Self::new("celery.exceptions", "TaskRevokedError", told)
+        Self::new("celery.exceptions", "TaskRevokedError", message)
     }
 
-    /// The task ended its worker this many times, so many of them alone, and is not tried again.
+    /// The task crashed its worker this many times, `alone` of them while no other task ran; no further
+    /// retry.
     #[must_use]
     pub fn worker_lost(runs: u32, alone: u32) -> Self {
-        let told = format!(
-            "its worker was lost {runs} times while it ran, {alone} of them while nothing else did"
+        let message = format!(
+            "the task crashed its worker {runs} times, {alone} of them while no other task ran"
         );
-        Self::new("billiard.exceptions", "WorkerLostError", told)
+        Self::new("billiard.exceptions", "WorkerLostError", message)
     }
 
-    /// The task's answer is too large to be stored.
+    /// The task's result is too large to be stored.
     #[must_use]
     pub fn result_too_large(size: usize, limit: usize) -> Self {
-        let told = format!("the result is {size} bytes, over the limit of {limit} (limits.result)");
-        Self::new("countersign.errors", "ResultTooLarge", told)
+        let message =
+            format!("the result is {size} bytes, over the limit of {limit} (limits.result)");
+        Self::new("countersign.errors", "ResultTooLarge", message)
     }
 
-    /// The store has lost the task while it was parked.
+    /// The store has lost the state of the suspended task.
     #[must_use]
     pub fn state_lost() -> Self {
-        let told = "the store has lost what this task waited for: nobody can decide it any more";
-        Self::new("countersign.errors", "StateLost", told)
+        let message = "the store has lost the state of this suspended task: its approval requests cannot be \
+                       decided any more";
+        Self::new("countersign.errors", "StateLost", message)
     }
 
-    /// A person, or a deadline, said no.
+    /// An approver or a passed deadline rejected the request.
     #[must_use]
-    pub(crate) fn refused(told: impl Into<String>) -> Self {
-        Self::new("countersign.errors", REFUSED, told)
+    pub(crate) fn refused(message: impl Into<String>) -> Self {
+        Self::new("countersign.errors", REFUSED, message)
     }
 
-    /// A decision's edited arguments do not fit the schema of its question.
+    /// A decision's edited arguments violate the schema of the request.
     #[must_use]
-    pub(crate) fn misfit(told: &str) -> Self {
-        let told = format!("the edited arguments do not fit: {told}");
-        Self::new("countersign.errors", "Misfit", told)
+    pub(crate) fn schema_violation(violations: &str) -> Self {
+        let message =
+            format!("the edited arguments violate the schema of the request: {violations}");
+        Self::new("countersign.errors", "Misfit", message)
     }
 
-    /// Whether the task failed because what it asked was not approved.
+    /// Returns whether the task failed because its request was not approved.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.exc_type == REFUSED && self.exc_module == "countersign.errors"
     }
 
-    /// The task waits for a decision, and cannot be parked.
+    /// The task waits for a decision, and cannot be suspended.
     #[must_use]
-    pub fn unparkable(error: &Error) -> Self {
-        Self::new("countersign.errors", "Unparkable", format!("it cannot be parked: {error}"))
+    pub fn cannot_suspend(error: &Error) -> Self {
+        Self::new(
+            "countersign.errors",
+            "Unparkable",
+            format!("the task cannot be suspended: {error}"),
+        )
     }
 
-    /// The arguments do not fit the task.
+    /// The arguments do not match the task's parameters.
     #[must_use]
     pub fn type_error(message: impl Into<String>) -> Self {
         Self::new("builtins", "TypeError", message)
     }
 }
 
-/// As Python would write it: `5`, but `0.5`.
+/// Writes a duration as Python would: `5`, but `0.5`.
 pub(super) fn seconds(duration: Duration) -> Value {
     if duration.subsec_nanos() == 0 {
         Value::from(duration.as_secs())

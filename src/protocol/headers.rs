@@ -1,5 +1,5 @@
-//! Reading typed headers: absent and null are alike, any integer width will do, and a wrong type
-//! is refused by the header's name.
+//! Typed access to headers: absent and null are equivalent, any integer width is accepted, and an error for a
+//! wrong type names the header.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{Headers, Limits, Unreadable};
+use super::{DecodeError, Headers, Limits};
 
-/// How much of somebody's text is repeated in a reason.
+/// How many characters of untrusted text are repeated in an error.
 const SHOWN: usize = 80;
 
-type Read<T> = Result<Option<T>, Unreadable>;
+type Read<T> = Result<Option<T>, DecodeError>;
 
-/// The text of header `name`; an empty one is none.
+/// Returns the text of header `name`; `None` if it is empty.
 pub(super) fn text<'a>(headers: &'a Headers, name: &str) -> Read<&'a str> {
     match headers.get(name) {
         None | Some(Value::Null) => Ok(None),
@@ -42,22 +42,22 @@ pub(super) fn boolean(headers: &Headers, name: &str) -> Read<bool> {
     }
 }
 
-/// The number of attempts including this one, from header `retries`.
-pub(super) fn attempt(headers: &Headers) -> Result<u32, Unreadable> {
+/// Returns the attempt number, from 1, from header `retries`.
+pub(super) fn attempt(headers: &Headers) -> Result<u32, DecodeError> {
     let retries = integer(headers, "retries")?.unwrap_or(0);
     u32::try_from(retries)
         .ok()
         .and_then(|retries| retries.checked_add(1))
-        .ok_or_else(|| Unreadable::new(format!("header `retries` is out of range: {retries}")))
+        .ok_or_else(|| DecodeError::new(format!("header `retries` is out of range: {retries}")))
 }
 
-/// An ISO 8601 date with any offset, or none: then it is UTC.
+/// Parses an ISO 8601 date with any offset; without an offset it is UTC.
 pub(super) fn date(headers: &Headers, name: &str) -> Read<Timestamp> {
     let Some(text) = text(headers, name)? else {
         return Ok(None);
     };
     let garbage = || format!("header `{name}` is not an ISO 8601 date: {:?}", shown(text));
-    parse_date(text).map(Some).ok_or_else(|| Unreadable::new(garbage()))
+    parse_date(text).map(Some).ok_or_else(|| DecodeError::new(garbage()))
 }
 
 /// An ISO 8601 date with any offset; without one it is UTC.
@@ -68,14 +68,14 @@ pub(super) fn parse_date(text: &str) -> Option<Timestamp> {
     })
 }
 
-/// Header `timelimit`: `[hard, soft]` in seconds. Zero is no limit, as in Celery.
-pub(super) fn limits(headers: &Headers) -> Result<Limits, Unreadable> {
+/// Parses header `timelimit`: `[hard, soft]` in seconds. Zero means no limit, as in Celery.
+pub(super) fn limits(headers: &Headers) -> Result<Limits, DecodeError> {
     match headers.get("timelimit") {
         None | Some(Value::Null) => Ok(Limits::default()),
         Some(Value::Array(pair)) => match pair.as_slice() {
             [] => Ok(Limits::default()),
             [hard, soft] => Ok(Limits { soft: seconds(soft)?, hard: seconds(hard)? }),
-            _ => Err(Unreadable::new("header `timelimit` is not a pair")),
+            _ => Err(DecodeError::new("header `timelimit` is not a pair")),
         },
         Some(other) => Err(wrong("timelimit", other, "a pair of numbers")),
     }
@@ -90,11 +90,11 @@ fn seconds(value: &Value) -> Read<Duration> {
     };
     match Duration::try_from_secs_f64(number) {
         Ok(limit) => Ok(Some(limit).filter(|limit| !limit.is_zero())),
-        Err(_) => Err(Unreadable::new(format!("header `timelimit` is out of range: {number}"))),
+        Err(_) => Err(DecodeError::new(format!("header `timelimit` is out of range: {number}"))),
     }
 }
 
-fn wrong(name: &str, value: &Value, wanted: &str) -> Unreadable {
+fn wrong(name: &str, value: &Value, wanted: &str) -> DecodeError {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -107,19 +107,19 @@ fn wrong(name: &str, value: &Value, wanted: &str) -> Unreadable {
         Value::Number(number) => format!("the number {number}"),
         _ => kind.to_owned(),
     };
-    Unreadable::new(format!("header `{name}` is {kind}, not {wanted}"))
+    DecodeError::new(format!("header `{name}` is {kind}, not {wanted}"))
 }
 
-/// The beginning of a text that may be long.
+/// Returns the beginning of a text that may be long.
 pub(super) fn shown(text: &str) -> &str {
     text.char_indices().nth(SHOWN).map_or(text, |(end, _)| &text[..end])
 }
 
-/// On a copy that was published in place of a return to the queue.
+/// Marks a copy that was published in place of a requeue.
 pub(super) const RETURNED: &str = "x-countersign-returned";
 
-/// Written on each death of a message by the broker, or by us on its return. Published again,
-/// RabbitMQ would take the message for one that runs in a circle, and drop it.
+/// Headers that the broker adds when it dead-letters a message, or that Countersign adds on a return. With
+/// them, RabbitMQ would treat a republished message as cycling and drop it.
 pub(super) fn is_history(name: &str) -> bool {
     name == "x-death"
         || name == RETURNED
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_garbage_date_is_refused_by_its_header() {
+    fn an_invalid_date_is_refused_with_the_name_of_its_header() {
         let reason = date(&headers(json!({"eta": "soon"})), "eta").unwrap_err().reason;
         assert_eq!(reason, "header `eta` is not an ISO 8601 date: \"soon\"");
         assert!(date(&headers(json!({"eta": 5})), "eta").is_err());
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn retries_are_counted_from_zero_and_never_below() {
+    fn retries_count_from_zero_and_are_never_negative() {
         assert_eq!(attempt(&headers(json!({}))).unwrap(), 1);
         assert_eq!(attempt(&headers(json!({"retries": null}))).unwrap(), 1);
         assert_eq!(attempt(&headers(json!({"retries": 3}))).unwrap(), 4);
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_no_duration_is_refused() {
+    fn a_limit_that_is_not_a_duration_is_refused() {
         for bad in
             [json!([-1, null]), json!([1e300, null]), json!(["1", null]), json!([1]), json!(9)]
         {

@@ -1,5 +1,4 @@
-//! The attempts of a task that failed, in one header of our own, so that whoever finds it dead sees
-//! what happened before.
+//! The failed attempts of a task, in one header of its message, so that a dead letter shows earlier failures.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -8,64 +7,64 @@ use serde_json::Value;
 use super::Headers;
 use crate::error::Failure;
 
-/// What a message says about the attempts before its own.
+/// The header with the failed attempts.
 const ATTEMPTS: &str = "x-countersign-attempts";
-/// The first attempts and the last ones are kept: so many, in so many bytes.
-const MOST: usize = 16;
-const ROOM: usize = 4 * 1024;
-const LONGEST_MESSAGE: usize = 200;
-const LONGEST_NAME: usize = 100;
+/// The maximum number and size in bytes; the first and the last attempts are kept.
+const MAX_ATTEMPTS: usize = 16;
+const MAX_BYTES: usize = 4 * 1024;
+const MAX_MESSAGE: usize = 200;
+const MAX_NAME: usize = 100;
 
-/// One attempt of a task, and how it failed.
+/// One failed attempt of a task.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Which, from 1.
+    /// The number of the attempt, from 1.
     pub number: u32,
     /// When it failed, in ISO 8601.
     pub at: String,
     /// The exception's type with its module, for example `builtins.ValueError`.
     pub error: String,
-    /// What the exception says, or the beginning of that.
+    /// The exception's message, or its beginning.
     pub message: String,
-    /// The worker that ran it; nobody knows of one that died.
+    /// The worker that ran it; unknown for an attempt during which the worker crashed.
     pub worker: Option<String>,
 }
 
-/// The attempts of a task that failed, oldest first.
+/// The failed attempts of a task, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// The first of them and the last.
+    /// The first and the last attempts.
     pub attempts: Vec<Attempt>,
-    /// So many between those are left out.
+    /// The number of attempts omitted between those.
     pub left_out: u64,
 }
 
 impl Attempt {
-    /// The attempt of this number failed now, on this worker.
+    /// Records that the attempt with this number failed at this time, on this worker.
     #[must_use]
     pub fn failed(number: u32, failure: &Failure, at: Timestamp, worker: Option<&str>) -> Self {
         let error = format!("{}.{}", failure.exc_module, failure.exc_type);
         Self {
             number,
             at: at.to_string(),
-            error: beginning(&error, LONGEST_NAME),
-            message: beginning(&failure.message(), LONGEST_MESSAGE),
-            worker: worker.map(|worker| beginning(worker, LONGEST_NAME)),
+            error: truncated(&error, MAX_NAME),
+            message: truncated(&failure.message(), MAX_MESSAGE),
+            worker: worker.map(|worker| truncated(worker, MAX_NAME)),
         }
     }
 }
 
 impl History {
-    /// Reads what is there; what cannot have been written here says nothing.
+    /// Reads the header. Ignores contents that this library cannot have written.
     #[must_use]
     pub fn read(headers: &Headers) -> Self {
         let text = headers.get(ATTEMPTS).and_then(Value::as_str);
-        let text = text.filter(|text| text.len() <= ROOM);
+        let text = text.filter(|text| text.len() <= MAX_BYTES);
         let read = text.and_then(|text| serde_json::from_str::<Self>(text).ok());
-        read.filter(|history| history.attempts.len() <= MOST).unwrap_or_default()
+        read.filter(|history| history.attempts.len() <= MAX_ATTEMPTS).unwrap_or_default()
     }
 
-    /// Adds an attempt to what `headers` say.
+    /// Adds an attempt to the header.
     pub fn add(headers: &mut Headers, attempt: Attempt) {
         let mut history = Self::read(headers);
         history.attempts.push(attempt);
@@ -73,16 +72,18 @@ impl History {
         headers.insert(ATTEMPTS.into(), Value::String(text));
     }
 
-    /// Takes what is written there off.
+    /// Removes the header.
     pub fn remove(headers: &mut Headers) {
         headers.remove(ATTEMPTS);
     }
 
-    /// As text, without those in the middle that are too many.
+    /// Returns the header's text; removes attempts in the middle until it fits.
     fn fitted(&mut self) -> String {
         loop {
             let text = serde_json::to_string(self).unwrap_or_default();
-            if self.attempts.is_empty() || (self.attempts.len() <= MOST && text.len() <= ROOM) {
+            if self.attempts.is_empty()
+                || (self.attempts.len() <= MAX_ATTEMPTS && text.len() <= MAX_BYTES)
+            {
                 return text;
             }
             self.attempts.remove((self.attempts.len() - 1) / 2);
@@ -91,17 +92,17 @@ impl History {
     }
 }
 
-/// The beginning of a text that somebody else wrote, in at most so many bytes. Nothing in it takes
-/// more room in JSON than twice its own.
-fn beginning(text: &str, limit: usize) -> String {
-    let mut beginning = String::with_capacity(text.len().min(limit));
+/// Returns the beginning of an untrusted text, in at most `limit` bytes. Its JSON form is at most twice as
+/// long, because control characters are replaced.
+fn truncated(text: &str, limit: usize) -> String {
+    let mut truncated = String::with_capacity(text.len().min(limit));
     for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
-        if beginning.len() + c.len_utf8() > limit {
+        if truncated.len() + c.len_utf8() > limit {
             break;
         }
-        beginning.push(c);
+        truncated.push(c);
     }
-    beginning
+    truncated
 }
 
 #[cfg(test)]
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_comes_back_as_it_was_added() {
+    fn an_added_attempt_is_read_back() {
         let mut headers = Headers::new();
         History::add(&mut headers, attempt(1, "first"));
         History::add(&mut headers, attempt(2, "second"));
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_attempts_the_first_and_the_last_are_kept() {
+    fn the_first_and_last_of_many_attempts_remain() {
         let mut headers = Headers::new();
         for number in 1..=40 {
             History::add(&mut headers, attempt(number, "x"));
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_an_exception_says_takes_little_room() {
+    fn the_header_size_is_bounded_for_any_exception() {
         for hostile in ["\"".repeat(5000), "\u{1}".repeat(5000), "\u{10ffff}".repeat(5000)] {
             let mut headers = Headers::new();
             for number in 1..=20 {
@@ -153,18 +154,23 @@ mod tests {
                 let at = Timestamp::UNIX_EPOCH;
                 History::add(&mut headers, Attempt::failed(number, &failure, at, worker));
             }
-            assert!(headers[ATTEMPTS].as_str().unwrap().len() <= ROOM);
+            assert!(headers[ATTEMPTS].as_str().unwrap().len() <= MAX_BYTES);
             let history = History::read(&headers);
-            let kept = numbers(&history);
-            assert_eq!((kept.first(), kept.last()), (Some(&1), Some(&20)), "{kept:?}");
-            assert_eq!(history.left_out + kept.len() as u64, 20);
+            let numbers_left = numbers(&history);
+            assert_eq!(
+                (numbers_left.first(), numbers_left.last()),
+                (Some(&1), Some(&20)),
+                "{numbers_left:?}"
+            );
+            assert_eq!(history.left_out + numbers_left.len() as u64, 20);
         }
     }
 
     #[test]
-    fn a_foreign_header_says_nothing_and_is_written_anew() {
-        let long = format!("{{\"left_out\":0,\"attempts\":[]}}{}", " ".repeat(ROOM));
-        let many = json!({"left_out": 0, "attempts": vec![json!(attempt(1, "")); MOST + 1]});
+    fn an_invalid_header_is_ignored_and_rewritten() {
+        let long = format!("{{\"left_out\":0,\"attempts\":[]}}{}", " ".repeat(MAX_BYTES));
+        let many =
+            json!({"left_out": 0, "attempts": vec![json!(attempt(1, "")); MAX_ATTEMPTS + 1]});
         for foreign in [
             json!(null),
             json!(7),
@@ -184,7 +190,8 @@ mod tests {
             assert_eq!(numbers(&History::read(&headers)), [3], "{foreign}");
         }
         let mut headers = Headers::new();
-        let most = json!({"left_out": u64::MAX, "attempts": vec![json!(attempt(1, "")); MOST]});
+        let most =
+            json!({"left_out": u64::MAX, "attempts": vec![json!(attempt(1, "")); MAX_ATTEMPTS]});
         headers.insert(ATTEMPTS.into(), most.to_string().into());
         History::add(&mut headers, attempt(2, "x"));
         assert_eq!(History::read(&headers).left_out, u64::MAX);

@@ -1,15 +1,15 @@
-//! Names of keyword arguments. Python writes lone surrogates into JSON (a file name that is not UTF-8
-//! has them), and Rust's text cannot hold them.
+//! Names of keyword arguments. Python can write lone surrogates into JSON (from a file name that is not
+//! UTF-8), which a Rust string cannot contain.
 //!
-//! Such a name is read with each lone surrogate as the six characters of its escape, `\udc80`, and
-//! written as that escape again.
+//! In such a name each lone surrogate is read as the six characters of its escape, `\udc80`, and written as
+//! that escape again.
 
 use std::fmt;
 
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A name as it is read from JSON.
+/// A name as read from JSON.
 pub(super) struct Name(pub(super) String);
 
 impl<'de> Deserialize<'de> for Name {
@@ -24,7 +24,7 @@ impl<'de> Deserialize<'de> for Name {
                 read(bytes).map(Name).ok_or_else(|| E::custom("a name is not UTF-8"))
             }
         }
-        // As bytes, `serde_json` reads lone surrogates too: three bytes each, as UTF-8 would have them.
+        // As bytes, `serde_json` also reads lone surrogates: three bytes each, as UTF-8 would encode them.
         deserializer.deserialize_bytes(Text)
     }
 }
@@ -79,7 +79,7 @@ fn write_plain(text: &str, json: &mut Vec<u8>) {
     json.extend_from_slice(inside.unwrap_or_default().as_bytes());
 }
 
-/// The surrogate whose escape a text begins with.
+/// Returns the surrogate whose escape the text begins with.
 fn surrogate(text: &str) -> Option<u16> {
     let digits = text.strip_prefix("\\u")?.get(..4)?;
     let is_ours = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_name_that_a_handler_sees_survives_being_sent_on() {
+    fn a_name_is_unchanged_when_it_is_sent_on() {
         for text in [
             "\\ud83d\\ude00",
             "\\ud800",
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_surrogate_are_refused() {
+    fn bytes_that_are_not_a_surrogate_are_refused() {
         for bytes in [&b"\xff"[..], b"a\xed\x9f", b"\xed\xa0", b"\xed\xc0\x80"] {
             assert_eq!(read(bytes), None);
         }

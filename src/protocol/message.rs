@@ -1,4 +1,4 @@
-//! One message as the broker carries it, in no library's terms.
+//! One message as the broker carries it, independent of any client library.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -10,18 +10,18 @@ use super::headers::{RETURNED, is_history};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
-/// Message headers. AMQP's integer widths are folded into JSON numbers, byte strings into text.
+/// Message headers. AMQP's integer widths are mapped to JSON numbers, byte strings to text.
 pub type Headers = Map<String, Value>;
 
-/// The most bytes of headers that may be published. A table that is larger than a frame (128 KiB) on
-/// its arrival cannot be read, and a broker adds to it on the way.
+/// The maximum size in bytes of headers to publish. A received table that is larger than a frame (128 KiB)
+/// cannot be read, and brokers add headers on the way.
 pub const HEADER_LIMIT: usize = 64 * 1024;
 
 /// One message: properties, headers and body, undecoded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
-    /// Whose message it is: header `id`, else `correlation_id`, else `message_id`, else a made-up
-    /// id, so that a proof of recording can always be matched with its delivery.
+    /// The task's id: header `id`, else `correlation_id`, else `message_id`, else a random id, so that a
+    /// proof of recording can always be matched with its delivery.
     pub id: TaskId,
     /// Application headers.
     pub headers: Headers,
@@ -51,39 +51,40 @@ pub struct Properties {
     pub timestamp: Option<u64>,
 }
 
-/// A message as it is kept where there is no AMQP.
+/// A message in storage without AMQP.
 #[derive(Serialize, Deserialize)]
-struct Kept {
+struct StoredMessage {
     headers: Headers,
     properties: Properties,
     body: String,
 }
 
+#[cfg_attr(not(feature = "unstable"), doc(hidden))]
 impl Message {
-    /// The whole message as JSON text; [`Message::from_json`] reads it.
+    /// Returns the whole message as JSON text; [`Message::from_json`] reads it.
     #[must_use]
     pub fn to_json(&self) -> String {
         let (headers, properties) = (self.headers.clone(), self.properties.clone());
-        let kept = Kept { headers, properties, body: STANDARD.encode(&self.body) };
-        serde_json::to_string(&kept).unwrap_or_default()
+        let stored = StoredMessage { headers, properties, body: STANDARD.encode(&self.body) };
+        serde_json::to_string(&stored).unwrap_or_default()
     }
 
-    /// Reads what [`Message::to_json`] wrote of this task.
+    /// Parses the output of [`Message::to_json`] for this task.
     ///
     /// # Errors
-    /// It is no such text.
+    /// If the text is not such a message.
     pub fn from_json(id: TaskId, json: &str) -> Result<Self, Error> {
         let unreadable = |cause: String| {
-            let what = format!("the parked message of task {id}");
+            let what = format!("the stored message of suspended task {id}");
             Error::new(Kind::Codec { what, cause })
         };
-        let Kept { headers, properties, body } =
+        let StoredMessage { headers, properties, body } =
             serde_json::from_str(json).map_err(|error| unreadable(error.to_string()))?;
         let body = STANDARD.decode(body).map_err(|error| unreadable(error.to_string()))?;
         Ok(Self { id, headers, body: body.into(), properties })
     }
 
-    /// Its id was read from it, and not made up.
+    /// Returns whether the id was read from the message, and is not random.
     #[must_use]
     pub fn names_its_task(&self) -> bool {
         let Properties { correlation_id, message_id, .. } = &self.properties;
@@ -91,8 +92,8 @@ impl Message {
         named.or(correlation_id.as_deref()).or(message_id.as_deref()) == Some(self.id.as_str())
     }
 
-    /// Drops the largest headers until the rest fits into `limit` bytes; returns their names. What
-    /// tells whose message it is goes last.
+    /// Drops the largest headers until the rest fits into `limit` bytes; returns their names. Headers that
+    /// identify the task are dropped last.
     pub fn fit_headers(&mut self, limit: usize) -> Vec<String> {
         let mut dropped = Vec::new();
         let mut size = self.header_bytes();
@@ -114,26 +115,26 @@ impl Message {
         dropped
     }
 
-    /// Removes what brokers wrote on each death of the message: RabbitMQ 3.10 would take it for
-    /// one that runs in a circle, and drop it.
+    /// Removes the headers that brokers add when they dead-letter the message: RabbitMQ 3.10 would treat it
+    /// as cycling and drop it.
     pub fn strip_history(&mut self) {
         self.headers.retain(|name, _| !is_history(name));
     }
 
-    /// Marks a copy of a message that a worker had in its hands, and may have begun to run. The
-    /// broker does not know it for a redelivery.
+    /// Marks a copy of a message that a worker had received, and may have begun to run. The broker does not
+    /// flag the copy as redelivered.
     pub fn mark_returned(&mut self) {
         self.headers.insert(RETURNED.into(), Value::Bool(true));
     }
 
-    /// Whether it is such a copy.
+    /// Returns whether the message is such a copy.
     #[must_use]
     pub fn is_returned(&self) -> bool {
         self.headers.contains_key(RETURNED)
     }
 
-    /// How many bytes the headers take as an AMQP table, never estimated too low. Refuse to
-    /// publish more than [`HEADER_LIMIT`].
+    /// Returns an upper bound of the size of the headers as an AMQP table, in bytes. Messages over
+    /// [`HEADER_LIMIT`] must not be published.
     #[must_use]
     pub fn header_bytes(&self) -> usize {
         4 + table(&self.headers)
@@ -144,7 +145,7 @@ fn table(entries: &Headers) -> usize {
     entries.iter().map(|(name, value)| 1 + name.len() + field(value)).sum()
 }
 
-/// A type byte, then the value; texts, arrays and tables begin with four bytes of length.
+/// A type byte, then the value; texts, arrays and tables begin with a four byte length.
 fn field(value: &Value) -> usize {
     match value {
         Value::Null => 1,
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_headers_are_dropped_and_the_id_is_kept() {
+    fn the_largest_headers_are_dropped_except_the_id() {
         let Value::Object(headers) = json!({"id": "x".repeat(300), "a": "y".repeat(200), "b": "z"})
         else {
             unreachable!()

@@ -1,35 +1,37 @@
-//! Celery's protocol as types: message v2 in and out, result documents, Python's `repr`.
-//! No I/O, no clock: what needs the time is given it.
+//! Celery's protocol as types: message protocol 2 in both directions, result documents, Python's `repr`. No
+//! I/O, no clock: the current time is a parameter.
 
 mod arguments;
 mod body;
 mod canvas;
 mod compression;
 pub mod control;
+mod dead_letter;
 mod decode;
 mod digest;
 mod document;
 mod encode;
 mod envelope;
-mod epitaph;
 mod failures;
 mod headers;
 mod history;
 mod keyword;
-mod kombu;
 mod message;
 mod repr;
 mod signature;
+mod suspend_header;
 pub(crate) mod table;
-mod ticket;
+mod tagged_json;
 
 pub use arguments::{Arguments, Kwargs};
 pub use canvas::{Canvas, Child, FollowUp, FollowUps};
+pub use dead_letter::{
+    DIED_AT, DeadLetterHeaders, RAW_HEADERS, REASON, SOURCE, UNKNOWN_SINCE, UNREADABLE,
+};
 pub use digest::TaskDigest;
-pub use document::{Document, PARKED, State};
+pub use document::{Document, SUSPENDED, State};
 pub(crate) use encode::date;
-pub use envelope::{Envelope, Limits, Lineage, Unreadable};
-pub use epitaph::{DIED_AT, Epitaph, RAW_HEADERS, REASON, SOURCE, UNKNOWN_SINCE, UNREADABLE};
+pub use envelope::{DecodeError, Envelope, Limits, Lineage};
 pub use history::{Attempt, History};
 pub use message::{HEADER_LIMIT, Headers, Message, Properties};
-pub use ticket::{Ticket, TicketKind};
+pub use suspend_header::{SuspendHeader, SuspendKind};

@@ -1,5 +1,5 @@
-//! Python's `repr` of JSON, for logs and events. It goes over the text token by token, builds
-//! nothing, and stops at the limit, so that large or deep arguments cost no more than small ones.
+//! Python's `repr` of JSON, for logs and events. Processes the text token by token without building a tree,
+//! and stops at the limit, so that large or deep arguments cost no more than small ones.
 
 use std::fmt::Write as _;
 
@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 use super::Arguments;
 use super::body::string_end;
 
-/// In characters; then comes `...`.
+/// The maximum length in characters, followed by `...`.
 const LIMIT: usize = 1024;
 
-/// Positional arguments as a tuple: `(1, 'two')`.
+/// Formats positional arguments as a tuple: `(1, 'two')`.
 pub(super) fn args(arguments: &Arguments) -> String {
     let mut repr = Repr::sized(arguments.args.iter().map(|value| value.get().len() + 2).sum());
     repr.push("(");
@@ -28,7 +28,7 @@ pub(super) fn args(arguments: &Arguments) -> String {
     repr.finish()
 }
 
-/// Keyword arguments as a dict: `{'x': 1}`.
+/// Formats keyword arguments as a dict: `{'x': 1}`.
 pub(super) fn kwargs(arguments: &Arguments) -> String {
     let sizes = arguments.kwargs.iter().map(|(name, value)| name.len() + value.get().len() + 6);
     let mut repr = Repr::sized(sizes.sum());
@@ -54,7 +54,7 @@ struct Repr {
 }
 
 impl Repr {
-    /// With room for about so many bytes.
+    /// Allocates capacity for about this many bytes.
     fn sized(bytes: usize) -> Self {
         Self { out: String::with_capacity(bytes.min(LIMIT) + 8), chars: 0 }
     }
@@ -121,12 +121,12 @@ impl Repr {
                 Ok(number) => self.push(&float(number)),
                 Err(_) => self.push(token),
             },
-            // Only as many digits as can be shown.
+            // Push only as many digits as can be shown.
             _ => self.push(token.get(..=LIMIT).unwrap_or(token)),
         }
     }
 
-    /// The inside of a JSON string.
+    /// Writes a JSON string, given without its quotes.
     fn string(&mut self, inside: &str) {
         if is_plain(inside) {
             self.quoted(inside);
@@ -145,7 +145,7 @@ impl Repr {
         self.push("'");
     }
 
-    /// A string's code points, lone surrogates among them, in Python's quotes.
+    /// Writes a string's code points, including lone surrogates, in Python's quotes.
     fn text(&mut self, points: impl Iterator<Item = u32>) {
         let points: Vec<u32> = points.take(LIMIT + 1).collect();
         let has = |quote: char| points.contains(&u32::from(quote));
@@ -170,7 +170,7 @@ impl Repr {
     }
 }
 
-/// Short, and the same in JSON and in Python.
+/// Returns whether the text is short, and identical in JSON and in Python.
 fn is_plain(text: &str) -> bool {
     let is_plain = |byte| matches!(byte, b' '..=b'~') && byte != b'\'' && byte != b'\\';
     text.len() <= LIMIT && text.bytes().all(is_plain)
@@ -188,12 +188,12 @@ fn is_printable(character: char) -> bool {
     if character.is_ascii() {
         return !character.is_ascii_control();
     }
-    // As Rust's `Debug` sees it; after another character, so that accents count as printable.
+    // Uses the escapes of Rust's `Debug`; after another character, so that accents count as printable.
     let after = String::from_iter(['a', character]);
     after.escape_debug().nth(1) == Some(character) && !character.is_whitespace()
 }
 
-/// The shortest digits that read back the same; an exponent where Python has one.
+/// Formats the shortest digits that parse to the same number, with an exponent where Python uses one.
 fn float(number: f64) -> String {
     if number.is_infinite() {
         return if number > 0.0 { "inf".into() } else { "-inf".into() };
@@ -209,7 +209,7 @@ fn float(number: f64) -> String {
     format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
 }
 
-/// The code points of a JSON string's inside.
+/// Iterates over the code points of a JSON string without its quotes.
 struct Unescaped<'a> {
     rest: std::str::Chars<'a>,
 }
@@ -269,7 +269,7 @@ mod tests {
 
     /// The right column was printed by Python 3.11.
     #[test]
-    fn values_are_written_as_python_writes_them() {
+    fn values_have_the_form_of_pythons_repr() {
         for (json, python) in [
             ("1", "(1,)"),
             ("-0", "(0,)"),

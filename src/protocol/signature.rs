@@ -1,5 +1,4 @@
-//! Celery's signatures: tasks, chains and groups that have not been sent yet, each part kept as
-//! the producer wrote it.
+//! Celery's signatures: tasks, chains and groups to send, each part kept as the producer wrote it.
 
 use indexmap::IndexMap;
 use jiff::Timestamp;
@@ -8,14 +7,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value};
 
-use super::{Kwargs, headers, kombu};
+use super::{Kwargs, headers, tagged_json};
 use crate::error::Failure;
 use crate::task::TaskId;
 
-/// How a signature is to be sent, by the names of Celery's `apply_async`.
+/// The options of `apply_async`, by their names in Celery.
 pub(super) type Options = IndexMap<String, Box<RawValue>>;
 
-/// Something to be sent.
+/// A signature: a task, chain, group or chord.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct Signature {
     pub(super) task: String,
@@ -31,7 +30,7 @@ pub(super) struct Signature {
     pub(super) immutable: bool,
 }
 
-/// What a signature stands for.
+/// The kind of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Task,
@@ -42,11 +41,11 @@ pub(super) enum Kind {
 
 impl Signature {
     pub(super) fn read(json: &RawValue) -> Result<Self, Failure> {
-        serde_json::from_str(json.get()).map_err(|error| garbled("a signature", &error))
+        serde_json::from_str(json.get()).map_err(|error| decode_error("a signature", &error))
     }
 
     pub(super) fn write(&self) -> Result<Box<RawValue>, Failure> {
-        to_raw_value(self).map_err(|error| garbled("a signature", &error))
+        to_raw_value(self).map_err(|error| decode_error("a signature", &error))
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -58,7 +57,7 @@ impl Signature {
         }
     }
 
-    /// The signatures that a chain or a group is made of.
+    /// Returns the signatures of a chain's or group's parts.
     pub(super) fn parts(&self) -> Result<Vec<Self>, Failure> {
         match self.kwargs.get("tasks") {
             Some(tasks) => list(tasks)?.iter().map(|task| Self::read(task)).collect(),
@@ -66,14 +65,14 @@ impl Signature {
         }
     }
 
-    /// An option, unless it is absent or null.
+    /// Returns an option; `None` if it is absent or null.
     pub(super) fn option<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Failure> {
         let Some(json) = self.options.get(name) else { return Ok(None) };
         let json = serde_json::from_str(json.get());
-        json.map_err(|error| garbled(&format!("option `{name}`"), &error))
+        json.map_err(|error| decode_error(&format!("option `{name}`"), &error))
     }
 
-    /// An option that is a list of signatures; a single one stands for a list of it.
+    /// Returns an option that is a list of signatures; a single signature counts as a list of one.
     pub(super) fn signatures(&self, name: &str) -> Result<Vec<Box<RawValue>>, Failure> {
         self.options.get(name).map_or_else(|| Ok(Vec::new()), |json| list(json))
     }
@@ -82,7 +81,7 @@ impl Signature {
         Ok(self.option::<String>("task_id")?.map(TaskId::from))
     }
 
-    /// A time: ISO 8601, perhaps tagged, or seconds from `now` on.
+    /// Returns a time option: ISO 8601, possibly tagged, or seconds from `now`.
     pub(super) fn time(&self, name: &str, now: Timestamp) -> Result<Option<Timestamp>, Failure> {
         let Some(json) = self.options.get(name).filter(|json| json.get() != "null") else {
             return Ok(None);
@@ -90,14 +89,14 @@ impl Signature {
         if let Ok(seconds) = serde_json::from_str::<f64>(json.get()) {
             return after(now, seconds).map(Some);
         }
-        let text = kombu::read(json, std::marker::PhantomData::<String>);
-        let text = text.map_err(|error| garbled(&format!("option `{name}`"), &error))?;
+        let text = tagged_json::read(json, std::marker::PhantomData::<String>);
+        let text = text.map_err(|error| decode_error(&format!("option `{name}`"), &error))?;
         let table = Map::from_iter([(name.to_owned(), Value::String(text))]);
-        headers::date(&table, name).map_err(|unreadable| garbled("a signature", &unreadable))
+        headers::date(&table, name).map_err(|unreadable| decode_error("a signature", &unreadable))
     }
 
     pub(super) fn set<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), Failure> {
-        let json = to_raw_value(value).map_err(|error| garbled("a signature", &error))?;
+        let json = to_raw_value(value).map_err(|error| decode_error("a signature", &error))?;
         self.options.insert(name.to_owned(), json);
         Ok(())
     }
@@ -107,7 +106,7 @@ impl Signature {
         if self.option::<IgnoredAny>(name)?.is_none() { self.set(name, to) } else { Ok(()) }
     }
 
-    /// Adds to an option that is a list of signatures.
+    /// Appends to an option that is a list of signatures.
     pub(super) fn extend(&mut self, name: &str, more: &[Box<RawValue>]) -> Result<(), Failure> {
         if more.is_empty() {
             return Ok(());
@@ -117,7 +116,7 @@ impl Signature {
         self.set(name, &all)
     }
 
-    /// The bodies of the chords in it.
+    /// Collects the bodies of the chords in the signature.
     pub(super) fn chord_bodies(&self, found: &mut Vec<Self>) -> Result<(), Failure> {
         match self.kind() {
             Kind::Task => {}
@@ -135,7 +134,7 @@ impl Signature {
         Ok(())
     }
 
-    /// Every task in it that has an id: its own, or of its parts. Those of a chord too.
+    /// Collects the ids of all tasks in the signature and its parts, including those of chords.
     pub(super) fn task_ids(&self, found: &mut Vec<TaskId>) -> Result<(), Failure> {
         match self.kind() {
             Kind::Task => found.extend(self.id()?),
@@ -157,26 +156,26 @@ impl Signature {
     }
 }
 
-/// A point in time so many seconds from `now`.
+/// Returns the time this many seconds after `now`.
 fn after(now: Timestamp, seconds: f64) -> Result<Timestamp, Failure> {
     let span = jiff::SignedDuration::try_from_secs_f64(seconds);
     let time = span.ok().and_then(|span| now.checked_add(span).ok());
-    time.ok_or_else(|| garbled("a signature", &format!("a time {seconds} s from now")))
+    time.ok_or_else(|| decode_error("a signature", &format!("a time {seconds} s from now")))
 }
 
-/// A list of values; a single object stands for a list of it, and null for none.
+/// Parses a list of values; a single object counts as a list of one, and null as an empty list.
 pub(super) fn list(json: &RawValue) -> Result<Vec<Box<RawValue>>, Failure> {
     match json.get().as_bytes() {
         [b'{', ..] => Ok(vec![json.to_owned()]),
         [b'n', ..] => Ok(Vec::new()),
         _ => serde_json::from_str(json.get())
-            .map_err(|error| garbled("a list of signatures", &error)),
+            .map_err(|error| decode_error("a list of signatures", &error)),
     }
 }
 
-pub(super) fn garbled(what: &str, cause: &dyn std::fmt::Display) -> Failure {
-    let told = format!("{what} in the task's `embed` cannot be read: {cause}");
-    Failure::new("countersign.errors", "Unreadable", told)
+pub(super) fn decode_error(what: &str, cause: &dyn std::fmt::Display) -> Failure {
+    let message = format!("cannot decode {what} in the task's `embed`: {cause}");
+    Failure::new("countersign.errors", "Unreadable", message)
 }
 
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

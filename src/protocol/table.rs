@@ -1,26 +1,26 @@
-//! AMQP field tables: a producer's bytes, decoded into [`Headers`] under limits of our own.
+//! AMQP field tables: a producer's bytes, decoded into [`Headers`] under Countersign's own limits.
 //!
-//! Arrays and tables carry their length, so an entry that cannot be read is skipped and those
-//! around it are kept. Recursion ends at [`MAX_DEPTH`].
+//! Arrays and tables carry their length, so the decoder skips unreadable entries and keeps the others.
+//! Recursion ends at [`MAX_DEPTH`].
 
 use serde_json::Value;
 
 use super::Headers;
 
-/// Nothing that Celery sends nests deeper.
+/// Celery sends no deeper tables.
 const MAX_DEPTH: usize = 32;
 /// Values in one table, nested ones included. A value can be one byte long.
 const MAX_VALUES: usize = 16_384;
-/// How much of a name is shown in a reason.
+/// How many characters of a name are shown in a reason.
 const SHOWN: usize = 80;
 
 /// A decoded table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Table {
-    /// The entries that can be read. Integer widths are folded into JSON numbers; byte strings
-    /// become text, with U+FFFD for what is not UTF-8.
+    /// The readable entries. Integer widths are mapped to JSON numbers; byte strings become text, with U+FFFD
+    /// in place of invalid UTF-8.
     pub(crate) headers: Headers,
-    /// The first reason why an entry could not be read, if there is one.
+    /// The first reason why an entry could not be read, if any.
     pub(crate) fault: Option<String>,
 }
 
@@ -43,8 +43,8 @@ impl Fault {
 }
 
 impl Table {
-    /// Decodes the entries of a table, without the length before them. Never fails: what cannot be
-    /// read is left out, and `fault` says so.
+    /// Decodes the entries of a table, given without its length. Never fails: skips unreadable entries, and
+    /// sets `fault`.
     #[must_use]
     pub(crate) fn decode(bytes: &[u8]) -> Self {
         let mut table = Self::default();
@@ -57,7 +57,7 @@ impl Table {
                 break;
             };
             let shown = || entry.name[..entry.name.len().min(SHOWN)].escape_ascii();
-            // No longer than it was: a name has 255 bytes at most, also when it is sent on.
+            // Keep the length: a name has 255 bytes at most, also when it is published again.
             let mut name = entry.name.to_vec();
             if repair(&mut name) {
                 table.note(|| format!("the name of header `{}` is not UTF-8", shown()));
@@ -81,7 +81,7 @@ impl Table {
     }
 }
 
-/// Replaces each byte that is not UTF-8 by `?`. Returns whether there was one.
+/// Replaces each byte that is not valid UTF-8 by `?`. Returns whether there was one.
 pub(crate) fn repair(text: &mut [u8]) -> bool {
     let mut from = 0;
     let mut repaired = false;
@@ -95,15 +95,15 @@ pub(crate) fn repair(text: &mut [u8]) -> bool {
     repaired
 }
 
-/// One entry of a table, undecoded.
+/// One undecoded entry of a table.
 pub(crate) struct Entry<'t> {
-    /// Its name, which need not be UTF-8.
+    /// The entry's name, which may be invalid UTF-8.
     pub(crate) name: &'t [u8],
     kind: u8,
     value: &'t [u8],
 }
 
-/// Takes the next entry off a table; `None` when it is malformed, and then takes nothing.
+/// Splits the next entry off a table; `None` if it is malformed, and then consumes nothing.
 pub(crate) fn next_entry<'t>(rest: &mut &'t [u8]) -> Option<Entry<'t>> {
     let mut ahead = *rest;
     let size = take(&mut ahead, 1)?[0];
@@ -113,7 +113,7 @@ pub(crate) fn next_entry<'t>(rest: &mut &'t [u8]) -> Option<Entry<'t>> {
     Some(Entry { name, kind, value })
 }
 
-/// The type of the next value and its bytes, without the length before them.
+/// Splits off the next value: returns its type and its bytes, without its length.
 fn next_value<'t>(rest: &mut &'t [u8]) -> Option<(u8, &'t [u8])> {
     let kind = take(rest, 1)?[0];
     let size = match kind {
@@ -138,7 +138,7 @@ fn take<'t>(rest: &mut &'t [u8], size: usize) -> Option<&'t [u8]> {
     Some(taken)
 }
 
-/// Types as RabbitMQ has them: `s` is a short integer, and `l` and `L` are both signed.
+/// Decodes a value. Types as in RabbitMQ: `s` is a short integer, and `l` and `L` are both signed.
 fn value(kind: u8, bytes: &[u8], depth: usize, budget: &mut usize) -> Result<Value, Fault> {
     if depth > MAX_DEPTH {
         return Err(Fault::TooDeep);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_too_deep_is_left_out_and_its_neighbours_are_kept() {
+    fn an_entry_that_is_too_deep_is_skipped_and_the_others_are_kept() {
         for kind in [b'A', b'F'] {
             let deep = entry(b"deep", &nested(kind, 5_000));
             let table = [entry(b"id", b"S\0\0\0\x01x"), deep, entry(b"n", b"t\x01")].concat();
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_cut_off_anywhere_is_a_fault_and_keeps_what_was_before() {
+    fn a_truncated_table_is_a_fault_and_keeps_earlier_entries() {
         let first = entry(b"id", b"S\0\0\0\x01x");
         let whole = [first.clone(), entry(b"args", &long(b'A', b"t\x01V"))].concat();
         for end in 1..whole.len() {

@@ -1,38 +1,34 @@
-//! The right to run a task that has been parked, and what is known of its parks.
+//! The right to run a suspended task, and the number of its last suspension.
 
-use std::time::Duration;
-
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
-
-use super::{Crew, park};
-use crate::approval::{ApprovalId, Ruling};
-use crate::backend::{Parking, Queue, Recorded};
-use crate::protocol::{Envelope, Message, Ticket, TicketKind};
+use super::state::{STORE_RETRY_DELAY, WorkerState};
+use super::suspension::store_suspension;
+use crate::approval::ApprovalOutcome;
+use crate::backend::{Queue, SuspendRequest};
+use crate::protocol::{Envelope, Message, SuspendHeader, SuspendKind};
 use crate::task::TaskId;
 
-/// One delivery's claim. A task that was never parked has an empty one, which costs nothing.
+/// One delivery's claim. For a task that was never suspended it is empty, and costs nothing.
 #[derive(Debug, Default)]
 pub(super) struct Claim {
-    /// What the message said.
-    ticket: Option<Ticket>,
-    /// The task's last park, as far as this delivery knows; 0 before the first.
+    /// The suspend header of the message.
+    header: Option<SuspendHeader>,
+    /// The number of the task's last known suspension; 0 before the first.
     pub(super) number: u64,
-    /// What it is while the message of this delivery carries the task.
-    first: u64,
-    /// A name that no other delivery has, once it is needed.
+    /// The value of `number` while the message of this delivery carries the task.
+    message_number: u64,
+    /// A name that no other delivery has; generated on first use.
     holder: Option<String>,
     lease: Option<Lease>,
-    /// Somebody is about to write the task's first record for this run.
-    begun: bool,
-    /// What was decided before the run begins.
-    pub(super) rulings: Vec<Ruling>,
-    /// The proof that the task waits, and so that its message may be acked.
-    pub(super) parked: Option<(Recorded, Vec<ApprovalId>)>,
+    /// Whether the first record of the task is about to be written for this run.
+    is_recording: bool,
+    /// The outcomes that were decided before this run began.
+    pub(super) outcomes: Vec<ApprovalOutcome>,
 }
 
 /// A lease that is renewed until it is dropped.
@@ -49,18 +45,20 @@ impl Drop for Lease {
 }
 
 impl Lease {
-    /// The store has granted it.
-    pub(super) fn renewed(crew: &Crew, id: &TaskId, holder: String) -> Self {
+    /// Starts to renew a lease that the store has granted.
+    pub(super) fn renewed(state: &WorkerState, id: &TaskId, holder: String) -> Self {
         let lost = CancellationToken::new();
-        let (store, lease) = (crew.backends.store.clone(), crew.config.lease);
-        let (id, told) = (id.clone(), lost.clone());
+        let (store, lease) = (state.backends.store.clone(), state.config.lease);
+        let (id, is_lost) = (id.clone(), lost.clone());
         let renewal = tokio::spawn(async move {
             loop {
                 sleep(lease / 3).await;
                 match store.renew_claim(&id, &holder, lease).await {
                     Ok(true) => {}
-                    Ok(false) => return told.cancel(),
-                    Err(error) => warn!(task.id = %id, "cannot renew its lease: {error}"),
+                    Ok(false) => return is_lost.cancel(),
+                    Err(error) => {
+                        warn!(task.id = %id, "cannot renew the lease of the claim: {error}")
+                    }
                 }
             }
         });
@@ -69,56 +67,56 @@ impl Lease {
 }
 
 impl Claim {
-    pub(super) fn of(ticket: Option<Ticket>) -> Self {
-        let number = ticket.map_or(0, |ticket| ticket.number);
-        Self { ticket, number, first: number, ..Self::default() }
+    pub(super) fn new(header: Option<SuspendHeader>) -> Self {
+        let number = header.map_or(0, |header| header.number);
+        Self { header, number, message_number: number, ..Self::default() }
     }
 
-    /// The message said that its task was suspended before.
-    pub(super) fn came_with_ticket(&self) -> bool {
-        self.ticket.is_some()
+    /// Returns whether the message has a suspend header: its task was suspended before.
+    pub(super) fn has_header(&self) -> bool {
+        self.header.is_some()
     }
 
-    /// The task has been parked before, or was about to be.
-    pub(super) fn is_of_parked(&self) -> bool {
+    /// Returns whether the task was suspended before, or was about to be.
+    pub(super) fn is_resumed(&self) -> bool {
         self.number > 0
     }
 
-    /// The store may have a record of the task.
+    /// Returns whether the store may have a record of the task.
     pub(super) fn has_record(&self) -> bool {
-        self.is_of_parked() || self.begun || self.lease.is_some()
+        self.is_resumed() || self.is_recording || self.lease.is_some()
     }
 
     pub(super) fn holder(&mut self) -> String {
         self.holder.get_or_insert_with(|| uuid::Uuid::new_v4().simple().to_string()).clone()
     }
 
-    /// The store has granted it, under this number: it is renewed from now on.
-    pub(super) fn hold(&mut self, crew: &Crew, id: &TaskId, number: u64) {
+    /// Sets the claim that the store granted under this number, and starts to renew it.
+    pub(super) fn set_granted(&mut self, state: &WorkerState, id: &TaskId, number: u64) {
         self.number = number;
-        self.lease = Some(Lease::renewed(crew, id, self.holder()));
+        self.lease = Some(Lease::renewed(state, id, self.holder()));
     }
 
-    /// The store has granted it to a run whose task was not suspended before.
-    pub(super) fn keep(&mut self, number: u64, lease: Lease) {
-        (self.number, self.first) = (number, number);
+    /// Sets the claim of a run whose task was not suspended before.
+    pub(super) fn set_first(&mut self, number: u64, lease: Lease) {
+        (self.number, self.message_number) = (number, number);
         self.lease = Some(lease);
     }
 
-    /// The task's first record is about to be written for this run.
-    pub(super) fn begin(&mut self) {
-        self.begun = true;
+    /// Notes that the first record of the task is about to be written for this run.
+    pub(super) fn set_recording(&mut self) {
+        self.is_recording = true;
     }
 
-    /// Nobody runs the task any more on this claim.
-    pub(super) fn let_go(&mut self) {
+    /// Drops the lease without releasing it: this delivery no longer runs the task.
+    pub(super) fn drop_lease(&mut self) {
         self.lease = None;
     }
 
-    /// The claim came with the message. One that was granted in a hold came with a park, whose own
-    /// messages carry the task on.
+    /// Returns whether the claim was granted for the message of this delivery. A claim granted during an
+    /// inline wait belongs to a suspension, whose own messages continue the task.
     pub(super) fn is_of_message(&self) -> bool {
-        self.first == self.number
+        self.message_number == self.number
     }
 
     /// Completes when another worker has the claim.
@@ -129,72 +127,95 @@ impl Claim {
         }
     }
 
-    /// Gives it back, so that the next who has the message need not wait for the lease to end.
-    pub(super) async fn release(&mut self, crew: &Crew, id: &TaskId) {
+    /// Releases the claim, so that the next delivery does not have to wait for the lease to expire.
+    pub(super) async fn release(&mut self, state: &WorkerState, id: &TaskId) {
         if self.lease.take().is_some() {
             let holder = self.holder();
-            if let Err(error) = crew.backends.store.release_claim(id, &holder).await {
-                warn!(task.id = %id, "cannot give its claim back: {error}");
+            if let Err(error) = state.backends.store.release_claim(id, &holder).await {
+                warn!(task.id = %id, "cannot release the claim: {error}");
             }
         }
     }
 
-    /// Where this delivery's message came from.
-    pub(super) fn home(&self, queue: &Queue) -> Queue {
-        match self.ticket {
-            Some(Ticket { kind: TicketKind::Resume | TicketKind::Wake, .. }) => queue.resume(),
+    /// Returns the queue that this delivery's message came from.
+    pub(super) fn source_queue(&self, queue: &Queue) -> Queue {
+        match self.header {
+            Some(SuspendHeader { kind: SuspendKind::Resume | SuspendKind::Wake, .. }) => {
+                queue.resume()
+            }
             _ => queue.clone(),
         }
     }
 
-    /// A copy of the task with what this delivery's message said.
-    pub(super) fn ticketed(&self, message: Message) -> Message {
-        match self.ticket {
-            Some(ticket) => ticket.on(message),
+    /// Returns a copy of the task's message with the suspend header of this delivery.
+    pub(super) fn with_header(&self, message: Message) -> Message {
+        match self.header {
+            Some(header) => header.on(message),
             None => message,
         }
     }
 
-    /// What the message of the next attempt says, so that those of this one's parks are behind.
-    pub(super) fn next_ticket(&self) -> Option<Ticket> {
+    /// Returns the suspend header of the next attempt: its number makes the messages of this attempt's
+    /// suspensions stale.
+    pub(super) fn next_header(&self) -> Option<SuspendHeader> {
         let number = self.number + 1;
-        self.has_record().then_some(Ticket { kind: TicketKind::Original, number })
+        self.has_record().then_some(SuspendHeader { kind: SuspendKind::Original, number })
     }
 
-    /// The next attempt is on its way, and is ahead of everything that this one has sent.
-    pub(super) async fn pass_on(&mut self, crew: &Crew, queue: &Queue, next: &Envelope) {
-        let Some(ticket) = self.next_ticket() else { return };
-        self.let_go();
-        let parking = Parking {
+    /// Stores that the next attempt has been sent, with a number ahead of every message that this one has
+    /// sent.
+    pub(super) async fn store_next_attempt(
+        &mut self,
+        state: &WorkerState,
+        queue: &Queue,
+        next: &Envelope,
+    ) {
+        let Some(header) = self.next_header() else { return };
+        self.drop_lease();
+        let request = SuspendRequest {
             id: next.id.clone(),
-            number: ticket.number,
+            number: header.number,
             digest: next.digest(),
             holder: self.holder(),
-            lease: crew.config.lease,
+            lease: state.config.lease,
             message: next.encode(),
             queue: queue.name.clone(),
-            questions: Vec::new(),
+            requests: Vec::new(),
             alarm: None,
             abandoned: Vec::new(),
         };
-        let _ = park::store(crew, parking).await;
+        let _ = store_suspension(state, request).await;
     }
 
-    /// The task has ended: late messages of it are to find that, and its open questions go.
-    pub(super) async fn end(&self, crew: &Crew, envelope: &Envelope) {
+    /// Records the end of the task, so that late messages of it find it ended, and withdraws its open
+    /// approval requests.
+    pub(super) async fn record_end(&self, state: &WorkerState, envelope: &Envelope) {
         if !self.has_record() {
             return;
         }
         let (id, digest) = (&envelope.id, envelope.digest());
         loop {
-            match crew.backends.store.end_parked(id, Some(&digest)).await {
+            match state.backends.store.end_suspended(id, Some(&digest)).await {
                 Ok(withdrawn) if withdrawn.is_empty() => return,
                 Ok(withdrawn) => {
-                    return info!(task.id = %id, ?withdrawn, "ended with open questions");
+                    return info!(task.id = %id, ?withdrawn, "ended with open approval requests");
                 }
-                Err(error) => warn!(task.id = %id, "cannot note its end: {error}; trying again"),
+                Err(error) => {
+                    warn!(task.id = %id, "cannot record the task's end: {error}; trying again")
+                }
             }
-            sleep(RETRY_PAUSE).await;
+            sleep(STORE_RETRY_DELAY).await;
         }
     }
+}
+
+/// Returns the reason why a message cannot run while another task is suspended under its id.
+pub(super) fn occupied_reason(id: &TaskId, suspended: Option<&Message>) -> String {
+    let name = suspended.and_then(|message| message.headers.get("task")).and_then(Value::as_str);
+    let other =
+        name.map_or_else(|| "another task".to_owned(), |name| format!("another task, {name},"));
+    format!(
+        "{other} is suspended under the id {id}, with other arguments: wait until that one has ended \
+         and replay this message, or send it under an id of its own"
+    )
 }

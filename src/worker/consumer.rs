@@ -1,8 +1,8 @@
-//! One queue's consumer: takes messages, and starts the task of each as soon as a permit is free.
+//! The consumer of one queue: receives messages, and starts the task of each as soon as a permit is free.
 //!
-//! The broker takes an unsettled message back after its consumer timeout, which counts from the
-//! delivery. A message that cannot start in time is therefore not held: the consumer pauses, moves
-//! what it holds back to the queue by confirmed copies (a return would count as a delivery), and
+//! The broker requeues an unsettled message after its consumer timeout, which counts from the delivery.
+//! The consumer therefore does not keep a message that cannot start in time: it pauses, moves its
+//! unstarted messages back to the queue by confirmed copies (a requeue would count as a delivery), and
 //! consumes again, with a smaller prefetch, once a permit is free and the store answers.
 
 use std::collections::VecDeque;
@@ -17,129 +17,134 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::gate::{Gate, Slot};
-use super::{Crew, copies, process_delivery};
+use super::concurrency_limit::{ConcurrencyLimit, Permit};
+use super::copies::is_near_delivery_limit;
+use super::message_delivery::MessageDelivery;
+use super::process::process_delivery;
+use super::state::WorkerState;
 use crate::backend::{Deliveries, Delivery, Queue};
 
-/// A store that is away longer than this pauses consumption.
-const STORE_GRACE: Duration = Duration::from_secs(5);
-/// Copies that are confirmed at a time when a pause moves messages back.
+/// Consumption pauses when the store is unreachable for longer than this.
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The number of copies that are confirmed concurrently when a pause moves messages back.
 const COPIES_AT_ONCE: usize = 64;
 
 /// The messages of one queue, or of its suspended tasks, and the permits that they run under.
 pub(super) struct Consumer {
-    /// Whose tasks they are.
+    /// The queue whose tasks it runs.
     pub(super) queue: Queue,
-    /// Where the messages come from.
+    /// The queue that it consumes: the same one, or that of its suspended tasks.
     pub(super) source: Queue,
     /// The queue's own concurrency limit.
-    pub(super) limit: Option<Gate>,
+    pub(super) limit: Option<ConcurrencyLimit>,
     /// Whether the broker delivers. A pause does not change it: a busy worker is healthy.
     pub(super) consuming: watch::Sender<bool>,
 }
 
-/// Why no more messages are taken.
+/// Why the consumer stopped receiving messages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// The broker was closed.
+    /// The broker client was closed.
     Closed,
-    /// The oldest held message cannot start before it has to be settled.
+    /// The oldest unstarted message cannot start before it has to be settled.
     Overdue,
-    /// The store has been away for longer than [`STORE_GRACE`].
-    StoreAway,
+    /// The store has been unreachable for longer than [`STORE_TIMEOUT`].
+    StoreUnreachable,
     /// A reduced prefetch has sufficed for a while.
     Idle,
 }
 
-/// A permit, once the store answers too; `None`: the store does not.
-type Permit = BoxFuture<'static, Option<Slot>>;
+/// Resolves to a permit once the store also answers, or to `None` if the store does not answer.
+type PermitFuture = BoxFuture<'static, Option<Permit>>;
 
 impl Consumer {
-    /// Takes messages until it is stopped. A worker whose store does not answer takes none: their
-    /// results could not be kept. Returns how many were given back without having started.
+    /// Receives messages until it is stopped. While the store does not answer, it receives none, because
+    /// their results could not be stored. Returns the number of messages that were requeued unstarted.
     ///
-    /// A permit is acquired for a message that is there: an empty queue holds none.
-    pub(super) async fn run(self, crew: Arc<Crew>, stop: CancellationToken) -> usize {
-        let mut held = VecDeque::new();
+    /// A permit is acquired only for a message that has arrived, so an empty queue holds none.
+    pub(super) async fn run(self, state: Arc<WorkerState>, stop: CancellationToken) -> usize {
+        let mut unstarted = VecDeque::new();
         let mut deliveries = None;
-        let ended = stop.run_until_cancelled(self.consume(&crew, &mut held, &mut deliveries)).await;
+        let ended =
+            stop.run_until_cancelled(self.consume(&state, &mut unstarted, &mut deliveries)).await;
         if ended.is_none() {
             let stopping = async {
                 if let Some(deliveries) = deliveries {
-                    held.extend(deliveries.stop().await);
+                    unstarted.extend(deliveries.stop().await);
                 }
             };
-            crew.give_up.run_until_cancelled(stopping).await;
+            state.end_waits.run_until_cancelled(stopping).await;
         }
-        held.retain(|delivery| !delivery.is_stale());
-        let returned = held.len();
-        let returning = stream::iter(held)
-            .for_each_concurrent(COPIES_AT_ONCE, |it| copies::give_back(&crew, &self.source, it));
-        returning.await;
+        unstarted.retain(|delivery| !delivery.is_stale());
+        let returned = unstarted.len();
+        let requeueing = stream::iter(unstarted).for_each_concurrent(COPIES_AT_ONCE, |delivery| {
+            self.message(&state, delivery).requeue_unstarted(&self.source)
+        });
+        requeueing.await;
         info!(returned, "stopped consuming {}", self.source.name);
         returned
     }
 
-    /// Consumes, with pauses, until the broker is closed. What it holds when it is dropped is in
-    /// `held` and `deliveries`.
+    /// Consumes, with pauses, until the broker is closed. If the future is dropped, the unsettled
+    /// messages are in `unstarted` and `deliveries`.
     async fn consume(
         &self,
-        crew: &Arc<Crew>,
-        held: &mut VecDeque<Delivery>,
+        state: &Arc<WorkerState>,
+        unstarted: &mut VecDeque<Delivery>,
         current: &mut Option<Deliveries>,
     ) {
-        crew.revoked.loaded().await;
-        let mut prefetch = crew.prefetch;
+        state.revoked.loaded().await;
+        let mut prefetch = state.prefetch;
         loop {
-            crew.backends.store.connected().await;
-            let deliveries = current.insert(crew.backends.broker.consume(&self.source, prefetch));
-            let ended = self.take(crew, held, deliveries, prefetch < crew.prefetch).await;
+            state.backends.store.connected().await;
+            let deliveries = current.insert(state.backends.broker.consume(&self.source, prefetch));
+            let ended = self.receive(state, unstarted, deliveries, prefetch < state.prefetch).await;
             prefetch = match ended {
                 Ended::Closed => return,
-                Ended::Idle => prefetch.saturating_mul(2).min(crew.prefetch),
+                Ended::Idle => prefetch.saturating_mul(2).min(state.prefetch),
                 Ended::Overdue => (prefetch / 2).max(1),
-                Ended::StoreAway => prefetch,
+                Ended::StoreUnreachable => prefetch,
             };
             if let Some(deliveries) = current.take() {
-                held.extend(deliveries.stop().await);
+                unstarted.extend(deliveries.stop().await);
             }
-            self.move_back(crew, held, ended).await;
-            drop(self.permit(crew).await);
+            self.move_back(state, unstarted, ended).await;
+            drop(self.permit(state).await);
         }
     }
 
-    /// Takes messages and starts their tasks.
-    async fn take(
+    /// Receives messages and starts their tasks.
+    async fn receive(
         &self,
-        crew: &Arc<Crew>,
-        held: &mut VecDeque<Delivery>,
+        state: &Arc<WorkerState>,
+        unstarted: &mut VecDeque<Delivery>,
         deliveries: &mut Deliveries,
         is_reduced: bool,
     ) -> Ended {
-        let (begun, longest_wait) = (Instant::now(), crew.longest_hold / 2);
+        let (begun, max_wait) = (Instant::now(), state.max_unsettled / 2);
         let mut consuming = deliveries.consuming();
-        let mut waiting: OptionFuture<Permit> = None.into();
+        let mut waiting: OptionFuture<PermitFuture> = None.into();
         let mut is_waiting = false;
-        let mut timer = pin!(sleep(longest_wait));
+        let mut timer = pin!(sleep(max_wait));
         loop {
-            while held.front().is_some_and(Delivery::is_stale) {
-                held.pop_front();
+            while unstarted.front().is_some_and(Delivery::is_stale) {
+                unstarted.pop_front();
             }
-            if !held.is_empty() && !is_waiting {
-                match self.permit_now(crew) {
+            if !unstarted.is_empty() && !is_waiting {
+                match self.permit_now(state) {
                     Some(permit) => {
-                        self.start(crew, held.pop_front(), permit);
+                        self.start(state, unstarted.pop_front(), permit);
                         continue;
                     }
-                    None => (waiting, is_waiting) = (Some(self.permit(crew)).into(), true),
+                    None => (waiting, is_waiting) = (Some(self.permit(state)).into(), true),
                 }
             }
             tokio::select! {
                 biased;
                 delivery = deliveries.next() => match delivery {
                     None => return Ended::Closed,
-                    Some(delivery) if copies::is_worn(&self.source, &delivery) => self.renew(crew, delivery),
-                    Some(delivery) => held.push_back(delivery),
+                    Some(delivery) if is_near_delivery_limit(&self.source, &delivery) => self.replace_worn(state, delivery),
+                    Some(delivery) => unstarted.push_back(delivery),
                 },
                 Ok(()) = consuming.changed() => {
                     let now = *consuming.borrow();
@@ -147,83 +152,94 @@ impl Consumer {
                 }
                 Some(permit) = &mut waiting, if is_waiting => {
                     (waiting, is_waiting) = (None.into(), false);
-                    let Some(permit) = permit else { return Ended::StoreAway };
-                    self.start(crew, held.pop_front(), permit);
+                    let Some(permit) = permit else { return Ended::StoreUnreachable };
+                    self.start(state, unstarted.pop_front(), permit);
                 }
                 () = &mut timer => {
                     let now = Instant::now();
-                    let oldest = held.front().map(|delivery| delivery.received + longest_wait);
+                    let oldest = unstarted.front().map(|delivery| delivery.received + max_wait);
                     if oldest.is_some_and(|due| due <= now) {
                         return Ended::Overdue;
                     }
-                    if is_reduced && held.is_empty() && now > begun + longest_wait * 2 {
+                    if is_reduced && unstarted.is_empty() && now > begun + max_wait * 2 {
                         return Ended::Idle;
                     }
-                    timer.as_mut().reset(oldest.unwrap_or(now + longest_wait));
+                    timer.as_mut().reset(oldest.unwrap_or(now + max_wait));
                 }
             }
         }
     }
 
-    fn start(&self, crew: &Arc<Crew>, delivery: Option<Delivery>, permit: Slot) {
+    fn start(&self, state: &Arc<WorkerState>, delivery: Option<Delivery>, permit: Permit) {
         if let Some(delivery) = delivery.filter(|delivery| !delivery.is_stale()) {
-            let run = process_delivery(Arc::clone(crew), self.queue.clone(), delivery, permit);
-            crew.tasks.spawn(run);
+            state.tasks.spawn(process_delivery(self.message(state, delivery), permit));
         }
     }
 
-    /// A permit that is free at this moment, while the store answers.
-    fn permit_now(&self, crew: &Crew) -> Option<Slot> {
-        if !crew.backends.store.is_connected() {
+    /// Returns a permit if one is free at this moment and the store answers.
+    fn permit_now(&self, state: &WorkerState) -> Option<Permit> {
+        if !state.backends.store.is_connected() {
             return None;
         }
         match &self.limit {
             Some(limit) => {
                 let own = limit.try_acquire()?;
-                Some(crew.gate.try_acquire()?.within(Some(own)))
+                Some(state.concurrency_limit.try_acquire()?.with_queue_permit(Some(own)))
             }
-            None => crew.gate.try_acquire(),
+            None => state.concurrency_limit.try_acquire(),
         }
     }
 
-    fn permit(&self, crew: &Arc<Crew>) -> Permit {
-        let (crew, limit) = (Arc::clone(crew), self.limit.clone());
+    fn permit(&self, state: &Arc<WorkerState>) -> PermitFuture {
+        let (state, limit) = (Arc::clone(state), self.limit.clone());
         async move {
             let own = match &limit {
                 Some(limit) => Some(limit.acquire().await),
                 None => None,
             };
-            let permit = crew.gate.acquire().await.within(own);
-            timeout(STORE_GRACE, crew.backends.store.connected()).await.ok().map(|()| permit)
+            let permit = state.concurrency_limit.acquire().await.with_queue_permit(own);
+            timeout(STORE_TIMEOUT, state.backends.store.connected()).await.ok().map(|()| permit)
         }
         .boxed()
     }
 
-    /// Replaces a message that has been delivered almost as often as its queue allows, before a
-    /// further crash of a worker lets the broker drop it. It needs no permit for that.
-    fn renew(&self, crew: &Arc<Crew>, delivery: Delivery) {
-        let (queue, source) = (self.queue.clone(), self.source.clone());
-        let worker = Arc::clone(crew);
-        crew.tasks.spawn(async move {
-            let id = delivery.id().clone();
-            copies::replace(&worker, &queue, &source, delivery).await;
+    /// Replaces a message that has been delivered almost as often as its queue allows, before another
+    /// crash of a worker makes the broker drop it. Needs no permit.
+    fn replace_worn(&self, state: &Arc<WorkerState>, delivery: Delivery) {
+        let (message, source) = (self.message(state, delivery), self.source.clone());
+        state.tasks.spawn(async move {
+            let id = message.id().clone();
+            message.replace(&source).await;
             info!(task.id = %id, "delivered many times: replaced by a fresh copy");
         });
     }
 
-    /// Puts everything that is held at the end of its queue, by copies that are confirmed first.
-    async fn move_back(&self, crew: &Crew, held: &mut VecDeque<Delivery>, why: Ended) {
-        let why = match why {
+    /// Moves all unstarted messages to the end of their queue by copies, which are confirmed first.
+    async fn move_back(
+        &self,
+        state: &Arc<WorkerState>,
+        unstarted: &mut VecDeque<Delivery>,
+        ended: Ended,
+    ) {
+        let reason = match ended {
             Ended::Overdue => "no permit was free before the consumer timeout",
-            Ended::StoreAway => "the store does not answer",
+            Ended::StoreUnreachable => "the store does not answer",
             Ended::Closed | Ended::Idle => "the prefetch changes",
         };
-        if !held.is_empty() {
-            warn!(messages = held.len(), "pausing the consumer of {}: {why}", self.source.name);
+        if !unstarted.is_empty() {
+            warn!(
+                messages = unstarted.len(),
+                "pausing the consumer of {}: {reason}", self.source.name
+            );
         }
-        let moving = stream::iter(held.drain(..)).for_each_concurrent(COPIES_AT_ONCE, |it| async {
-            copies::replace(crew, &self.queue, &self.source, it).await;
-        });
+        let moving = stream::iter(unstarted.drain(..))
+            .for_each_concurrent(COPIES_AT_ONCE, |delivery| {
+                self.message(state, delivery).replace(&self.source)
+            });
         moving.await;
+    }
+
+    fn message(&self, state: &Arc<WorkerState>, delivery: Delivery) -> MessageDelivery {
+        MessageDelivery { state: Arc::clone(state), queue: self.queue.clone(), delivery }
     }
 }

@@ -1,115 +1,101 @@
-//! Copies of messages: what is sent in place of a delivery that cannot stay where it is, and how a copy
-//! is distinguished from a message that was never delivered before.
+//! Copies of messages: they replace a delivery that cannot stay where it is, and are marked to
+//! distinguish them from a message that was never delivered before.
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio::time::timeout;
-use tracing::warn;
 
-use super::claim::Claim;
-use super::dead_letter::bury;
-use super::settle::{ack, publish};
-use super::{Crew, unsettled};
-use crate::backend::{Deed, Delivery, Queue};
-use crate::clock;
+use super::message_delivery::MessageDelivery;
+use super::publish::publish;
+use crate::backend::{Delivery, Queue, Recorded};
 use crate::error::Error;
-use crate::protocol::{Document, Envelope, Message, State};
+use crate::failpoints;
+use crate::protocol::Message;
 
-/// How long a copy may take in place of a return.
-const COPY_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the publish of a copy may take when the copy replaces a requeue.
+const COPY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// When a message was received that had never been delivered before and is the first of its task.
-pub(super) fn first_received(
-    delivery: &Delivery,
-    envelope: &Envelope,
-    claim: &Claim,
-) -> Option<Timestamp> {
-    let is_first = !delivery.redelivered && envelope.attempt == 1 && !claim.came_with_ticket();
-    let ago = SignedDuration::try_from(delivery.received.elapsed()).ok()?;
-    is_first.then(|| clock::now().saturating_sub(ago).ok()).flatten()
-}
+impl MessageDelivery {
+    /// Requeues a message that has not started, by a copy when it is near the delivery limit, so that
+    /// repeated requeues never make the broker drop it. `source` is the queue it came from.
+    pub(super) async fn requeue_unstarted(self, source: &Queue) {
+        if !is_near_delivery_limit(source, &self.delivery) {
+            return self.requeue();
+        }
+        let copy = fresh_copy(&self.delivery);
+        let publishing = timeout(COPY_TIMEOUT, publish(&self.state, copy, source.clone(), None));
+        match self.state.end_waits.run_until_cancelled(publishing).await {
+            Some(Ok(Ok(recorded))) => self.ack(recorded),
+            _ => self.requeue(),
+        }
+    }
 
-/// Takes back the failure or revocation of an earlier task with this id, before the task goes on by
-/// another message: that one reads the stored result, and would take the old one for its own.
-pub(super) async fn supersede(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: &Delivery,
-    envelope: &Envelope,
-    claim: &Claim,
-) {
-    let Some(received) = first_received(delivery, envelope, claim) else { return };
-    let superseding = take_back_older(crew, queue, envelope, received);
-    if let Some(Err(error)) = crew.give_up.run_until_cancelled(superseding).await {
-        warn!(task.id = %envelope.id, "cannot look for an older result of this id: {error}");
+    /// Replaces a message that has not started by a copy at the end of `queue`: the broker then counts its
+    /// deliveries, and the time that it is held, from the start. Retries until the copy is confirmed or
+    /// the worker ends all waits.
+    pub(super) async fn replace(self, queue: &Queue) {
+        let copy = fresh_copy(&self.delivery);
+        let publishing = publish(&self.state, copy.clone(), queue.clone(), None);
+        match self.state.end_waits.run_until_cancelled(publishing).await {
+            Some(published) => self.settle_by_copy(published, copy, queue, None).await,
+            None => self.requeue(),
+        }
+    }
+
+    /// Publishes `copy` to `queue` by delayed delivery, runs `side_effect`, then acks the message: the next
+    /// attempt is confirmed before this delivery is settled.
+    pub(super) async fn requeue_delayed(
+        self,
+        queue: &Queue,
+        copy: Message,
+        delay: Duration,
+        side_effect: impl Future<Output = ()>,
+    ) {
+        let effects = async {
+            let published = publish(&self.state, copy.clone(), queue.clone(), Some(delay)).await;
+            if published.is_ok() {
+                failpoints::point("copy sent");
+                side_effect.await;
+            }
+            published
+        };
+        match self.state.end_waits.run_until_cancelled(effects).await {
+            Some(published) => self.settle_by_copy(published, copy, queue, Some(delay)).await,
+            None => self.abandon(),
+        }
+    }
+
+    /// Acks the message if its copy was published. A refused copy is published again later, or the message
+    /// is dead-lettered.
+    async fn settle_by_copy(
+        self,
+        published: Result<Recorded, Error>,
+        copy: Message,
+        queue: &Queue,
+        delay: Option<Duration>,
+    ) {
+        match published {
+            Ok(recorded) => self.ack(recorded),
+            Err(error) if error.is_access_refused() => {
+                self.keep_until_published(copy, queue.clone(), delay);
+            }
+            Err(error) => {
+                let reason = format!("the message cannot be published again: {error}");
+                Box::pin(self.dead_letter(&reason)).await;
+            }
+        }
     }
 }
 
-/// The same, of a message that was received then.
-pub(super) async fn take_back_older(
-    crew: &Crew,
-    queue: &Queue,
-    envelope: &Envelope,
-    received: Timestamp,
-) -> Result<(), Error> {
-    let stored = crew.backends.store.read(&envelope.id).await?;
-    let is_older = |stored: Document| {
-        matches!(stored.state, State::Failure | State::Revoked)
-            && stored.date_done().is_some_and(|done| done < received)
-    };
-    if stored.is_some_and(is_older) {
-        let (id, queue, by) = (envelope.id.clone(), queue.name.clone(), crew.name.clone());
-        let deed = Deed { what: Deed::SUPERSEDE, id, queue, by };
-        crew.backends.store.reopen(deed, 1).await?;
-    }
-    Ok(())
-}
-
-/// Whether the broker has delivered this message so often that its queue may soon drop it.
-pub(super) fn is_worn(queue: &Queue, delivery: &Delivery) -> bool {
+/// Returns whether the broker has delivered this message so often that its queue may soon drop it.
+pub(super) fn is_near_delivery_limit(queue: &Queue, delivery: &Delivery) -> bool {
     let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
     returns.is_some_and(|returns| returns >= queue.worn_at())
 }
 
-/// Returns a message that has not started to its queue. Repeated returns never let a delivery limit
-/// drop it.
-pub(super) async fn give_back(crew: &Crew, queue: &Queue, delivery: Delivery) {
-    if !is_worn(queue, &delivery) {
-        let _ = delivery.release();
-        return;
-    }
-    let copy = fresh_copy(&delivery);
-    let sent = timeout(COPY_DEADLINE, publish(crew, copy, queue.clone(), None));
-    match crew.give_up.run_until_cancelled(sent).await {
-        Some(Ok(Ok(recorded))) => ack(delivery, recorded),
-        _ => drop(delivery.release()),
-    }
-}
-
-/// Replaces a message that has not started by a copy at the end of `source`, where it came from: the
-/// broker counts its deliveries, and the time that it is held, from the start. Tries until the copy is
-/// confirmed or the worker gives up.
-pub(super) async fn replace(crew: &Crew, queue: &Queue, source: &Queue, delivery: Delivery) {
-    let copy = fresh_copy(&delivery);
-    let kept = copy.clone();
-    let sent = publish(crew, copy, source.clone(), None);
-    match crew.give_up.run_until_cancelled(sent).await {
-        Some(Ok(recorded)) => ack(delivery, recorded),
-        Some(Err(error)) if error.is_access_refused() => {
-            unsettled::keep(crew, delivery, kept, source.clone(), None);
-        }
-        Some(Err(error)) => {
-            let reason = format!("it cannot be sent again: {error}");
-            bury(crew, queue, delivery, &reason, async {}).await;
-        }
-        None => drop(delivery.release()),
-    }
-}
-
-/// The same message without the broker's history. Marked, since the original may be delivered again
-/// before its ack arrives: the worker that takes the copy reads the stored result first.
+/// Returns the same message without the broker's history. It is marked because the original may be
+/// redelivered before its ack arrives: the worker that receives the copy reads the stored result first.
 fn fresh_copy(delivery: &Delivery) -> Message {
     let mut copy = delivery.message.clone();
     copy.strip_history();

@@ -1,109 +1,89 @@
-//! Dead letters: what no worker can run goes to `<queue>.dead` with its reason, and its waiter gets a failure.
+//! Dead-lettering: a message that no worker can run goes to `<queue>.dead` with its reason, and its
+//! waiter gets a failure.
 
 use serde_json::Value;
 use tracing::{error, warn};
 
-use super::canvas::Broken;
-use super::claim::Claim;
-use super::copies::first_received;
-use super::settle::{ack, finish, publish, release, tell};
-use super::{Crew, canvas, unsettled};
-use crate::backend::{Delivery, Finish, Queue};
+use super::message_delivery::MessageDelivery;
+use super::publish::publish;
+use super::results::store_status;
+use crate::backend::{Queue, StoreResult};
 use crate::clock;
 use crate::error::Failure;
 use crate::protocol::{
-    DIED_AT, Document, Envelope, HEADER_LIMIT, Message, RAW_HEADERS, REASON, SOURCE, UNREADABLE,
-    Unreadable,
+    DIED_AT, DecodeError, Document, HEADER_LIMIT, Message, RAW_HEADERS, REASON, SOURCE, UNREADABLE,
 };
 
-/// The headers of a dead letter are held under this; and only within it does a message say how its
-/// attempts failed.
-pub(super) const HEADER_ROOM: usize = HEADER_LIMIT / 2;
+/// The headers of a dead-lettered message are kept below this size, and a message lists the failures of
+/// its attempts only within it.
+pub(super) const MAX_HEADER_BYTES: usize = HEADER_LIMIT / 2;
 
-/// A message that is no task: into the dead letters; a waiter for its id gets a failure.
-pub(super) async fn bury_unreadable(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    unreadable: Unreadable,
-) {
-    let message = &delivery.message;
-    let told = message.names_its_task().then(|| {
-        let failure = Failure::new("countersign.errors", "Unreadable", unreadable.reason.clone());
-        Finish {
-            document: Document::failure_of(&message.id, &failure, clock::now()),
-            reply_to: message.properties.reply_to.clone(),
-            received: None,
+impl MessageDelivery {
+    /// Copies the message to the dead-letter queue, then acks it.
+    pub(super) async fn dead_letter(self, reason: &str) {
+        self.dead_letter_with(reason, async {}).await;
+    }
+
+    /// Copies the message to the dead-letter queue, runs `side_effect`, then acks the message.
+    pub(super) async fn dead_letter_with(
+        self,
+        reason: &str,
+        side_effect: impl Future<Output = ()>,
+    ) {
+        let Self { state, queue, delivery } = &self;
+        warn!(task.id = %delivery.id(), "to {}: {reason}", queue.dead().name);
+        let copy = dead_letter_headers(&delivery.message, queue, reason);
+        let effects = async {
+            let recorded = publish(state, copy, queue.dead(), None).await;
+            side_effect.await;
+            recorded
+        };
+        match state.end_waits.run_until_cancelled(effects).await {
+            Some(Ok(recorded)) => self.ack(recorded),
+            Some(Err(error)) => {
+                error!(
+                    task.id = %delivery.id(),
+                    "cannot publish to the dead-letter queue, trying again: {error}"
+                );
+                let copy = dead_letter_headers(&delivery.message, queue, reason);
+                let dead = queue.dead();
+                self.keep_until_published(copy, dead, None);
+            }
+            None => self.abandon(),
         }
-    });
-    bury(crew, queue, delivery, &unreadable.reason, tell(crew, told)).await;
-}
+    }
 
-/// A task that cannot be run here: into the dead letters, and it has failed.
-pub(super) async fn bury_task(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    envelope: &Envelope,
-    reason: &str,
-    failure: &Failure,
-    claim: &Claim,
-) {
-    warn!(
-        task.id = %envelope.id, task.name = %envelope.name, attempt = envelope.attempt,
-        error = %failure, "task failed and is dead-lettered"
-    );
-    let document = Document::failed(envelope, failure, clock::now());
-    let received = first_received(&delivery, envelope, claim);
-    let told = (!envelope.ignore_result).then(|| finish(envelope, document, received));
-    let effects = async {
-        tell(crew, told).await;
-        let broken = Broken::Failed(failure.clone());
-        canvas::after_failure(crew, queue, envelope, &broken, received.is_none()).await;
-        claim.end(crew, envelope).await;
-    };
-    bury(crew, queue, delivery, reason, Box::pin(effects)).await;
-}
-
-/// Copies a message to the dead-letter queue, runs `beside`, then acks.
-pub(super) async fn bury(
-    crew: &Crew,
-    queue: &Queue,
-    delivery: Delivery,
-    reason: &str,
-    beside: impl Future<Output = ()>,
-) {
-    warn!(task.id = %delivery.id(), "to {}: {reason}", queue.dead().name);
-    let copy = epitaph(&delivery.message, queue, reason);
-    let effects = async {
-        let recorded = publish(crew, copy, queue.dead(), None).await;
-        beside.await;
-        recorded
-    };
-    match crew.give_up.run_until_cancelled(effects).await {
-        Some(Ok(recorded)) => ack(delivery, recorded),
-        Some(Err(error)) => {
-            error!(task.id = %delivery.id(), "cannot publish its dead letter, trying again: {error}");
-            let copy = epitaph(&delivery.message, queue, reason);
-            unsettled::keep(crew, delivery, copy, queue.dead(), None);
-        }
-        None => release(crew, delivery),
+    /// Dead-letters a message that cannot be decoded as a task; a waiter for its id gets a failure.
+    pub(super) async fn dead_letter_unreadable(self, unreadable: DecodeError) {
+        let message = &self.delivery.message;
+        let status = message.names_its_task().then(|| {
+            let failure =
+                Failure::new("countersign.errors", "Unreadable", unreadable.reason.clone());
+            StoreResult {
+                document: Document::failure_of(&message.id, &failure, clock::now()),
+                reply_to: message.properties.reply_to.clone(),
+                received: None,
+            }
+        });
+        let state = std::sync::Arc::clone(&self.state);
+        self.dead_letter_with(&unreadable.reason, store_status(&state, status)).await;
     }
 }
 
-/// The dead letter: the message as it came, and why it is here.
-fn epitaph(message: &Message, queue: &Queue, reason: &str) -> Message {
+/// Returns the message for the dead-letter queue: the original plus the headers that state why it was
+/// dead-lettered.
+fn dead_letter_headers(message: &Message, queue: &Queue, reason: &str) -> Message {
     let mut copy = message.clone();
     copy.strip_history();
     copy.headers.remove(UNREADABLE);
     let raw = copy.headers.remove(RAW_HEADERS);
-    let dropped = copy.fit_headers(HEADER_ROOM);
+    let dropped = copy.fit_headers(MAX_HEADER_BYTES);
     if !dropped.is_empty() {
         warn!(task.id = %copy.id, "headers too large for a dead letter were dropped: {dropped:.200?}");
     }
     copy.properties.expiration = None;
-    let told: String = reason.chars().take(1024).collect();
-    copy.headers.insert(REASON.into(), Value::String(told));
+    let shown: String = reason.chars().take(1024).collect();
+    copy.headers.insert(REASON.into(), Value::String(shown));
     copy.headers.insert(SOURCE.into(), Value::String(queue.name.clone()));
     copy.headers.insert(DIED_AT.into(), Value::String(clock::now().to_string()));
     if let Some(raw) = raw {

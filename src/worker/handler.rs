@@ -1,43 +1,48 @@
-//! A handler, whatever its types: from arguments in JSON to an answer in JSON.
+//! Type-erased handlers: from arguments in JSON to a result in JSON.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use serde_json::value::{RawValue, to_raw_value};
 
-use super::gate::Slot;
+use super::concurrency_limit::Permit;
 use super::limits::Limits;
+use super::panics;
 use crate::context::Context;
 use crate::error::{Failure, TaskError, TaskResult};
 use crate::protocol::Arguments;
 use crate::task::{Policy, Task};
 
-/// What a run answers.
-pub(super) type Answer = TaskResult<Box<RawValue>>;
-type Start =
-    dyn Fn(Context, &Arguments, &Slot) -> Result<BoxFuture<'static, Answer>, Failure> + Send + Sync;
+/// The result of a run.
+pub(super) type HandlerResult = TaskResult<Box<RawValue>>;
+/// Creates the run's future, or returns a failure if the arguments do not match. Runs nothing yet, except
+/// the part of an async handler's function before its future.
+pub(super) type Start =
+    dyn Fn(Context, &Permit) -> Result<BoxFuture<'static, HandlerResult>, Failure> + Send + Sync;
 
 /// A handler and its policy.
-pub(super) struct Registered {
+pub(super) struct RegisteredHandler {
     pub(super) policy: Policy,
     pub(super) limits: Limits,
-    start: Box<Start>,
+    pub(super) start: Arc<Start>,
 }
 
-impl Registered {
+impl RegisteredHandler {
     pub(super) fn future<T, F, Fut>(handler: F, policy: Policy) -> Self
     where
         T: Task,
         F: Fn(Context, T) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = TaskResult<T::Output>> + Send + 'static,
     {
-        let start = move |context: Context, arguments: &Arguments, _: &Slot| {
-            context.run().takes(Arguments::parameters::<T>());
-            let run = handler(context, arguments.read::<T>(T::NAME)?);
-            Ok::<BoxFuture<'static, Answer>, _>(Box::pin(async move { answer(&run.await?) }))
+        let start = move |context: Context, _: &Permit| {
+            context.run().set_parameters(Arguments::parameters::<T>());
+            let task = context.run().arguments().read::<T>(T::NAME)?;
+            let run = handler(context, task);
+            Ok::<BoxFuture<'static, HandlerResult>, _>(Box::pin(async move { encode(&run.await?) }))
         };
-        Self { limits: Limits::new(&policy), policy, start: Box::new(start) }
+        Self { limits: Limits::new(&policy), policy, start: Arc::new(start) }
     }
 
     pub(super) fn blocking<T, F>(handler: F, policy: Policy) -> Self
@@ -46,47 +51,39 @@ impl Registered {
         F: Fn(Context, T) -> TaskResult<T::Output> + Send + Sync + 'static,
     {
         let handler = Arc::new(handler);
-        let start = move |context: Context, arguments: &Arguments, slot: &Slot| {
-            let task = arguments.read::<T>(T::NAME)?;
-            context.run().desk.close("a blocking handler cannot wait for a decision");
-            let (handler, slot) = (Arc::clone(&handler), slot.clone());
+        let start = move |context: Context, permit: &Permit| {
+            let task = context.run().arguments().read::<T>(T::NAME)?;
+            context.run().pending.close("a blocking handler cannot wait for a decision");
+            let (handler, permit) = (Arc::clone(&handler), permit.clone());
             let run = move || {
-                let answered = handler(context, task).and_then(|output| answer(&output));
-                drop(slot);
-                answered
+                let called = AssertUnwindSafe(|| handler(context, task));
+                let output = catch_unwind(called)
+                    .unwrap_or_else(|payload| resume_unwind(panics::carry(payload.as_ref())));
+                let encoded = output.and_then(|output| encode(&output));
+                drop(permit);
+                encoded
             };
-            Ok::<BoxFuture<'static, Answer>, _>(Box::pin(async move {
+            Ok::<BoxFuture<'static, HandlerResult>, _>(Box::pin(async move {
                 match tokio::task::spawn_blocking(run).await {
-                    Ok(answered) => answered,
+                    Ok(encoded) => encoded,
                     Err(error) => match error.try_into_panic() {
-                        Ok(payload) => std::panic::resume_unwind(payload),
+                        Ok(payload) => resume_unwind(payload),
                         Err(_) => Err(TaskError::fatal("the runtime is shutting down")),
                     },
                 }
             }))
         };
-        Self { limits: Limits::new(&policy), policy, start: Box::new(start) }
-    }
-
-    /// Makes the run's future, or says why these arguments do not fit. Runs nothing yet, except
-    /// the part of an async handler's function before its future.
-    pub(super) fn start(
-        &self,
-        context: Context,
-        arguments: &Arguments,
-        slot: &Slot,
-    ) -> Result<BoxFuture<'static, Answer>, Failure> {
-        (self.start)(context, arguments, slot)
+        Self { limits: Limits::new(&policy), policy, start: Arc::new(start) }
     }
 }
 
-fn answer<T: serde::Serialize>(output: &T) -> Answer {
+fn encode<T: serde::Serialize>(output: &T) -> HandlerResult {
     to_raw_value(output)
-        .map_err(|error| TaskError::fatal(format!("the answer cannot be written as JSON: {error}")))
+        .map_err(|error| TaskError::fatal(format!("the result cannot be encoded as JSON: {error}")))
 }
 
-impl fmt::Debug for Registered {
+impl fmt::Debug for RegisteredHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registered").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("RegisteredHandler").field("policy", &self.policy).finish_non_exhaustive()
     }
 }

@@ -1,28 +1,30 @@
-//! The tasks that were revoked, as far as this worker has heard: looking costs no round trip.
+//! The revoked tasks that this worker knows of, in memory: a check costs no round trip.
 //!
-//! A mark is durable in the store. A worker reads all of them before it takes its first task and
-//! after every reconnect, and hears of each new one at once.
+//! A mark is durable in the store. A worker reads all marks before it starts its first task and after
+//! every reconnect, and receives each new one at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::Crew;
 use crate::backend::Revocation;
+use crate::keyed_notify::KeyedNotify;
 use crate::task::{Revoke, TaskId};
 
-/// As long as the store keeps marks; however many there are.
-const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+/// How long marks are remembered: as long as the store keeps them, without a limit on their number.
+const MARK_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
-/// What this worker knows of revoked tasks.
+/// The revoked tasks that this worker knows of.
 #[derive(Debug, Default)]
 pub(super) struct Revoked {
     marks: RwLock<Marks>,
-    /// Changes whenever something was heard; 0 until all that is stored has been read.
-    heard: watch::Sender<u64>,
+    /// Whether the stored marks have been read once.
+    loaded: watch::Sender<bool>,
+    /// Notifies the runs of tasks that are terminated.
+    terminated: KeyedNotify<TaskId>,
 }
 
 #[derive(Debug, Default)]
@@ -32,51 +34,54 @@ struct Marks {
 }
 
 impl Revoked {
-    /// Completes when the marks that are stored have been read once.
+    /// Completes when the stored marks have been read once.
     pub(super) async fn loaded(&self) {
-        let _ = self.heard.subscribe().wait_for(|heard| *heard > 0).await;
+        let _ = self.loaded.subscribe().wait_for(|is_loaded| *is_loaded).await;
     }
 
-    /// Whether the task is not to start any more.
+    /// Returns whether the task must not start.
     pub(super) fn contains(&self, id: &TaskId) -> bool {
         self.mark(id).is_some()
     }
 
-    /// Whether the task is to end even if it runs.
+    /// Returns whether the task must end even if it runs.
     pub(super) fn is_terminated(&self, id: &TaskId) -> bool {
-        self.mark(id) == Some(Revoke::EvenRunning)
+        self.mark(id) == Some(Revoke::Terminate)
     }
 
-    /// Completes when the task is to end although it runs. Cancel safe.
+    /// Completes when a running task must end. Cancel safe.
     pub(super) async fn terminated(&self, id: &TaskId) {
-        let mut heard = self.heard.subscribe();
+        let mut terminated = self.terminated.watch(vec![id.clone()]);
         while !self.is_terminated(id) {
-            if heard.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
+            terminated.changed().await;
         }
     }
 
-    /// Takes in marks. One that says more than what was known of its task counts.
-    pub(super) fn note(&self, revocations: Vec<Revocation>) {
+    /// Adds marks. A mark never weakens an earlier one of the same task.
+    pub(super) fn add(&self, revocations: Vec<Revocation>) {
         let now = Instant::now();
+        let mut terminated = Vec::new();
         let mut marks = self.marks.write().unwrap_or_else(PoisonError::into_inner);
         for Revocation { id, revoke } in revocations {
-            let known = marks.by_id.get(&id).copied();
-            if known.is_none() {
+            let earlier = marks.by_id.get(&id).copied();
+            if earlier.is_none() {
                 marks.oldest_first.push_back((now, id.clone()));
             }
-            let revoke = known.map_or(revoke, |known| known.max(revoke));
+            let revoke = earlier.map_or(revoke, |earlier| earlier.max(revoke));
+            if revoke == Revoke::Terminate && earlier != Some(revoke) {
+                terminated.push(id.clone());
+            }
             marks.by_id.insert(id, revoke);
         }
-        let is_old = |(at, _): &(Instant, TaskId)| now.duration_since(*at) > REMEMBERED;
+        let is_old = |(at, _): &(Instant, TaskId)| now.duration_since(*at) > MARK_RETENTION;
         while marks.oldest_first.front().is_some_and(is_old) {
             if let Some((_, id)) = marks.oldest_first.pop_front() {
                 marks.by_id.remove(&id);
             }
         }
         drop(marks);
-        self.heard.send_modify(|heard| *heard += 1);
+        self.loaded.send_replace(true);
+        terminated.iter().for_each(|id| self.terminated.notify(id));
     }
 
     fn mark(&self, id: &TaskId) -> Option<Revoke> {
@@ -84,19 +89,21 @@ impl Revoked {
     }
 }
 
-/// Keeps `crew.revoked` up to date, until the store is closed.
-pub(super) fn follow(crew: &Arc<Crew>) {
-    let mut revocations = crew.backends.store.revocations();
-    let crew = Arc::clone(crew);
+/// Adds every mark that the store sends to `revoked`, until the store is closed.
+pub(super) fn follow(revoked: Arc<Revoked>, mut revocations: mpsc::Receiver<Vec<Revocation>>) {
     tokio::spawn(async move {
-        while let Some(heard) = revocations.recv().await {
-            crew.revoked.note(heard);
+        while let Some(marks) = revocations.recv().await {
+            revoked.add(marks);
         }
     });
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+
     use super::*;
 
     fn mark(id: &str, revoke: Revoke) -> Revocation {
@@ -104,18 +111,32 @@ mod tests {
     }
 
     #[test]
-    fn a_termination_is_not_taken_back_by_a_later_mark() {
+    fn a_later_mark_does_not_withdraw_a_termination() {
         let revoked = Revoked::default();
-        revoked.note(vec![mark("a", Revoke::EvenRunning), mark("a", Revoke::IfQueued)]);
+        revoked.add(vec![mark("a", Revoke::Terminate), mark("a", Revoke::IfQueued)]);
         assert!(revoked.is_terminated(&"a".into()));
-        revoked.note(vec![mark("b", Revoke::IfQueued)]);
+        revoked.add(vec![mark("b", Revoke::IfQueued)]);
         assert!(revoked.contains(&"b".into()) && !revoked.is_terminated(&"b".into()));
+    }
+
+    #[tokio::test]
+    async fn a_termination_wakes_its_own_run_only() {
+        let revoked = Revoked::default();
+        let (one, other) = (TaskId::from("a"), TaskId::from("b"));
+        let (mut of_one, mut of_other) =
+            (pin!(revoked.terminated(&one)), pin!(revoked.terminated(&other)));
+        assert!(poll!(of_one.as_mut()).is_pending() && poll!(of_other.as_mut()).is_pending());
+        revoked.add(vec![mark("a", Revoke::IfQueued)]);
+        assert!(poll!(of_one.as_mut()).is_pending());
+        revoked.add(vec![mark("a", Revoke::Terminate)]);
+        of_one.await;
+        assert!(poll!(of_other).is_pending());
     }
 
     #[test]
     fn many_marks_are_all_remembered() {
         let revoked = Revoked::default();
-        revoked.note((0..60_000).map(|n| mark(&n.to_string(), Revoke::IfQueued)).collect());
+        revoked.add((0..60_000).map(|n| mark(&n.to_string(), Revoke::IfQueued)).collect());
         let forgotten = (0..60_000).filter(|n| !revoked.contains(&n.to_string().into())).count();
         assert_eq!(forgotten, 0);
     }

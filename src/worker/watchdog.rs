@@ -1,6 +1,6 @@
-//! Names the task that blocks the async runtime.
+//! Logs the task that blocks the async runtime.
 //!
-//! Each poll of a handler leaves a note at its thread's seat; a plain thread looks at the seats, and
+//! Each poll of a handler records itself in a per-thread slot. A plain thread inspects the slots, and
 //! sleeps while nothing is polled.
 
 use std::pin::Pin;
@@ -14,55 +14,55 @@ use tracing::warn;
 
 use crate::protocol::Envelope;
 
-/// A poll longer than this is named.
-const TOO_LONG: Duration = Duration::from_millis(100);
+/// A poll longer than this is logged.
+const MAX_POLL: Duration = Duration::from_millis(100);
 
-static SEATS: Mutex<Vec<Weak<Seat>>> = Mutex::new(Vec::new());
-static WATCHING: OnceLock<Option<Thread>> = OnceLock::new();
-/// Something was polled since the last look.
+static SLOTS: Mutex<Vec<Weak<ThreadSlot>>> = Mutex::new(Vec::new());
+static WATCHDOG: OnceLock<Option<Thread>> = OnceLock::new();
+/// Whether a handler was polled since the last inspection.
 static POLLED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
-    static HERE: Arc<Seat> = Seat::new();
+    static CURRENT_SLOT: Arc<ThreadSlot> = ThreadSlot::new();
 }
 
-/// What one thread polls right now.
+/// The poll that one thread runs now.
 #[derive(Default)]
-struct Seat(Mutex<Option<Note>>);
+struct ThreadSlot(Mutex<Option<PollRecord>>);
 
-struct Note {
+struct PollRecord {
     since: Instant,
     task: Arc<Envelope>,
-    told: bool,
+    is_logged: bool,
 }
 
-impl Seat {
+impl ThreadSlot {
     fn new() -> Arc<Self> {
-        let seat = Arc::new(Self::default());
-        let mut seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner);
-        seats.retain(|seat| seat.strong_count() > 0);
-        seats.push(Arc::downgrade(&seat));
-        seat
+        let slot = Arc::new(Self::default());
+        let mut slots = SLOTS.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.push(Arc::downgrade(&slot));
+        slot
     }
 
-    fn note(&self, note: Option<Note>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    fn set(&self, record: Option<PollRecord>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = record;
     }
 
-    /// Says whether something is polled there.
-    fn look(&self) -> bool {
-        let mut note = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        note.as_mut().map(Note::tell).is_some()
+    /// Reports a poll that takes too long; returns whether one runs on the thread.
+    fn inspect(&self) -> bool {
+        let mut record = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        record.as_mut().map(PollRecord::report).is_some()
     }
 }
 
-impl Note {
+impl PollRecord {
     /// Warns, once, when the poll has taken too long by now.
-    fn tell(&mut self) {
-        if self.told || self.since.elapsed() <= TOO_LONG {
+    fn report(&mut self) {
+        if self.is_logged || self.since.elapsed() <= MAX_POLL {
             return;
         }
-        self.told = true;
+        self.is_logged = true;
         warn!(
             task.name = %self.task.name,
             task.id = %self.task.id,
@@ -71,22 +71,22 @@ impl Note {
     }
 }
 
-/// Starts the watching thread, once a process.
+/// Starts the watchdog thread, once per process.
 pub(super) fn start() {
-    WATCHING.get_or_init(|| {
+    WATCHDOG.get_or_init(|| {
         let thread = thread::Builder::new().name("countersign-watchdog".into()).spawn(watch);
         thread
             .map(|running| running.thread().clone())
-            .map_err(|error| warn!("no watchdog: {error}"))
+            .map_err(|error| warn!("cannot start the watchdog thread: {error}"))
             .ok()
     });
 }
 
 fn watch() {
     loop {
-        thread::sleep(TOO_LONG);
-        let seats = SEATS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let busy = seats.iter().filter_map(Weak::upgrade).filter(|seat| seat.look()).count();
+        thread::sleep(MAX_POLL);
+        let slots = SLOTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let busy = slots.iter().filter_map(Weak::upgrade).filter(|slot| slot.inspect()).count();
         if !POLLED.swap(false, Ordering::AcqRel) && busy == 0 {
             thread::park();
         }
@@ -96,9 +96,9 @@ fn watch() {
 fn wake() {
     if !POLLED.load(Ordering::Relaxed)
         && !POLLED.swap(true, Ordering::AcqRel)
-        && let Some(Some(watcher)) = WATCHING.get()
+        && let Some(Some(thread)) = WATCHDOG.get()
     {
-        watcher.unpark();
+        thread.unpark();
     }
 }
 
@@ -118,25 +118,26 @@ impl<F: Future + Unpin> Future for Watched<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let note = Note { since: Instant::now(), task: Arc::clone(&self.task), told: false };
-        let noted = HERE.try_with(|seat| {
-            seat.note(Some(note));
+        let record =
+            PollRecord { since: Instant::now(), task: Arc::clone(&self.task), is_logged: false };
+        let guard = CURRENT_SLOT.try_with(|slot| {
+            slot.set(Some(record));
             wake();
-            Leave(Arc::clone(seat))
+            ClearOnDrop(Arc::clone(slot))
         });
         let polled = Pin::new(&mut self.run).poll(cx);
-        drop(noted);
+        drop(guard);
         polled
     }
 }
 
-/// Takes the note away, also when the poll panics.
-struct Leave(Arc<Seat>);
+/// Removes the record, also when the poll panics.
+struct ClearOnDrop(Arc<ThreadSlot>);
 
-impl Drop for Leave {
+impl Drop for ClearOnDrop {
     fn drop(&mut self) {
-        // It may have come and gone between two looks.
-        self.0.look();
-        self.0.note(None);
+        // The poll may have begun and ended between two inspections.
+        self.0.inspect();
+        self.0.set(None);
     }
 }

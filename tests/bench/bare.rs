@@ -1,5 +1,5 @@
-//! What a good engineer would write by hand on lapin and redis for this one task: nothing lost in
-//! a crash, everything pipelined, and nothing that a fault of the network would ask for.
+//! The program to compare with: a good engineer's hand-written client and worker on lapin and redis for this
+//! one task. It loses nothing in a crash and pipelines everything, but does not handle network faults.
 
 use std::collections::HashMap;
 use std::env;
@@ -59,16 +59,18 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
             load::calls(count, callers, call).await?
         }
         Role::Streams { .. }
-        | Role::Park { .. }
+        | Role::Suspend { .. }
         | Role::Decide { .. }
         | Role::Cycle { .. }
+        | Role::Limited { .. }
+        | Role::Pools { .. }
         | Role::Race { .. }
-        | Role::Parked { .. }
+        | Role::Suspended { .. }
         | Role::Across { .. }
         | Role::Finish { .. }
         | Role::Pruned
         | Role::Embedded { .. } => {
-            return Err("a bare loop has neither streams nor approvals".into());
+            return Err("a bare loop has neither streams nor approvals nor limits".into());
         }
         Role::Waiters { queue, count } => {
             let caller = Caller::connect(queue).await?;
@@ -145,7 +147,7 @@ pub(crate) fn task_id() -> String {
     Uuid::new_v4().to_string()
 }
 
-/// Publishes tasks as a Celery client does, and waits for each confirm.
+/// Publishes tasks in the format of a Celery client, and waits for each confirm.
 pub(crate) struct Producer {
     _connection: Connection,
     channel: Channel,
@@ -184,7 +186,7 @@ impl Producer {
     }
 }
 
-/// The third part of a body: what follows the task. Nothing does.
+/// The third part of a body, the callbacks. This task has none.
 #[derive(Default, Serialize)]
 struct Embed {
     callbacks: Option<()>,
@@ -193,7 +195,7 @@ struct Embed {
     chord: Option<()>,
 }
 
-/// Enqueues tasks and hears of their results on a channel of its own.
+/// Enqueues tasks and receives their results on its own pub/sub channel.
 struct Caller {
     producer: Producer,
     reply_to: String,

@@ -1,4 +1,4 @@
-//! What is measured: one function a case, the same for every side.
+//! The measurements: one function for each case, the same for every side.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,36 +17,44 @@ const DRAIN_CONCURRENCY: usize = 256;
 const SLEEP_CONCURRENCY: usize = 500;
 const STREAMS: usize = 64;
 const DECIDERS: usize = 50;
+/// Suspended tasks whose claims are renewed, and callers that read large results.
+const CLAIMS: usize = 200;
+const READERS: usize = 32;
 const SLEEP: Duration = Duration::from_millis(10);
-/// An idle worker is looked at once it has been idle for so long.
+/// A process is measured after it has been idle for this time.
 const SETTLED: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Case {
-    /// Tasks that do nothing, from a full queue: stored, published, acked
+    /// Tasks that do nothing, run from a full queue: result stored, result published, message acked
     Drain,
-    /// Tasks that sleep for 10 ms, 500 at a time
+    /// Tasks that sleep for 10 ms, run 500 at a time
     Sleep,
-    /// Sending tasks: confirmed one by one, and with 64 on their way
+    /// Enqueuing tasks: confirmed one by one, and with 64 unconfirmed publishes
     Enqueue,
-    /// From a call to its result: one caller, and 200
+    /// Time from a call to its result: one caller, and 200 callers
     Roundtrip,
-    /// A worker with nothing to do, and how soon it does its first task
+    /// A worker without tasks, and the time until its first task ends
     Idle,
     /// A client that waits for 100,000 results
     Waiters,
     /// Streams of 64 tasks, one of them followed
     Stream,
-    /// Tasks that wait for a decision: parked, resumed, and raced for
-    Park,
+    /// Tasks that wait for a decision: suspension, resumption, and many deciders for one request
+    #[value(alias = "park")]
+    Suspend,
+    /// A backlog of a type with a rate limit of 200/s, and tasks of another type behind it
+    Limited,
+    /// Renewals of leases while other callers read large results, with and without the pool
+    Pools,
     /// One database instead of servers: on disk, and in memory
     Embedded,
-    /// What one file holds: parked tasks, results; and two processes on it
+    /// One SQLite file: suspended tasks, the deletion of results, and two processes that share it
     Database,
 }
 
-/// How much is done for each number.
+/// The size of each measurement.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Sizes {
     drain: usize,
@@ -57,8 +65,11 @@ pub(crate) struct Sizes {
     idle_s: u64,
     waiters: usize,
     entries: usize,
-    parked: usize,
+    suspended: usize,
     races: usize,
+    backlog: usize,
+    behind: usize,
+    renewals: usize,
     embedded: usize,
     held: usize,
     finished: usize,
@@ -75,8 +86,11 @@ impl Sizes {
         idle_s: 10,
         waiters: 100_000,
         entries: 3_000,
-        parked: 10_000,
+        suspended: 10_000,
         races: 2_000,
+        backlog: 5_000,
+        behind: 500,
+        renewals: 10,
         embedded: 100_000,
         held: 100_000,
         finished: 1_000_000,
@@ -91,8 +105,11 @@ impl Sizes {
         idle_s: 3,
         waiters: 10_000,
         entries: 500,
-        parked: 1_000,
+        suspended: 1_000,
         races: 100,
+        backlog: 1_000,
+        behind: 100,
+        renewals: 2,
         embedded: 10_000,
         held: 2_000,
         finished: 20_000,
@@ -101,13 +118,19 @@ impl Sizes {
 }
 
 impl Case {
-    /// The others have no counterpart to what they do not have.
+    /// Whether a side has the features that this case measures.
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
             Side::Ours => true,
-            Side::Bare => {
-                !matches!(self, Self::Stream | Self::Park | Self::Embedded | Self::Database)
-            }
+            Side::Bare => !matches!(
+                self,
+                Self::Stream
+                    | Self::Suspend
+                    | Self::Limited
+                    | Self::Pools
+                    | Self::Embedded
+                    | Self::Database
+            ),
             Side::Celery | Side::Dramatiq => {
                 matches!(self, Self::Drain | Self::Enqueue | Self::Roundtrip)
             }
@@ -134,7 +157,17 @@ impl Case {
             }
             Self::Idle => bench.idle(side, &queue).await?,
             Self::Waiters => bench.wait(side, &queue).await?,
-            Self::Park => bench.park(side, &queue).await?,
+            Self::Suspend => bench.suspend(side, &queue).await?,
+            Self::Limited => {
+                let worker = bench.worker(side, &queue, 16)?;
+                let (backlog, behind) = (sizes.backlog, sizes.behind);
+                let role = Role::Limited { queue: queue.clone(), backlog, behind };
+                let mut numbers = Process::start(side, &role)?.numbers().await?;
+                numbers.insert("cpu_s".to_owned(), worker.usage().cpu_s);
+                worker.end().await?;
+                numbers
+            }
+            Self::Pools => bench.pools().await?,
             Self::Embedded => bench.embedded(side).await?,
             Self::Database => bench.database(&queue).await?,
             Self::Stream => {
@@ -151,7 +184,7 @@ impl Case {
     }
 }
 
-/// A fresh folder on a disk: the one for temporary files may be memory.
+/// Creates a folder on a disk. The folder for temporary files may be in memory.
 fn scratch() -> Result<std::path::PathBuf> {
     let folder = std::env::current_dir()?.join(format!("target/bench-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -166,7 +199,7 @@ fn named(part: &str, numbers: Numbers) -> impl Iterator<Item = (String, f64)> {
     numbers.into_iter().map(move |(name, number)| (format!("{part}_{name}"), number))
 }
 
-/// The servers, and how much is done on them.
+/// The servers, and the size of the measurements on them.
 pub(crate) struct Bench {
     pub(crate) servers: Servers,
     pub(crate) sizes: Sizes,
@@ -178,7 +211,7 @@ impl Bench {
         Process::start(side, &Role::Worker { queue: queue.to_owned(), concurrency })
     }
 
-    /// Counted from the first result to the last, so that a start costs nothing.
+    /// Measures from the first result to the last, so that the start of the worker does not count.
     async fn drain(
         &self,
         side: Side,
@@ -188,7 +221,7 @@ impl Bench {
     ) -> Result<Numbers> {
         let count = self.sizes.drain;
         match side {
-            // Its messages are of its own kind.
+            // Dramatiq has its own message format.
             Side::Dramatiq => drop(self.enqueue(side, queue, count, 1).await?),
             _ => self.servers.fill(queue, count, &self.payload, pause).await?,
         }
@@ -209,7 +242,7 @@ impl Bench {
         ]))
     }
 
-    /// Waits until so many results are stored; answers with how many there are then.
+    /// Waits until at least `count` results are stored, and returns their number.
     async fn stored(&self, count: usize) -> Result<usize> {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
@@ -243,6 +276,22 @@ impl Bench {
         Process::start(side, &role)?.numbers().await
     }
 
+    /// Measures the same with and without the pool of connections for reads.
+    async fn pools(&self) -> Result<Numbers> {
+        let role = Role::Pools { claims: CLAIMS, callers: READERS, rounds: self.sizes.renewals };
+        let mut numbers = Numbers::new();
+        for (name, size) in [("shared", "0"), ("pooled", "4")] {
+            let env = [("COUNTERSIGN_STORE_POOL_SIZE", size)];
+            numbers.extend(named(name, Process::start_with(&env, &role)?.numbers().await?));
+        }
+        if let (Some(pooled), Some(shared)) =
+            (numbers.get("pooled_p99_ms"), numbers.get("shared_p99_ms"))
+        {
+            numbers.insert("share".to_owned(), pooled / shared);
+        }
+        Ok(numbers)
+    }
+
     async fn embedded(&self, side: Side) -> Result<Numbers> {
         let folder = scratch()?;
         let file = format!("sqlite:{}/bench.db", folder.display());
@@ -267,7 +316,7 @@ impl Bench {
         Ok(numbers)
     }
 
-    /// Two processes on one file, and then many tasks parked in it.
+    /// Measures two processes on one file, and then many tasks that are suspended in it.
     async fn held(&self, file: &Path, queue: &str) -> Result<Numbers> {
         let url = format!("sqlite:{}", file.display());
         let play = async |role| Process::start_on(&url, &role)?.numbers().await;
@@ -275,15 +324,15 @@ impl Bench {
         let worker = Process::start_on(&url, &role)?;
         let queue = || queue.to_owned();
         let mut numbers = play(Role::Across { queue: queue(), count: self.sizes.across }).await?;
-        // A worker keeps the memory that a burst has needed.
+        // A worker keeps the memory that a burst needed, so one burst runs before the measurement.
         let (held, warm_up) = (0..self.sizes.held, self.sizes.held..self.sizes.held * 6 / 5);
-        play(Role::Park { queue: queue(), numbers: warm_up.clone() }).await?;
-        play(Role::Parked { queue: queue(), numbers: warm_up.clone() }).await?;
+        play(Role::Suspend { queue: queue(), numbers: warm_up.clone() }).await?;
+        play(Role::Suspended { queue: queue(), numbers: warm_up.clone() }).await?;
         play(Role::Decide { queue: queue(), numbers: warm_up }).await?;
         sleep(SETTLED).await;
         let before = (worker.usage().rss_mib, mebibytes(file)?);
-        play(Role::Park { queue: queue(), numbers: held.clone() }).await?;
-        play(Role::Parked { queue: queue(), numbers: held }).await?;
+        play(Role::Suspend { queue: queue(), numbers: held.clone() }).await?;
+        play(Role::Suspended { queue: queue(), numbers: held }).await?;
         sleep(SETTLED).await;
         let after = (worker.usage().rss_mib, mebibytes(file)?);
         worker.end().await?;
@@ -323,25 +372,26 @@ impl Bench {
         ]))
     }
 
-    /// Parks many tasks, restarts their worker, decides all of them, and then some one by one.
-    async fn park(&self, side: Side, queue: &str) -> Result<Numbers> {
-        let count = self.sizes.parked;
+    /// Measures resumption, first task by task, then of many tasks: suspends them, restarts their worker,
+    /// and decides all of them. Then lets deciders race.
+    async fn suspend(&self, side: Side, queue: &str) -> Result<Numbers> {
+        let count = self.sizes.suspended;
         let worker = self.worker(side, queue, DRAIN_CONCURRENCY)?;
-        // The first park makes the queues of the delay ladder.
+        // The first suspension declares the queues of delayed delivery.
         let cycle = Role::Cycle { queue: queue.to_owned() };
         let mut numbers = Process::start(side, &cycle)?.numbers().await?;
-        // As many at a time as later: a worker keeps the memory that a burst has needed.
+        // As many at a time as in the measurement: a worker keeps the memory that a burst needed.
         let (queue, warm_up) = (queue.to_owned(), count..count + count / 5);
-        let park = Role::Park { queue: queue.clone(), numbers: warm_up.clone() };
-        Process::start(side, &park)?.numbers().await?;
+        let suspending = Role::Suspend { queue: queue.clone(), numbers: warm_up.clone() };
+        Process::start(side, &suspending)?.numbers().await?;
         self.all_parked(warm_up.len()).await?;
         let decide = Role::Decide { queue: queue.clone(), numbers: warm_up };
         Process::start(side, &decide)?.numbers().await?;
         sleep(SETTLED).await;
         let before = worker.usage();
         let begun = Instant::now();
-        let park = Role::Park { queue: queue.clone(), numbers: 0..count };
-        Process::start(side, &park)?.numbers().await?;
+        let suspending = Role::Suspend { queue: queue.clone(), numbers: 0..count };
+        Process::start(side, &suspending)?.numbers().await?;
         self.all_parked(count).await?;
         let park_s = begun.elapsed().as_secs_f64();
         sleep(SETTLED).await;
@@ -351,28 +401,28 @@ impl Bench {
         let decide = Role::Decide { queue, numbers: 0..count };
         let decided = Process::start(side, &decide)?.numbers().await?;
         let resume_s = decided.get("resume_s").copied().unwrap_or(f64::NAN);
-        let race = Role::Race { questions: self.sizes.races, deciders: DECIDERS };
+        let race = Role::Race { requests: self.sizes.races, deciders: DECIDERS };
         numbers.extend(Process::start(side, &race)?.numbers().await?);
         worker.end().await?;
         numbers.extend(decided);
         numbers.insert("park_s".to_owned(), park_s);
         numbers.insert("cycles".to_owned(), count as f64 / (park_s + resume_s));
-        numbers.insert("parked_mib".to_owned(), after.rss_mib - before.rss_mib);
+        numbers.insert("suspended_mib".to_owned(), after.rss_mib - before.rss_mib);
         Ok(numbers)
     }
 
     async fn all_parked(&self, count: usize) -> Result<()> {
         let (mut seen, mut since) = (0, Instant::now());
         loop {
-            let parked = self.servers.open_questions().await?;
-            if parked == count {
+            let suspended = self.servers.open_requests().await?;
+            if suspended == count {
                 return Ok(());
             }
-            if parked > seen {
-                (seen, since) = (parked, Instant::now());
+            if suspended > seen {
+                (seen, since) = (suspended, Instant::now());
             }
             if since.elapsed() > STUCK {
-                return Err(format!("no task was parked after {parked} of {count}").into());
+                return Err(format!("no task was suspended after {suspended} of {count}").into());
             }
             sleep(LOOK).await;
         }

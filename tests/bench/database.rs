@@ -1,37 +1,38 @@
-//! What one file holds, and how soon two processes on it hear of each other.
+//! Measures one database file: the data that it holds, and the latency between two processes that share it.
 
 use std::time::{Duration, Instant};
 
-use countersign::backend::Finish;
+use countersign::backend::StoreResult;
 use countersign::protocol::Document;
 use countersign::{ApprovalId, Client, TaskId};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::ask::QUESTION;
+use crate::approve::APPROVAL;
 use crate::role::{Numbers, Result};
 use crate::speak::{Speak, now};
 use crate::work::Work;
 
-/// Results that are stored at a time: they share a transaction.
+/// The number of results that are stored at a time, so that they share a transaction.
 const AT_ONCE: usize = 512;
-/// Between two tasks, so that nobody expects the second one.
+/// The pause between two tasks, so that no process expects the second one.
 const PAUSE: Duration = Duration::from_millis(70);
-/// How soon is looked again whether a task is parked.
+/// The interval between two checks whether a task is suspended.
 const LOOK: Duration = Duration::from_millis(5);
-/// How long a file that is being pruned is written to.
+/// The duration of the writes to a file from which expired results are deleted.
 const PRUNED_FOR: Duration = Duration::from_secs(20);
 
-/// Waits until every task of a batch is parked.
+/// Waits until every task of a batch is suspended.
 pub(crate) async fn all_parked(client: &Client, ids: impl Iterator<Item = TaskId>) -> Result<()> {
     for id in ids {
-        while client.approval(&ApprovalId::of(&id, QUESTION, 0)).await.is_err() {
+        while client.approval(&ApprovalId::of(&id, APPROVAL, 0)).await.is_err() {
             tokio::time::sleep(LOOK).await;
         }
     }
     Ok(())
 }
 
-/// Tasks that another process runs: how soon it has each, and how soon this one has its result.
+/// Enqueues tasks that another process runs. Measures the time until that process starts each task, and the
+/// time until this process has the result.
 pub(crate) async fn across(client: &Client, queue: &str, count: usize) -> Result<Numbers> {
     let (mut there, mut back) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for _ in 0..count {
@@ -52,7 +53,7 @@ pub(crate) async fn across(client: &Client, queue: &str, count: usize) -> Result
     ]))
 }
 
-/// Stores results of so many tasks.
+/// Stores the results of `count` tasks.
 pub(crate) async fn finish_all(client: &Client, count: usize) -> Result<Numbers> {
     let store = &client.backends().store;
     let finish = |_| async {
@@ -61,20 +62,20 @@ pub(crate) async fn finish_all(client: &Client, count: usize) -> Result<Numbers>
             r#"{{"status":"SUCCESS","result":3,"traceback":null,"children":[],"date_done":null,"task_id":"{id}"}}"#
         );
         let document = Document::parse(id, json.into())?;
-        store.finish(Finish { document, reply_to: None, received: None }).await.map(drop)
+        store.store_result(StoreResult { document, reply_to: None, received: None }).await.map(drop)
     };
     stream::iter(0..count).map(finish).buffer_unordered(AT_ONCE).try_collect::<()>().await?;
     Ok(Numbers::new())
 }
 
-/// Writes to a file whose results are being forgotten; `opened_s` is how long opening it took.
+/// Writes to a file while expired results are deleted. `opened` is the time that opening the file took.
 pub(crate) async fn pruned(client: &Client, opened: Duration) -> Result<Numbers> {
     let (begun, mut longest, mut written) = (Instant::now(), Duration::ZERO, 0);
     while begun.elapsed() < PRUNED_FOR {
-        let asked = Instant::now();
+        let begun = Instant::now();
         let task = Work { payload: String::new(), pause_ms: 0 };
         client.enqueue(task).queue("pruned").await?;
-        longest = longest.max(asked.elapsed());
+        longest = longest.max(begun.elapsed());
         written += 1;
     }
     Ok(Numbers::from([

@@ -1,42 +1,42 @@
-//! Our side's deciders: of tasks that are parked, and of questions that many race for.
+//! Countersign's deciders: for suspended tasks, and for requests that many deciders decide at once.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use countersign::approval::Answer;
-use countersign::{ApprovalId, Client, Question, TaskId};
+use countersign::approval::DecideResult;
+use countersign::{ApprovalId, ApprovalRequest, Client, TaskId};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
-use crate::ask::{Ask, QUESTION};
+use crate::approve::{APPROVAL, NeedsApproval};
 use crate::role::{Numbers, Result};
 use crate::speak::now;
 
-/// Tasks that are enqueued, or decided, at a time.
+/// The number of tasks that are enqueued at a time; four times as many are decided at a time.
 const IN_FLIGHT: usize = 64;
-/// Cycles of one task at a time, before the first that counts and in all.
+/// Cycles of one task at a time: those before the first that counts, and those that count.
 const WARM_UP: usize = 20;
 const CYCLES: usize = 300;
-/// How soon a question that is not there yet is looked for again.
+/// The interval between two lookups of a request that does not exist yet.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// The ids of a batch are known to whoever knows its queue.
+/// Derives the id of a task from its queue, so that other processes know the ids of a batch.
 fn id(queue: &str, number: usize) -> TaskId {
     TaskId::from(format!("{queue}-{number}"))
 }
 
-/// The tasks of a batch.
+/// Returns the ids of the tasks of a batch.
 pub(crate) fn ids(queue: &str, numbers: Range<usize>) -> impl Iterator<Item = TaskId> {
     numbers.map(move |number| id(queue, number))
 }
 
-pub(crate) async fn park_all(
+pub(crate) async fn suspend_all(
     client: &Client,
     queue: &str,
     numbers: Range<usize>,
 ) -> Result<Numbers> {
     let enqueue = |number| async move {
-        client.enqueue(Ask {}).queue(queue).id(id(queue, number)).await.map(drop)
+        client.enqueue(NeedsApproval {}).queue(queue).id(id(queue, number)).await.map(drop)
     };
     stream::iter(numbers).map(enqueue).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
     Ok(Numbers::new())
@@ -61,29 +61,29 @@ pub(crate) async fn decide_all(
 }
 
 async fn approve(client: &Client, task: &TaskId) -> Result<()> {
-    let asked = client.approval(&ApprovalId::of(task, QUESTION, 0)).await?;
-    match client.decide(&asked.approve("bench")).await? {
-        Answer::Applied => Ok(()),
+    let request = client.approval(&ApprovalId::of(task, APPROVAL, 0)).await?;
+    match client.decide(&request.approve("bench")).await? {
+        DecideResult::Applied => Ok(()),
         other => Err(format!("task {task}: {other:?}").into()),
     }
 }
 
-/// From a decision to the handler that has it, one task after the other.
+/// Measures the time from a decision until the handler has it, one task after the other.
 pub(crate) async fn cycle(client: &Client, queue: &str) -> Result<Numbers> {
     let mut latencies = Vec::with_capacity(CYCLES);
     for number in 0..WARM_UP + CYCLES {
-        let handle = client.enqueue(Ask {}).queue(queue).await?;
-        let question = ApprovalId::of(handle.id(), QUESTION, 0);
-        let asked = loop {
-            match client.approval(&question).await {
-                Ok(asked) => break asked,
+        let handle = client.enqueue(NeedsApproval {}).queue(queue).await?;
+        let request = ApprovalId::of(handle.id(), APPROVAL, 0);
+        let request = loop {
+            match client.approval(&request).await {
+                Ok(request) => break request,
                 Err(_) => tokio::time::sleep(LOOK).await,
             }
         };
-        // Its message is acked by then, and nothing of the park is under way any more.
+        // By then the task's message is acked, and its suspension is complete.
         tokio::time::sleep(LOOK * 20).await;
         let decided = now();
-        client.decide(&asked.approve("bench")).await?;
+        client.decide(&request.approve("bench")).await?;
         let resumed = handle.result().await?;
         if number >= WARM_UP {
             latencies.push(resumed.saturating_sub(decided));
@@ -100,30 +100,32 @@ pub(crate) async fn cycle(client: &Client, queue: &str) -> Result<Numbers> {
     ]))
 }
 
-/// So many deciders at once on each of so many questions: one wins, and the others are told who.
-pub(crate) async fn race(client: &Client, questions: usize, deciders: usize) -> Result<Numbers> {
+/// Lets `deciders` decide each of `requests` requests at once. One decision wins; the results of the others
+/// name its decider.
+pub(crate) async fn race(client: &Client, requests: usize, deciders: usize) -> Result<Numbers> {
     let begun = Instant::now();
-    for number in 0..questions {
-        let requested = client.request_approval(Question::new(format!("Race {number}?"))).await?;
-        let asked = client.approval(requested.id()).await?;
+    for number in 0..requests {
+        let requested =
+            client.request_approval(ApprovalRequest::new(format!("Race {number}?"))).await?;
+        let request = client.approval(requested.id()).await?;
         let names: Vec<String> = (0..deciders).map(|decider| format!("d{decider}")).collect();
-        let decisions: Vec<_> = names.iter().map(|name| asked.approve(name)).collect();
+        let decisions: Vec<_> = names.iter().map(|name| request.approve(name)).collect();
         let answers = join_all(decisions.iter().map(|decision| client.decide(decision))).await;
         let answers = answers.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
         let mut winners =
-            answers.iter().zip(&names).filter(|(answer, _)| **answer == Answer::Applied);
+            answers.iter().zip(&names).filter(|(answer, _)| **answer == DecideResult::Applied);
         let (Some((_, winner)), None) = (winners.next(), winners.next()) else {
-            return Err(format!("question {number} has not one winner").into());
+            return Err(format!("request {number} does not have one winner").into());
         };
-        let is_told = |answer: &Answer| match answer {
-            Answer::Applied => true,
-            Answer::AlreadyDecided { by, .. } => by == winner,
+        let is_told = |answer: &DecideResult| match answer {
+            DecideResult::Applied => true,
+            DecideResult::AlreadyDecided { by, .. } => by == winner,
             _ => false,
         };
         if let Some(other) = answers.iter().find(|answer| !is_told(answer)) {
-            return Err(format!("question {number}: a loser was told {other:?}").into());
+            return Err(format!("request {number}: a loser got {other:?}").into());
         }
     }
-    let rate = (questions * deciders) as f64 / begun.elapsed().as_secs_f64();
+    let rate = (requests * deciders) as f64 / begun.elapsed().as_secs_f64();
     Ok(Numbers::from([("race_rate".to_owned(), rate)]))
 }

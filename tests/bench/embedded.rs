@@ -1,8 +1,8 @@
-//! One database instead of servers: client and worker in one process, as a small service has them.
+//! One database instead of servers: client and worker run in one process, as in a small service.
 
 use std::time::Instant;
 
-use countersign::{Client, Config, Context, Policy, TaskResult, Worker};
+use countersign::{Client, Config, Context, TaskResult, Worker};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
 
@@ -12,7 +12,7 @@ use crate::work::Work;
 const CALLERS: usize = 64;
 const QUEUE: &str = "bench";
 
-/// Enqueues so many tasks, runs them, and waits for their results.
+/// Enqueues `count` tasks, runs them, and waits for their results.
 pub(crate) async fn play(url: &str, count: usize, payload: &str) -> Result<Numbers> {
     let client = Client::connect(&Config::embedded(url)?).await?;
     let begun = Instant::now();
@@ -26,7 +26,7 @@ pub(crate) async fn play(url: &str, count: usize, payload: &str) -> Result<Numbe
 
     let worker = Worker::new(&client).queue(QUEUE).concurrency(CALLERS).prefetch(512);
     let work = |_: Context, task: Work| async move { TaskResult::Ok(task.perform().await) };
-    let worker = worker.handle(work, Policy::default());
+    let worker = worker.handle(work);
     let (stop, stopped) = oneshot::channel::<()>();
     let begun = Instant::now();
     let working = tokio::spawn(worker.run(async {

@@ -1,4 +1,4 @@
-//! The same load for both sides: what differs is the closure that sends or calls.
+//! The same load for both sides. They differ only in the closure that sends or calls.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 
 use crate::role::{Numbers, Result};
 
-/// Calls before the first that counts: connections are open then, and code is in memory.
+/// Calls before the first that counts. They open the connections and load the code into memory.
 const WARM_UP: usize = 200;
 
 /// Sends `count` tasks with `in_flight` of them unconfirmed at a time.
@@ -31,7 +31,7 @@ where
     sent.try_collect().await
 }
 
-/// Lets `callers` make `count` calls between them.
+/// Makes `count` calls, split between `callers` concurrent callers.
 pub(crate) async fn calls<F, Called>(count: usize, callers: usize, call: F) -> Result<Numbers>
 where
     F: Fn() -> Called + Clone + Send + 'static,

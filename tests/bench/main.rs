@@ -1,14 +1,17 @@
-//! Measures Countersign beside a bare loop on lapin and redis, on the same servers and in turns.
+//! Measures Countersign and a bare loop on lapin and redis, on the same servers and in turns.
 //! `ops/bench` builds it and starts the servers.
 
-mod ask;
+mod approve;
+mod backlog;
 mod bare;
 mod cases;
 mod database;
 mod decide;
 mod embedded;
+mod limited;
 mod load;
 mod ours;
+mod pools;
 mod process;
 mod report;
 mod role;
@@ -29,26 +32,26 @@ use role::{Result, Role, Side};
 use serde_json::json;
 use servers::Servers;
 
-/// Measures Countersign beside a bare loop on lapin and redis, on the same servers and in turns.
+/// Measures Countersign and a bare loop on lapin and redis, on the same servers and in turns.
 #[derive(Debug, Parser)]
 #[command(name = "ops/bench", after_help = EXAMPLES)]
 struct Options {
-    /// What to measure [default: everything]
+    /// The cases to measure [default: all]
     #[arg(value_enum)]
     cases: Vec<Case>,
-    /// Small sizes: a look, no measurement
+    /// Use small sizes, for a quick look; the numbers are no measurement
     #[arg(long)]
     quick: bool,
-    /// How often each is measured; the median counts
+    /// The number of times that each case is measured; the table shows the median
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Measure Celery and Dramatiq too (drain, enqueue, roundtrip)
     #[arg(long)]
     peers: bool,
-    /// Write every number of every round here, as JSON lines
+    /// Write every number of every round to this file, as JSON lines
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Exit with 1 when a target was missed
+    /// Exit with code 1 if a target was missed
     #[arg(long)]
     check: bool,
 }
@@ -57,8 +60,9 @@ const EXAMPLES: &str = "Examples:
   ops/bench                          everything, about six minutes
   ops/bench drain enqueue --quick    two cases, small
   ops/bench --peers --json all.json  Celery and Dramatiq too, every number kept
+  ops/bench build [dev|user]         cold builds: `countersign dev` of a new clone, a user's crate
 
-The table is on standard output, what runs on standard error. Nothing else should run meanwhile.";
+The table is on standard output, what runs on standard error. Run nothing else on the machine.";
 
 fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
@@ -78,7 +82,7 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(70)
 }
 
-/// On a thread of the runtime, where a service's requests and a worker's tasks run too.
+/// Runs a role on a thread of the runtime, as a service's requests and a worker's tasks run.
 async fn play(side: &str, role: &str) -> Result<()> {
     let role: Role = serde_json::from_str(role)?;
     match Side::from_str(side, false)? {
@@ -88,7 +92,7 @@ async fn play(side: &str, role: &str) -> Result<()> {
     }
 }
 
-/// About 256 bytes of arguments with what is around it.
+/// Makes about 256 bytes of arguments, JSON syntax included.
 fn payload() -> String {
     "x".repeat(220)
 }
@@ -127,15 +131,15 @@ async fn measure(options: Options) -> Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What the numbers depend on.
+/// Returns the setup that the numbers depend on.
 async fn set_up(bench: &Bench) -> Result<serde_json::Value> {
     let (rabbitmq, redis) = bench.servers.versions().await?;
-    let said = |name| env::var(name).unwrap_or_else(|_| "unknown".to_owned());
+    let variable = |name| env::var(name).unwrap_or_else(|_| "unknown".to_owned());
     Ok(json!({
         "command": env::args().skip(1).fold("ops/bench".to_owned(), |all, one| all + " " + &one),
-        "commit": said("BENCH_COMMIT"),
+        "commit": variable("BENCH_COMMIT"),
         "cores": std::thread::available_parallelism()?.get(),
-        "rustc": said("BENCH_RUSTC"),
+        "rustc": variable("BENCH_RUSTC"),
         "rabbitmq": rabbitmq,
         "redis": redis,
         "lapin crate": locked("lapin"),
@@ -144,7 +148,7 @@ async fn set_up(bench: &Bench) -> Result<serde_json::Value> {
     }))
 }
 
-/// The version of a crate that this was built with.
+/// Returns the version of a crate that this program was built with.
 fn locked(name: &str) -> &'static str {
     let entry = format!("name = \"{name}\"\nversion = \"");
     let lock = include_str!("../../Cargo.lock");

@@ -1,4 +1,4 @@
-//! Our side's client. Our worker is a binary of its own: `worker.rs`.
+//! Countersign's client. The worker is a separate binary: `worker.rs`.
 
 use std::time::Instant;
 
@@ -8,9 +8,9 @@ use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use crate::role::{Numbers, Result, Role};
 use crate::speak::{Speak, now};
 use crate::work::Work;
-use crate::{database, decide, embedded, load};
+use crate::{backlog, database, decide, embedded, load, pools};
 
-/// Enqueued at a time while waits are being set up.
+/// The number of concurrent enqueues while the waits are set up.
 const IN_FLIGHT: usize = 64;
 
 pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
@@ -45,15 +45,21 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
         Role::Streams { queue, tasks, entries } => {
             stream_all(&client, &queue, tasks, entries).await?
         }
-        Role::Park { queue, numbers } => decide::park_all(&client, &queue, numbers).await?,
+        Role::Suspend { queue, numbers } => decide::suspend_all(&client, &queue, numbers).await?,
         Role::Decide { queue, numbers } => decide::decide_all(&client, &queue, numbers).await?,
         Role::Cycle { queue } => decide::cycle(&client, &queue).await?,
-        Role::Race { questions, deciders } => decide::race(&client, questions, deciders).await?,
-        Role::Parked { queue, numbers } => {
+        Role::Race { requests, deciders } => decide::race(&client, requests, deciders).await?,
+        Role::Suspended { queue, numbers } => {
             database::all_parked(&client, decide::ids(&queue, numbers)).await?;
             Numbers::new()
         }
         Role::Across { queue, count } => database::across(&client, &queue, count).await?,
+        Role::Limited { queue, backlog, behind } => {
+            backlog::play(&client, &queue, backlog, behind).await?
+        }
+        Role::Pools { claims, callers, rounds } => {
+            pools::play(&client, claims, callers, rounds).await?
+        }
         Role::Finish { count } => database::finish_all(&client, count).await?,
         Role::Pruned => database::pruned(&client, opened).await?,
         Role::Waiters { queue, count } => return wait(&client, &queue, count).await,
@@ -74,16 +80,16 @@ async fn wait(client: &Client, queue: &str, count: usize) -> Result<()> {
     }
     drop(enqueued);
     tokio::pin!(waits);
-    // The first poll begins every wait, and none of them ends.
+    // The first poll starts every wait. None of them ends, since no worker runs the tasks.
     if futures_util::poll!(waits.next()).is_ready() {
-        return Err("a task came to an end that nobody runs".into());
+        return Err("a task ended that was not started".into());
     }
     print(&Numbers::from([("waiting".to_owned(), count as f64)]));
     waits.next().await;
     Ok(())
 }
 
-/// Follows one of many tasks that write as fast as they can.
+/// Runs tasks that write to their streams as fast as they can, and follows one of them.
 async fn stream_all(client: &Client, queue: &str, tasks: usize, entries: usize) -> Result<Numbers> {
     let speak = |_| client.enqueue(Speak { entries }).queue(queue);
     let handles: Vec<_> = client.enqueue_all((0..tasks).map(speak)).await;

@@ -1,8 +1,8 @@
-"""Celery and Dramatiq in the parts that the bench gives to its child processes.
+"""Celery and Dramatiq in the roles of the bench's child processes.
 
   peers.py celery|dramatiq ROLE      ROLE is JSON, as in role.rs
 
-A worker works until SIGTERM; the others print their numbers as one line of JSON.
+A worker runs until SIGTERM; the others print their numbers as one line of JSON.
 """
 import json
 import os
@@ -72,7 +72,7 @@ def dramatiq_actor(queue):
 
 
 def dramatiq_worker(queue):
-    """Its command line imports a module: this file, as `peers`, with the queue in the environment."""
+    """Dramatiq's command line imports this file as `peers`; the environment names the queue."""
     folder = os.path.dirname(os.path.abspath(__file__))
     os.environ.update(BENCH_QUEUE=queue, PYTHONPATH=folder)
     os.execv(sys.executable, [
@@ -91,7 +91,7 @@ def dramatiq_client(queue):
 
 
 def enqueue(send, count, in_flight):
-    """Neither has a window of confirms: what is in flight is in so many threads."""
+    """Neither client has a window of confirms, so each of `in_flight` threads has one publish in flight."""
     return {"rate": calls(send, lambda sent: None, count, in_flight, warm_up=0)["rate"]}
 
 

@@ -1,4 +1,4 @@
-//! A measured child process: its start, its one line of numbers, what it used, its end.
+//! A measured child process: its start, its one line of numbers, its resource usage, its end.
 
 use std::env;
 use std::fs;
@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 use crate::role::{Numbers, Result, Role, Side};
 
-/// How long any child may take to say its numbers, or to end.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// In a database, so that there is something to forget.
+/// The time limit for a child to print its numbers, and to end.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// The retention of results in a database, short so that there are expired results to delete.
 const RESULTS_KEPT: &str = "60s";
 
 pub(crate) struct Process {
@@ -22,7 +22,7 @@ pub(crate) struct Process {
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-/// What a process and all below it have used.
+/// The resources that a process and its descendants have used.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Usage {
     pub(crate) cpu_s: f64,
@@ -35,11 +35,18 @@ impl Process {
         Self::spawn(command(side, role)?)
     }
 
-    /// With this database instead of the servers.
+    /// Starts a child of Countersign that uses this database instead of the servers.
     pub(crate) fn start_on(url: &str, role: &Role) -> Result<Self> {
         let mut command = command(Side::Ours, role)?;
         command.env("COUNTERSIGN_BROKER_URL", url).env("COUNTERSIGN_STORE_URL", url);
         command.env("COUNTERSIGN_STORE_RESULT_EXPIRES", RESULTS_KEPT);
+        Self::spawn(command)
+    }
+
+    /// Starts a child of Countersign with these environment variables.
+    pub(crate) fn start_with(env: &[(&str, &str)], role: &Role) -> Result<Self> {
+        let mut command = command(Side::Ours, role)?;
+        command.envs(env.iter().copied());
         Self::spawn(command)
     }
 
@@ -51,9 +58,9 @@ impl Process {
         Ok(Self { child, pid, lines: BufReader::new(stdout).lines() })
     }
 
-    /// The line of numbers that it prints when it is done.
+    /// Reads the line of numbers that the child prints when it is done.
     pub(crate) async fn numbers(&mut self) -> Result<Numbers> {
-        match timeout(PATIENCE, self.lines.next_line()).await?? {
+        match timeout(TIMEOUT, self.lines.next_line()).await?? {
             Some(line) => Ok(serde_json::from_str(&line)?),
             None => {
                 Err(format!("it ended without its numbers: {}", self.child.wait().await?).into())
@@ -73,10 +80,10 @@ impl Process {
         used
     }
 
-    /// Asks it to end (SIGTERM), and waits until it has.
+    /// Sends SIGTERM to the child, and waits for its end.
     pub(crate) async fn end(mut self) -> Result<()> {
         Command::new("kill").arg(self.pid.to_string()).status().await?;
-        timeout(PATIENCE, self.child.wait()).await??;
+        timeout(TIMEOUT, self.child.wait()).await??;
         Ok(())
     }
 }
@@ -86,7 +93,7 @@ fn command(side: Side, role: &Role) -> Result<Command> {
     let mut command = match (side, role) {
         (Side::Ours, Role::Worker { queue, concurrency }) => {
             let mut worker = Command::new(bench.with_file_name("bench-worker"));
-            // A decision in the hold would not measure a park.
+            // Without an inline wait, each decision resumes a suspended task.
             worker.env("COUNTERSIGN_APPROVALS_HOLD", "0s");
             worker.args(["-Q", queue, "-c", &concurrency.to_string()]);
             worker.stderr(worker_log()?);
@@ -107,7 +114,7 @@ fn command(side: Side, role: &Role) -> Result<Command> {
     Ok(command)
 }
 
-/// Where workers log, beside the servers' own logs.
+/// Opens the log file of the workers, in the folder of the servers' logs.
 fn worker_log() -> Result<fs::File> {
     let path = env::temp_dir().join(format!("countersign-bench-{}.log", std::process::id()));
     let folder = env::var("COUNTERSIGN_TEST_FOLDER").map(|folder| format!("{folder}/bench.log"));
@@ -115,8 +122,8 @@ fn worker_log() -> Result<fs::File> {
     Ok(fs::OpenOptions::new().create(true).append(true).open(path)?)
 }
 
-/// The time that its living threads have run, to the nanosecond; `stat`, which knows of ended ones
-/// too, counts in hundredths of a second.
+/// Returns the CPU time of the living threads, with nanosecond precision. `stat` includes ended threads, but
+/// counts in hundredths of a second.
 fn cpu_seconds(pid: u32) -> f64 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let times = threads.filter_map(|thread| {

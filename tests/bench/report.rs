@@ -1,4 +1,4 @@
-//! From the numbers of all rounds to a table with targets, and to JSON lines.
+//! Turns the numbers of all rounds into a table with targets, and into JSON lines.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,16 +6,16 @@ use std::fmt::Write as _;
 use crate::cases::Case;
 use crate::role::{Numbers, Side};
 
-/// What is asked of one number of ours.
+/// The target for one of Countersign's numbers.
 #[derive(Clone, Copy, Debug)]
 enum Target {
-    /// At least this share of the bare loop's.
+    /// At least this share of the bare loop's number.
     ShareOver(f64),
-    /// At most so many times the bare loop's.
+    /// At most this multiple of the bare loop's number.
     TimesUnder(f64),
-    /// At most this, whatever the bare loop's.
+    /// At most this number, whatever the bare loop's is.
     Under(f64),
-    /// At least this, whatever the bare loop's.
+    /// At least this number, whatever the bare loop's is.
     Over(f64),
     None,
 }
@@ -50,12 +50,28 @@ const ROWS: &[Row] = &[
     row(Case::Waiters, "rss_mib", "100,000 waiting results: MiB", Target::Under(60.0)),
     row(Case::Stream, "rate", "64 streams: entries/s", Target::Over(20_000.0)),
     row(Case::Stream, "followed_p50_ms", "64 streams, one followed: p50 ms", Target::Under(20.0)),
-    row(Case::Park, "cycles", "10,000 parked and resumed: cycles/s", Target::Over(3_000.0)),
-    row(Case::Park, "resume_p50_ms", "decision to handler: p50 ms", Target::Under(5.0)),
-    row(Case::Park, "resume_p99_ms", "decision to handler: p99 ms", Target::Under(50.0)),
-    row(Case::Park, "parked_mib", "10,000 parked: MiB more in the worker", Target::Under(1.0)),
-    row(Case::Park, "resume_s", "10,000 decided after a restart: s", Target::Under(60.0)),
-    row(Case::Park, "race_rate", "50 deciders on each of 2,000: decisions/s", Target::None),
+    row(Case::Suspend, "cycles", "10,000 suspended and resumed: cycles/s", Target::Over(3_000.0)),
+    row(Case::Suspend, "resume_p50_ms", "decision to handler: p50 ms", Target::Under(5.0)),
+    row(Case::Suspend, "resume_p99_ms", "decision to handler: p99 ms", Target::Under(50.0)),
+    row(
+        Case::Suspend,
+        "suspended_mib",
+        "10,000 suspended: MiB more in the worker",
+        Target::Under(1.0),
+    ),
+    row(Case::Suspend, "resume_s", "10,000 decided after a restart: s", Target::Under(60.0)),
+    row(Case::Suspend, "race_rate", "50 deciders on each of 2,000: decisions/s", Target::None),
+    row(Case::Limited, "behind_s", "500 tasks behind 5,000 at 200/s: s", Target::Under(10.0)),
+    row(Case::Limited, "rate", "those 5,000: tasks/s of 200", Target::Over(150.0)),
+    row(Case::Limited, "held_back", "times that each was held back", Target::Under(2.0)),
+    row(Case::Limited, "cpu_s", "worker CPU of it: s", Target::None),
+    row(Case::Pools, "shared_p50_ms", "lease renewal, no pool: p50 ms", Target::None),
+    row(Case::Pools, "shared_p99_ms", "lease renewal, no pool: p99 ms", Target::None),
+    row(Case::Pools, "shared_reads", "results of 1 MiB read per s, no pool", Target::None),
+    row(Case::Pools, "pooled_p50_ms", "lease renewal, pool of 4: p50 ms", Target::None),
+    row(Case::Pools, "pooled_p99_ms", "lease renewal, pool of 4: p99 ms", Target::None),
+    row(Case::Pools, "pooled_reads", "results of 1 MiB read per s, pool of 4", Target::None),
+    row(Case::Pools, "share", "p99 with the pool / without", Target::Under(0.1)),
     row(
         Case::Embedded,
         "disk_enqueue",
@@ -72,8 +88,13 @@ const ROWS: &[Row] = &[
         Target::Under(50.0),
     ),
     row(Case::Database, "result_p50_ms", "its result likewise: p50 ms", Target::Under(50.0)),
-    row(Case::Database, "held_file_mib", "100,000 parked: MiB of file", Target::Under(100.0)),
-    row(Case::Database, "held_mib", "100,000 parked: MiB more in the worker", Target::Under(5.0)),
+    row(Case::Database, "held_file_mib", "100,000 suspended: MiB of file", Target::Under(100.0)),
+    row(
+        Case::Database,
+        "held_mib",
+        "100,000 suspended: MiB more in the worker",
+        Target::Under(5.0),
+    ),
     row(Case::Database, "open_s", "a million results: s to open", Target::Under(1.0)),
     row(Case::Database, "stall_ms", "and to forget: longest write, ms", Target::Under(50.0)),
 ];
@@ -97,7 +118,7 @@ impl Report {
         numbers.get(numbers.len() / 2).copied()
     }
 
-    /// Whether the target of this row was met, if there is one and the row was measured.
+    /// Whether the target of this row was met. `None` if it has no target or was not measured.
     fn is_met(&self, row: &Row) -> Option<bool> {
         let ours = self.median(row, Side::Ours)?;
         let bare = self.median(row, Side::Bare);
@@ -110,12 +131,12 @@ impl Report {
         }
     }
 
-    /// The rows whose target was missed.
+    /// Counts the rows whose target was missed.
     pub(crate) fn missed(&self) -> usize {
         ROWS.iter().filter(|row| self.is_met(row) == Some(false)).count()
     }
 
-    /// The table, in Markdown.
+    /// Formats the table in Markdown.
     pub(crate) fn table(&self, sides: &[Side]) -> String {
         let peers: Vec<Side> =
             sides.iter().copied().filter(|side| !matches!(side, Side::Bare | Side::Ours)).collect();
@@ -167,7 +188,7 @@ impl std::fmt::Display for Target {
     }
 }
 
-/// Three digits that say something.
+/// Formats a number with about three significant digits.
 fn short(number: f64) -> String {
     match number {
         n if n >= 1000.0 => {

@@ -1,4 +1,4 @@
-//! What a child process does, told to it as JSON on its command line.
+//! The role of a child process, passed as JSON on its command line.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// Whose program is measured.
+/// The program that is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Side {
@@ -20,7 +20,7 @@ pub(crate) enum Side {
     Dramatiq,
 }
 
-/// A child's part. A worker works until SIGTERM; the others print their [`Numbers`] as one line.
+/// A child's role. A worker runs until SIGTERM; the others print their [`Numbers`] as one line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "role")]
 pub(crate) enum Role {
@@ -28,65 +28,77 @@ pub(crate) enum Role {
         queue: String,
         concurrency: usize,
     },
-    /// Enqueues so many tasks, each confirmed, with so many on their way at a time.
+    /// Enqueues `count` tasks and waits for each confirm, with up to `in_flight` publishes unconfirmed.
     Enqueue {
         queue: String,
         count: usize,
         in_flight: usize,
     },
-    /// So many callers enqueue tasks and await their results, each one call after the other.
+    /// `callers` enqueue tasks and await their results, each caller one call after the other.
     Calls {
         queue: String,
         count: usize,
         callers: usize,
     },
-    /// Enqueues tasks that nobody runs, waits for all of them at a time, says so, and goes on
-    /// waiting until it is killed.
+    /// Enqueues tasks that no worker runs, and waits for all of them at the same time. Prints its numbers
+    /// once all waits have started, and continues to wait until it is killed.
     Waiters {
         queue: String,
         count: usize,
     },
-    /// Enqueues tasks that ask, with ids that are known to whoever knows the queue.
-    Park {
+    /// Enqueues tasks that request an approval, with ids derived from the queue.
+    Suspend {
         queue: String,
         numbers: Range<usize>,
     },
-    /// Approves every task that was parked, and waits until each has ended.
+    /// Approves every suspended task, and waits until each has ended.
     Decide {
         queue: String,
         numbers: Range<usize>,
     },
-    /// Parks and resumes one task after the other.
+    /// Suspends and resumes one task after the other.
     Cycle {
         queue: String,
     },
-    /// So many deciders race for each of so many questions.
+    /// `deciders` decide each of `requests` requests at once.
     Race {
-        questions: usize,
+        requests: usize,
         deciders: usize,
     },
-    /// Enqueues and runs so many tasks in one process, on the database of this URL.
+    /// Enqueues and runs `count` tasks in one process, on the database of this URL.
     Embedded {
         url: String,
         count: usize,
     },
-    /// Waits until every task of a batch is parked.
-    Parked {
+    /// Waits until every task of a batch is suspended.
+    Suspended {
         queue: String,
         numbers: Range<usize>,
     },
-    /// Enqueues one task after the other to another process on the same database.
+    /// Enqueues one task after the other for another process on the same database.
     Across {
         queue: String,
         count: usize,
     },
-    /// Stores the results of so many tasks.
+    /// Stores the results of `count` tasks.
     Finish {
         count: usize,
     },
-    /// Opens a database with many results, and writes to it while they are forgotten.
+    /// Opens a database with many expired results, and writes to it while they are deleted.
     Pruned,
-    /// So many tasks at a time write so many entries each into their streams; one is followed.
+    /// Enqueues a backlog of a type with a rate limit, and then tasks of another type.
+    Limited {
+        queue: String,
+        backlog: usize,
+        behind: usize,
+    },
+    /// Renews the claims of `claims` tasks, while `callers` read large results through the same client.
+    Pools {
+        claims: usize,
+        callers: usize,
+        rounds: usize,
+    },
+    /// `tasks` run at a time, and each writes `entries` to its stream. One stream is followed.
     Streams {
         queue: String,
         tasks: usize,
@@ -94,8 +106,8 @@ pub(crate) enum Role {
     },
 }
 
-/// What was measured, by name.
+/// Measured numbers by name.
 pub(crate) type Numbers = BTreeMap<String, f64>;
 
-/// Whatever went wrong; a person reads it.
+/// A result with any error; errors are only printed.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,4 +1,4 @@
-//! The servers as the measuring process uses them: queues filled and counted, results counted.
+//! The servers as the measuring process uses them: it fills queues, and counts messages and results.
 
 use std::env;
 use std::time::Duration;
@@ -30,8 +30,8 @@ impl Servers {
         Ok(Self { _connection: connection, channel, store })
     }
 
-    /// A fresh durable queue, and a store without results. Dramatiq declares its queues itself, with
-    /// arguments of its own.
+    /// Declares a new durable queue, and empties the store. Dramatiq declares its queues itself, with its
+    /// own arguments.
     pub(crate) async fn fresh_queue(&self, side: Side) -> Result<String> {
         let name = format!("bench-{}", bare::task_id());
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -49,14 +49,14 @@ impl Servers {
         Ok(())
     }
 
-    /// Messages that no consumer has.
+    /// Returns the number of ready messages, which no consumer holds.
     pub(crate) async fn left(&self, queue: &str) -> Result<u32> {
         let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let queue = self.channel.queue_declare(queue.into(), look, FieldTable::default()).await?;
         Ok(queue.message_count())
     }
 
-    /// Puts tasks into a queue as a Celery client does, persistent and confirmed.
+    /// Publishes tasks to a queue in the format of a Celery client, persistent and confirmed.
     pub(crate) async fn fill(
         &self,
         queue: &str,
@@ -72,18 +72,18 @@ impl Servers {
         stream::iter(0..count).map(send).buffer_unordered(FILLED_AT_ONCE).try_collect().await
     }
 
-    /// How many results are stored.
+    /// Returns the number of stored results.
     pub(crate) async fn results(&self) -> Result<usize> {
         Ok(redis::cmd("DBSIZE").query_async(&mut self.store.clone()).await?)
     }
 
-    /// How many questions are open.
-    pub(crate) async fn open_questions(&self) -> Result<usize> {
+    /// Returns the number of open approval requests.
+    pub(crate) async fn open_requests(&self) -> Result<usize> {
         let mut count = redis::cmd("ZCARD");
         Ok(count.arg("cs:pending:{cs}").query_async(&mut self.store.clone()).await?)
     }
 
-    /// The versions of both, as they say themselves.
+    /// Returns the versions that RabbitMQ and Redis report.
     pub(crate) async fn versions(&self) -> Result<(String, String)> {
         let info: String =
             redis::cmd("INFO").arg("server").query_async(&mut self.store.clone()).await?;
@@ -92,7 +92,7 @@ impl Servers {
     }
 }
 
-/// What RabbitMQ says of itself in its first frame (`connection.start`, server-properties).
+/// Reads RabbitMQ's version from its first frame (`connection.start`, server-properties).
 async fn rabbitmq_version() -> Result<String> {
     const FIELD: &[u8] = b"\x07versionS\0\0\0";
     let url = url::Url::parse(&env::var("COUNTERSIGN_BROKER_URL")?)?;

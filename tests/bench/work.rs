@@ -1,4 +1,4 @@
-//! The one task that is measured: it pauses, mostly not at all, and answers with its argument's length.
+//! The task that most cases measure: it sleeps, in most cases for no time, and returns its argument's length.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) const NAME: &str = "bench.work";
 
-/// With about 256 bytes of arguments.
+/// Its arguments have about 256 bytes.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Work {
     pub(crate) payload: String,

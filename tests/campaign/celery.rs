@@ -1,4 +1,4 @@
-//! The Celery producer: an unmodified client in a process of its own.
+//! The Celery producer: an unmodified client in its own process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -13,12 +13,12 @@ use crate::load::Load;
 
 const PER_SECOND: u32 = 20;
 
-/// Has Celery enqueue marks into the first queue for this long. Returns when its process has ended.
+/// Lets Celery enqueue marks into the first queue for `duration`. Returns when its process has ended.
 pub(crate) async fn produce(load: Arc<Load>, broker_url: String, duration: Duration) {
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/target/venv/bin/python");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/celery/producer.py");
     if !Path::new(python).exists() {
-        return eprintln!("SKIPPED: the Celery producer: ops/venv makes {python}");
+        return support::skip(&format!("the Celery producer: ops/venv makes {python}"));
     }
     let (seconds, rate) = (duration.as_secs().to_string(), PER_SECOND.to_string());
     let mut producer = Command::new(python)

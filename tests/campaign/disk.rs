@@ -1,19 +1,19 @@
-//! A folder for the database: on a small file system of its own where one can be mounted.
+//! A folder for the database: on its own small file system where one can be mounted.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::scratch;
 
-/// Far more than a campaign needs. It takes memory as it is used.
+/// Far more than a campaign needs. The file system takes memory only for what it stores.
 const SIZE: &str = "size=2g";
-/// How often the file system may grow while it is made full.
+/// The number of attempts to fill the file system, which grows at the same time.
 const TRIES: u64 = 20;
 
-/// Unmounted when it is dropped.
+/// The folder of the database. Unmounts its file system when dropped.
 pub(crate) struct Disk {
     pub(crate) folder: PathBuf,
-    /// It can be made full.
+    /// Whether it is its own file system, and can be filled.
     pub(crate) is_mounted: bool,
 }
 
@@ -22,23 +22,23 @@ impl Disk {
         let folder = scratch();
         let is_mounted = mount(&folder, &format!("{SIZE},mode=0755"));
         if !is_mounted {
-            eprintln!("SKIPPED: full disks: no file system can be mounted here");
+            support::skip("full disks: no file system can be mounted");
         }
         Self { folder, is_mounted }
     }
 
-    /// Takes away all room that is not used. False: it could not.
+    /// Shrinks the file system to its used size. Returns false if that failed.
     pub(crate) fn fill(&self) -> bool {
         (1..TRIES).any(|tries| {
-            // A file system is never made smaller than what is used, and that grows meanwhile.
+            // A file system cannot shrink below its used size, which grows between the two steps.
             let kibibytes = self.used() + 4 * tries;
             mount(&self.folder, &format!("remount,size={kibibytes}k"))
         })
     }
 
-    /// Gives the room back.
+    /// Restores the size of the file system.
     pub(crate) fn free(&self) {
-        assert!(mount(&self.folder, &format!("remount,{SIZE}")), "it can be made larger again");
+        assert!(mount(&self.folder, &format!("remount,{SIZE}")), "the file system grows again");
     }
 
     fn used(&self) -> u64 {
@@ -56,7 +56,7 @@ impl Drop for Disk {
     }
 }
 
-/// Whether a file system is there, with these options.
+/// Mounts a file system with these options, and returns whether that succeeded.
 fn mount(folder: &Path, options: &str) -> bool {
     let mut mount = Command::new("mount");
     mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder);

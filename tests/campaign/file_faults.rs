@@ -1,4 +1,4 @@
-//! One SQLite file for several processes, and the faults of it and of them.
+//! One SQLite file for several processes, and the faults of the file and of the processes.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,10 +16,10 @@ use crate::ledger::Ledger;
 use crate::nemesis::{Fault, Hold, Kind};
 use crate::workers::{PREFETCH, SLOTS, Silence, WORKERS, Workers, command};
 
-/// A process renews its session of ten seconds at the latest when four are left. While the file
-/// cannot be written none can, and the first that can again takes back what the others hold.
+/// A process renews its session of ten seconds at the latest when four seconds are left. While the
+/// file cannot be written, no process renews. The first that renews takes back the others' messages.
 const SILENCE: Duration = Duration::from_secs(4);
-/// What all workers run and hold: a stopped process may have the file locked.
+/// All messages that the workers run or hold, since a stopped process may have the file locked.
 const HELD: usize = WORKERS * (SLOTS + PREFETCH);
 const READ_ONLY: u32 = 0o444;
 
@@ -36,8 +36,8 @@ pub(crate) enum What {
     Hostile,
 }
 
-/// Everything that the faults hit.
-pub(crate) struct Field {
+/// All processes and files that the faults hit.
+pub(crate) struct Fixture {
     disk: Disk,
     file: PathBuf,
     pub(crate) workers: Workers,
@@ -46,7 +46,7 @@ pub(crate) struct Field {
     ledger: Arc<Ledger>,
 }
 
-impl Field {
+impl Fixture {
     pub(crate) async fn start(ledger: &Arc<Ledger>) -> Self {
         let disk = Disk::new();
         let file = disk.folder.join("tasks.db");
@@ -64,7 +64,7 @@ impl Field {
         Self { disk, file, workers, client, queues, ledger: Arc::clone(ledger) }
     }
 
-    /// The faults that come, with their weights and durations: those that have an effect here.
+    /// Returns the faults that can be injected on this machine, with their weights and durations.
     pub(crate) fn kinds(&self) -> Vec<Kind<What>> {
         let mut kinds = vec![
             Kind::new(What::Kill, "worker killed", 15, (0, 0)),
@@ -87,7 +87,7 @@ impl Field {
         kinds
     }
 
-    /// Injects a fault; it has healed when this returns.
+    /// Injects a fault. When this returns, it has healed.
     pub(crate) async fn inject(&self, fault: Fault<What>) {
         match fault.what {
             What::Kill => self.workers.kill(fault.place).await,
@@ -113,7 +113,7 @@ impl Field {
         }
     }
 
-    /// Closes the client, and says whether SQLite finds the file damaged.
+    /// Closes the client. Records a violation if SQLite finds the file damaged.
     pub(crate) async fn close(&self) {
         self.client.close().await;
         let connection = Connection::open(&self.file).unwrap();
@@ -130,7 +130,7 @@ impl Field {
         }
     }
 
-    /// Another program has a transaction open for a while.
+    /// Keeps a transaction open for a while, as another program could.
     async fn hold_file(&self, hold: Hold, begin: &'static str, end: &'static str) {
         let file = self.file.clone();
         let held = tokio::task::spawn_blocking(move || {
@@ -142,25 +142,25 @@ impl Field {
             connection.execute_batch(end)
         });
         if held.await.unwrap().is_err() {
-            // A stopped worker may have it locked.
+            // A stopped worker may have the file locked.
             self.ledger.note("files that could not be held");
         }
     }
 
-    /// A worker that is started then says what is wrong.
+    /// Starts a worker while the file is read-only. It must report that.
     async fn start_on_read_only_file(&self) {
         let mode = fs::metadata(&self.file).unwrap().permissions();
         let set = |mode| fs::set_permissions(&self.file, mode).unwrap();
         let read_only = || set(Permissions::from_mode(READ_ONLY));
         let heal = || set(mode);
-        if !self.workers.extra_worker_says("read-only", read_only, heal).await {
+        if !self.workers.extra_worker_logs("read-only", read_only, heal).await {
             let text = "a worker whose file is read-only does not say so".to_owned();
             self.ledger.violation(text);
         }
     }
 }
 
-/// Whether this user cannot write a file that is read-only. The superuser can.
+/// Whether file modes bind this user. The superuser can write read-only files.
 fn modes_count(folder: &Path) -> bool {
     let file = folder.join("probe");
     fs::write(&file, "").unwrap();

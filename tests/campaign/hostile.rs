@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use countersign::backend::{Parcel, Queue};
+use countersign::backend::{PublishRequest, Queue};
 use countersign::protocol::{Headers, Message, Properties};
 use countersign::{Client, TaskId};
 use futures_util::future::join_all;
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use crate::ledger::{Expected, Ledger};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Deeper than a worker reads a header of AMQP.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Deeper than a worker decodes an AMQP header.
 const DEPTH: usize = 100;
 
-/// Publishes one message of every form to every queue.
+/// Publishes one message of each form to each queue.
 pub(crate) async fn publish_all(client: &Client, queues: &[String], ledger: &Arc<Ledger>) {
     let mut publishes = Vec::new();
     for queue in queues {
@@ -32,14 +32,14 @@ async fn publish(client: &Client, queue: &str, message: Message, ledger: &Arc<Le
     let id = message.id.clone();
     ledger.sent_hostile(id.clone());
     let queue = Queue::configured(queue, client.config());
-    let parcel = Parcel { message, queue, delay: None, timeout: TIMEOUT };
-    match client.backends().broker.publish(parcel).await {
+    let request = PublishRequest { message, queue, delay: None, timeout: PUBLISH_TIMEOUT };
+    match client.backends().broker.publish(request).await {
         Ok(_recorded) => ledger.accept(client.handle(id.as_str()), Expected::Failure),
         Err(error) => ledger.not_accepted(&id, &error),
     }
 }
 
-/// What each form is called, the headers that make it hostile, and its body.
+/// Returns each form: its name, the headers that make it hostile, and its body.
 fn forms() -> Vec<(&'static str, Value, &'static [u8])> {
     let valid: &[u8] = b"[[1, 2], {}, {}]";
     let deep = (0..DEPTH).fold(Value::Null, |inner, _| Value::Array(vec![inner]));
@@ -52,7 +52,7 @@ fn forms() -> Vec<(&'static str, Value, &'static [u8])> {
         ("retries", json!({ "retries": -7 }), valid),
         ("eta", json!({ "eta": "soon" }), valid),
         ("time-limit", json!({ "timelimit": ["x", -1] }), valid),
-        // Without AMQP its depth does no harm, and its task is unknown.
+        // Without AMQP its depth does no harm; then the unknown task makes it hostile.
         ("deep-header", json!({ "task": "demo.none", "deep": deep }), valid),
     ]
 }

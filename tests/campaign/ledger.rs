@@ -1,4 +1,4 @@
-//! What was sent and accepted, what the waiters received, and which repeated runs the faults excuse.
+//! Records sent and accepted tasks, the results of the waiters, and the repeated runs that faults excuse.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
@@ -16,11 +16,11 @@ const SHOWN: usize = 40;
 /// The result that a task must have.
 #[derive(Clone, Debug)]
 pub(crate) enum Expected {
-    /// Of `demo.mark`: the length of the list after one of the task's own entries.
+    /// The result of `demo.mark`: the length of the list after one of the task's own entries.
     Mark,
     /// This value.
     Value(Value),
-    /// Of a message that no worker can run: a failure.
+    /// A failure: the message cannot be run by any worker.
     Failure,
 }
 
@@ -56,14 +56,14 @@ impl Outcome {
 #[derive(Clone, Debug)]
 pub(crate) struct Accepted {
     pub(crate) expected: Expected,
-    /// What its waiter received.
+    /// The outcome that its waiter received.
     pub(crate) outcome: Option<Outcome>,
 }
 
-/// Shared by the producers, the faults and the checks.
+/// The record that the producers, the faults and the checks share.
 pub(crate) struct Ledger {
     state: Mutex<State>,
-    /// How many waiters have received nothing yet.
+    /// The number of waiters that have not received a result yet.
     waiting: watch::Sender<usize>,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Ledger {
 struct State {
     /// Every id that a producer has tried to publish, accepted or not.
     sent: HashSet<TaskId>,
-    /// Those of them that no worker can run.
+    /// The ids in `sent` of messages that no worker can run.
     hostile: HashSet<TaskId>,
     accepted: HashMap<TaskId, Accepted>,
     not_accepted: usize,
@@ -88,18 +88,18 @@ impl Ledger {
         Arc::new(Self { state: Mutex::default(), waiting: watch::Sender::new(0) })
     }
 
-    /// A producer is about to publish this task.
+    /// Records that a producer is about to publish this task.
     pub(crate) fn sent(&self, id: TaskId) {
         self.state().sent.insert(id);
     }
 
-    /// The same, of a message that no worker can run.
+    /// Records that a message that no worker can run is about to be published.
     pub(crate) fn sent_hostile(&self, id: TaskId) {
         self.state().hostile.insert(id.clone());
         self.sent(id);
     }
 
-    /// The broker has accepted a task: starts a waiter for its result.
+    /// Records that the broker has accepted a task, and starts a waiter for its result.
     pub(crate) fn accept(self: &Arc<Self>, handle: Handle<Value>, expected: Expected) {
         let id = handle.id().clone();
         self.state().accepted.insert(id.clone(), Accepted { expected, outcome: None });
@@ -126,7 +126,8 @@ impl Ledger {
         self.waiting.send_modify(|waiting| *waiting -= 1);
     }
 
-    /// A publish that was refused, or whose fate is unknown.
+    /// Records a publish that was refused, or whose outcome is unknown. An error that no fault explains is a
+    /// violation.
     pub(crate) fn not_accepted(&self, id: &TaskId, error: &Error) {
         self.state().not_accepted += 1;
         if !(error.is_timeout() || error.is_connection() || error.is_backpressure()) {
@@ -134,7 +135,7 @@ impl Ledger {
         }
     }
 
-    /// A decision was the one that counts.
+    /// Records that a decision was applied.
     pub(crate) fn applied(&self, approval: ApprovalId) {
         *self.state().applied_decisions.entry(approval).or_default() += 1;
     }
@@ -143,12 +144,12 @@ impl Ledger {
         *self.state().faults.entry(name).or_default() += 1;
     }
 
-    /// A fault may have caused this many runs to be repeated.
+    /// Records that a fault may have caused this number of repeated runs.
     pub(crate) fn excuse(&self, fault: &'static str, runs: usize) {
         *self.state().excused.entry(fault).or_default() += runs;
     }
 
-    /// How many repeated runs the faults excuse.
+    /// Returns the number of repeated runs that the faults excuse.
     pub(crate) fn excused(&self) -> usize {
         self.state().excused.values().sum()
     }
@@ -163,7 +164,7 @@ impl Ledger {
         self.state().violations.push(text);
     }
 
-    /// Waits until every waiter has its result. False: not within this time.
+    /// Waits until every waiter has its result. Returns false if that takes longer than `within`.
     pub(crate) async fn all_resolved(&self, within: Duration) -> bool {
         let mut waiting = self.waiting.subscribe();
         timeout(within, waiting.wait_for(|waiting| *waiting == 0)).await.is_ok()
@@ -181,14 +182,14 @@ impl Ledger {
         self.state().hostile.clone()
     }
 
-    /// The approvals on which more than one decision counted.
+    /// Returns the approvals for which more than one decision was applied.
     pub(crate) fn decided_twice(&self) -> Vec<ApprovalId> {
         let state = self.state();
         let twice = state.applied_decisions.iter().filter(|(_, times)| **times > 1);
         twice.map(|(approval, _)| approval.clone()).collect()
     }
 
-    /// Prints what happened, and fails the test if there was a violation.
+    /// Prints a summary, and fails the test if there was a violation.
     pub(crate) fn report(&self, name: &str, variables: &str, repeated: usize) {
         let state = self.state();
         let excused: usize = state.excused.values().sum();
@@ -196,7 +197,7 @@ impl Ledger {
         let line = |what: &str, of: &dyn Debug| eprintln!("  {what}: {of:?}");
         eprintln!("{name}: {variables}");
         line("tasks accepted", &state.accepted.len());
-        line("refused or of unknown fate", &state.not_accepted);
+        line("refused or with an unknown outcome", &state.not_accepted);
         line("hostile messages", &state.hostile.len());
         line("approvals decided", &state.applied_decisions.len());
         line(&format!("{faults} faults"), &state.faults);

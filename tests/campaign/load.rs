@@ -1,4 +1,4 @@
-//! The Rust producer: tasks at a bounded rate, until the time is over.
+//! The Rust producer: enqueues tasks at a bounded rate, until the time is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::ledger::{Expected, Ledger};
 /// Above the limit of `demo.refund`: it needs an approval.
 const CENTS: u64 = 20_000;
 
-/// Where tasks go, and where their runs are counted.
+/// The queues of the tasks, and the list in which their runs are counted.
 pub(crate) struct Load {
     pub(crate) client: Client,
     pub(crate) queues: Vec<String>,
@@ -33,8 +33,8 @@ struct Drawn {
 }
 
 impl Load {
-    /// Enqueues until `end`, with at most [`IN_FLIGHT`] publishes at a time. Every publish has ended
-    /// when this returns. One that fails is not repeated.
+    /// Enqueues until `end`, with at most [`IN_FLIGHT`] publishes at a time. When this returns, every
+    /// publish has ended. A failed publish is not repeated.
     pub(crate) async fn run(self: Arc<Self>, seed: u64, per_second: u32, end: Instant) {
         let mut random = StdRng::seed_from_u64(seed);
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -84,7 +84,7 @@ impl Load {
                 delay: None,
                 expected: Expected::Value(Value::from(number + 1)),
             },
-            // It fails once, and answers how often it was retried.
+            // It fails once, and returns the number of its retries.
             90..97 => Drawn {
                 name: "demo.retry",
                 arguments: Arguments::of(&(1, pause)).unwrap(),
@@ -95,7 +95,7 @@ impl Load {
         }
     }
 
-    /// A run appends its id to the list, and then takes this many seconds.
+    /// A task whose runs append its id to the list, and then take `pause` seconds.
     fn mark(&self, id: &TaskId, pause: f64) -> Drawn {
         Drawn {
             name: "demo.mark",
@@ -106,7 +106,7 @@ impl Load {
     }
 }
 
-/// It is suspended until it is approved.
+/// A task that is suspended until it is approved.
 fn refund(id: &TaskId) -> Drawn {
     let receipt = format!("refunded {CENTS} cents for {id} (hold-{id}-{CENTS})");
     Drawn {

@@ -1,25 +1,25 @@
 //! The campaign: random faults for a given time under load, on servers and on one SQLite file.
 //!
-//! `COUNTERSIGN_CAMPAIGN_SECONDS` sets the time, 180 s unless it is set. `COUNTERSIGN_TEST_SEED`
-//! repeats the faults and the tasks that a seed drew; the timing of the machine differs each time.
+//! `COUNTERSIGN_CAMPAIGN_SECONDS` sets the time; the default is 180 s. `COUNTERSIGN_TEST_SEED` repeats
+//! the faults and the tasks of a seed; the timing of the machine differs each time.
 //!
 //! Three demo workers run tasks that succeed at once, are delayed, take a while, are retried, or are
 //! suspended until one of two approvers decides. The faults are in `server_faults.rs` and
-//! `file_faults.rs`; two of them may overlap, and all have healed at the end. Then this must hold:
+//! `file_faults.rs`; two of them may overlap, and all have healed at the end. Then these properties must
+//! hold:
 //!
-//! - Each accepted task has exactly one terminal result, read from the store, and it is the expected
-//!   one. That of a mark names one of the task's own runs, so each mark has run.
-//! - No result changes: a read at the end equals what the task's waiter received.
+//! - Each accepted task has exactly one terminal result in the store, and it is the expected one. The
+//!   result of a mark identifies one of the task's own runs, so each mark has run.
+//! - No result changes: a read at the end returns the result that the task's waiter received.
 //! - No waiter hangs: each has its result within five minutes after the last fault has healed.
-//! - Nothing ran that was not sent. Runs are counted in a Redis that no fault touches.
-//! - Repeated runs are at most those that the faults excuse: for each kill, cut or half-open connection,
-//!   restart of RabbitMQ and drain cut short the concurrency limit of each worker concerned; what
-//!   it has prefetched as well if it was stopped or silent for so long that its messages are handed
-//!   to others; and the publishes in flight if the producers' connection was hit too.
-//! - Only the hostile messages are dead letters, and all of them are. One decision counts for each
-//!   approval.
-//! - A worker that is signalled ends within its deadline, and at the end each one drains cleanly. No
-//!   worker ends by itself, and none panics.
+//! - Only sent tasks ran. Runs are counted in a Redis that no fault touches.
+//! - There are at most as many repeated runs as the faults excuse. Each kill, cut or half-open connection,
+//!   restart of RabbitMQ and drain that was cut short excuses the concurrency limit of each affected
+//!   worker. If the worker was stopped or silent until other workers received its messages, its
+//!   prefetched messages count too; if the fault hit the producers' connection, their publishes in flight.
+//! - All hostile messages are dead letters, and no others. One decision is applied to each approval.
+//! - A worker that receives a signal ends within its deadline, and at the end each worker drains cleanly.
+//!   No worker ends by itself, and none panics.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
 mod approver;
@@ -50,27 +50,27 @@ use crate::plan::Plan;
 use crate::workers::WORKERS;
 
 const PER_SECOND: u32 = 80;
-/// What the Celery producer may take to end after the last fault.
+/// The time within which the Celery producer must end after the last fault.
 const CELERY_LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "campaign: random faults of RabbitMQ, Redis, connections and workers"]
 async fn campaign_on_rabbitmq_and_redis_loses_nothing() {
     let (plan, ledger) = (Plan::from_environment(), Ledger::new());
-    let field = Arc::new(server_faults::Field::start(&ledger).await);
+    let fixture = Arc::new(server_faults::Fixture::start(&ledger).await);
     let scene = Scene {
-        client: &field.client,
-        queues: &field.queues,
-        workers: &field.workers,
+        client: &fixture.client,
+        queues: &fixture.queues,
+        workers: &fixture.workers,
         ledger: &ledger,
     };
     let inject = |fault| {
-        let field = Arc::clone(&field);
-        async move { field.inject(fault).await }
+        let fixture = Arc::clone(&fixture);
+        async move { fixture.inject(fault).await }
     };
-    let celery_url = Some(field.celery_url.clone());
+    let celery_url = Some(fixture.celery_url.clone());
     let repeated = run(scene, plan, celery_url, server_faults::kinds(), inject).await;
-    field.client.close().await;
+    fixture.client.close().await;
     ledger.report("campaign on RabbitMQ and Redis", &plan.variables(), repeated);
 }
 
@@ -78,24 +78,24 @@ async fn campaign_on_rabbitmq_and_redis_loses_nothing() {
 #[ignore = "campaign: random faults of one SQLite file and of its processes"]
 async fn campaign_on_sqlite_loses_nothing() {
     let (plan, ledger) = (Plan::from_environment(), Ledger::new());
-    let field = Arc::new(file_faults::Field::start(&ledger).await);
+    let fixture = Arc::new(file_faults::Fixture::start(&ledger).await);
     let scene = Scene {
-        client: &field.client,
-        queues: &field.queues,
-        workers: &field.workers,
+        client: &fixture.client,
+        queues: &fixture.queues,
+        workers: &fixture.workers,
         ledger: &ledger,
     };
     let inject = |fault| {
-        let field = Arc::clone(&field);
-        async move { field.inject(fault).await }
+        let fixture = Arc::clone(&fixture);
+        async move { fixture.inject(fault).await }
     };
-    let repeated = run(scene, plan, None, field.kinds(), inject).await;
-    field.close().await;
+    let repeated = run(scene, plan, None, fixture.kinds(), inject).await;
+    fixture.close().await;
     ledger.report("campaign on SQLite", &plan.variables(), repeated);
 }
 
-/// Produces tasks and injects faults until the time is over, then checks all of it. Returns how many
-/// runs were repeated.
+/// Produces tasks and injects faults until the time is over, then runs all checks. Returns the number of
+/// repeated runs.
 async fn run<K, F>(
     scene: Scene<'_>,
     plan: Plan,
@@ -113,7 +113,7 @@ where
     let load = Load { client: client.clone(), queues, list, ledger: Arc::clone(ledger) };
     let load = Arc::new(load);
     let end = Instant::now() + plan.duration;
-    // Another seed, so that more draws of the load change none of the faults.
+    // The load has its own seed, so that more draws of the load do not change the faults.
     let producer = Arc::clone(&load).run(plan.seed.wrapping_add(1), PER_SECOND, end);
     let producer = tokio::spawn(producer);
     let celery = celery_url.map(|url| tokio::spawn(celery::produce(load, url, plan.duration)));

@@ -1,7 +1,7 @@
 //! Draws faults and injects them until the time is over.
 //!
-//! Each kind comes once, in random order, before the others are drawn by weight, so that a short
-//! campaign has all of them. Two faults may overlap. The draws depend on the seed alone.
+//! Each kind is injected once, in random order, before kinds are drawn by weight, so that a short
+//! campaign has all of them. Two faults may overlap. The draws depend only on the seed.
 
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use tokio::time::{Instant, sleep};
 use crate::ledger::Ledger;
 
 const AT_ONCE: usize = 2;
-/// How often the next fault does not wait for the end of this one, and from which duration on always.
+/// The probability that the next fault does not wait for the end of this one. It never waits for a
+/// fault longer than `LONG`.
 const OVERLAP: f64 = 0.3;
 const LONG: Duration = Duration::from_secs(5);
 /// Milliseconds between two faults.
 const PAUSE: (u64, u64) = (300, 3_000);
 
-/// A kind of fault, how often it comes, and how long it lasts in milliseconds.
+/// A kind of fault, the weight with which it is drawn, and the range of its duration in milliseconds.
 pub(crate) struct Kind<K> {
     pub(crate) what: K,
     pub(crate) name: &'static str,
@@ -39,14 +40,14 @@ impl<K> Kind<K> {
 pub(crate) struct Fault<K> {
     pub(crate) what: K,
     pub(crate) name: &'static str,
-    /// Which worker it hits.
+    /// The place of the worker that it hits.
     pub(crate) place: usize,
-    /// It hits the connections of every worker and of the client instead.
+    /// Whether it hits the connections of every worker and of the client instead.
     pub(crate) is_everywhere: bool,
     pub(crate) hold: Hold,
 }
 
-/// How long a fault lasts. None lasts longer than the campaign.
+/// The duration of a fault. No fault lasts longer than the campaign.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hold {
     lasts: Duration,
@@ -54,18 +55,18 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
-    /// Its duration, if it begins now.
+    /// Returns the duration of a fault that begins now.
     pub(crate) fn duration(self) -> Duration {
         self.lasts.min(self.end.saturating_duration_since(Instant::now()))
     }
 
-    /// Waits for its duration.
+    /// Waits for the duration of the fault.
     pub(crate) async fn pass(self) {
         sleep(self.duration()).await;
     }
 }
 
-/// How many workers there are, how the draws begin, and when the last fault ends.
+/// The number of workers, the seed of the draws, and the end of the last fault.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {
     pub(crate) places: usize,
@@ -75,7 +76,7 @@ pub(crate) struct Bounds {
 
 struct Schedule<K> {
     kinds: Vec<Kind<K>>,
-    /// The kinds that have not come yet.
+    /// The kinds that have not been injected yet.
     first: Vec<usize>,
     random: StdRng,
     bounds: Bounds,
@@ -117,7 +118,7 @@ impl<K: Copy> Schedule<K> {
     }
 }
 
-/// Injects faults until the end. Every fault has healed when this returns.
+/// Injects faults until the end. When this returns, every fault has healed.
 pub(crate) async fn attack<K, F>(
     kinds: Vec<Kind<K>>,
     bounds: Bounds,

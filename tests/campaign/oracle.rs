@@ -1,4 +1,4 @@
-//! The checks after the last fault has healed. `main.rs` says what each of them promises.
+//! The checks after the last fault has healed. `main.rs` lists the properties that they verify.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use tokio::time::{sleep, timeout};
 use crate::ledger::{Accepted, Expected, Ledger, Outcome};
 use crate::workers::Workers;
 
-/// The last result comes within this once every fault has healed. RabbitMQ may keep a delayed
-/// message for three minutes after a restart.
+/// The time limit for the last result after every fault has healed. RabbitMQ may keep a delayed message
+/// for three minutes after a restart.
 const HEALED: Duration = Duration::from_secs(300);
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const READS_AT_ONCE: usize = 256;
 const READ_TRIES: usize = 5;
 const MOST_DEAD_LETTERS: usize = 100_000;
-/// Lost tasks of which the logs are printed.
+/// The number of lost tasks whose log lines are printed.
 const SHOWN: usize = 10;
 
-/// What the checks look at.
+/// The objects that the checks read.
 #[derive(Clone, Copy)]
 pub(crate) struct Scene<'s> {
     pub(crate) client: &'s Client,
@@ -41,7 +41,7 @@ impl Scene<'_> {
         let empty = async {
             for queue in self.queues {
                 while !self.is_empty(queue).await {
-                    sleep(LOOK).await;
+                    sleep(POLL_INTERVAL).await;
                 }
             }
         };
@@ -55,7 +55,7 @@ impl Scene<'_> {
         state.is_ok_and(|state| state.is_none_or(|state| state.ready == 0))
     }
 
-    /// Says of each waiter without a result whether one is stored, or whether its task is lost.
+    /// Reports for each waiter without a result whether a result is stored or the task is lost.
     async fn name_unresolved(&self) {
         let open = self.ledger.accepted().into_iter().filter(|(_, task)| task.outcome.is_none());
         for (index, (id, task)) in open.enumerate() {
@@ -72,7 +72,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Reads every result once more: it must be the one that the waiter received.
+    /// Reads every result again: it must equal the result that the waiter received.
     pub(crate) async fn check_results(&self) {
         let client = self.client;
         let resolved = self.ledger.accepted().into_iter();
@@ -94,8 +94,8 @@ impl Scene<'_> {
         }
     }
 
-    /// Checks the runs by the entries of their list, in the order in which they were made. Returns
-    /// how many runs were repeated.
+    /// Checks the runs by the entries of their list, in the order of the runs. Returns the number of
+    /// repeated runs.
     pub(crate) fn check_runs(&self, entries: &[String]) -> usize {
         for (id, task) in self.ledger.accepted() {
             if let Accepted { expected: Expected::Mark, outcome: Some(Outcome::Success(value)) } =
@@ -126,7 +126,7 @@ impl Scene<'_> {
         repeated
     }
 
-    /// The dead letters are the hostile messages, all of them and no others.
+    /// Checks that the dead letters are exactly the hostile messages.
     pub(crate) async fn check_dead_letters(&self) {
         let mut dead = HashSet::new();
         for queue in self.queues {
@@ -149,7 +149,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Of the decisions on one approval, one counts.
+    /// Checks that at most one decision was applied to each approval.
     pub(crate) fn check_decisions(&self) {
         for approval in self.ledger.decided_twice() {
             self.ledger.violation(format!("approval {approval}: two decisions were applied"));
@@ -157,7 +157,7 @@ impl Scene<'_> {
     }
 }
 
-/// What is stored of a task. A server under load may not answer in time at once.
+/// Reads the stored result of a task. Tries again after an error, since a loaded server may time out.
 async fn read(client: &Client, id: &TaskId) -> Result<Option<Document>, Error> {
     for _ in 1..READ_TRIES {
         if let Ok(found) = client.status(id).await {

@@ -1,4 +1,4 @@
-//! What a campaign reads from its environment.
+//! The settings that a campaign reads from its environment.
 
 use std::env;
 use std::time::Duration;
@@ -7,7 +7,7 @@ const SEED: &str = "COUNTERSIGN_TEST_SEED";
 const SECONDS: &str = "COUNTERSIGN_CAMPAIGN_SECONDS";
 const DEFAULT_SECONDS: u64 = 180;
 
-/// The seed of the faults and of the load, and how long they come.
+/// The seed of the faults and of the load, and their duration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
@@ -15,7 +15,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Reads the environment, and prints what repeats the run. The seed is random unless it is set.
+    /// Reads the environment, and prints the variables that repeat the run. The seed is random unless set.
     pub(crate) fn from_environment() -> Self {
         let seed = number(SEED).unwrap_or_else(rand::random::<u64>);
         let duration = Duration::from_secs(number(SECONDS).unwrap_or(DEFAULT_SECONDS));
@@ -24,7 +24,7 @@ impl Plan {
         plan
     }
 
-    /// The environment variables of this plan.
+    /// Formats the environment variables of this plan.
     pub(crate) fn variables(self) -> String {
         format!("{SEED}={} {SECONDS}={}", self.seed, self.duration.as_secs())
     }

@@ -1,4 +1,4 @@
-//! A RabbitMQ and a Redis of the campaign's own, and the faults of them and of the connections.
+//! The campaign's own RabbitMQ and Redis, and the faults of these servers and of the connections.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,14 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// RabbitMQ closes a connection two to three heartbeats after its last frame, which may be half a
 /// heartbeat old when a worker is stopped.
 const SILENCE: Duration = Duration::from_secs(7);
-/// Longer than a worker tolerates an absent store: it moves what it holds back by copies.
+/// Longer than a worker tolerates an unreachable store. After that, the worker returns the messages that it
+/// holds to their queues as copies.
 const STORE_GRACE: Duration = Duration::from_secs(5);
-/// The runs of a worker, and the messages that it holds besides: of two queues.
+/// The runs of a worker, plus the prefetched messages of two queues.
 const HELD: usize = SLOTS + 2 * PREFETCH;
-/// Publishes in flight: of the Rust producer, and one of the Celery producer.
+/// Publishes in flight: those of the Rust producer, and one of the Celery producer.
 const PUBLISHES: usize = IN_FLIGHT + 1;
-/// Deeper than any parser may recurse.
+/// Deeper than any parser should recurse.
 const DEPTH: usize = 5_000;
 
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +46,7 @@ pub(crate) enum What {
     HostileFrames,
 }
 
-/// The faults that come, with their weights and durations.
+/// Returns the faults, with their weights and durations.
 pub(crate) fn kinds() -> Vec<Kind<What>> {
     vec![
         Kind::new(What::CutRabbit, "RabbitMQ connections cut", 12, (0, 0)),
@@ -66,7 +67,7 @@ pub(crate) fn kinds() -> Vec<Kind<What>> {
     ]
 }
 
-/// The connections of one process, each through a proxy of its own.
+/// The connections of one process, each through its own proxy.
 struct Network {
     rabbit: Proxy,
     redis: Proxy,
@@ -78,19 +79,19 @@ impl Network {
     async fn to(rabbit_server: &Server, redis_server: &Server) -> Self {
         let rabbit = Proxy::start(rabbit_server.address()).await;
         let redis = Proxy::start(redis_server.address()).await;
-        let broker_url = rabbit_server.url_by(&rabbit);
-        let store_url = redis_server.url_by(&redis);
+        let broker_url = rabbit_server.url_through(&rabbit);
+        let store_url = redis_server.url_through(&redis);
         Self { rabbit, redis, broker_url, store_url }
     }
 }
 
-/// Everything that the faults hit.
-pub(crate) struct Field {
+/// All servers, connections and processes that the faults hit.
+pub(crate) struct Fixture {
     rabbit: Mutex<Server>,
     redis: Mutex<Server>,
-    /// Of each worker; and, at the end, of the client.
+    /// The networks of the workers by place; the last one is the client's.
     networks: Vec<Network>,
-    /// The Celery producer's. It is never silent: that client would wait without limit.
+    /// The Celery producer's proxy. It is never silent, since that client would wait without limit.
     celery: Proxy,
     pub(crate) celery_url: String,
     pub(crate) workers: Workers,
@@ -100,7 +101,7 @@ pub(crate) struct Field {
     ledger: Arc<Ledger>,
 }
 
-impl Field {
+impl Fixture {
     pub(crate) async fn start(ledger: &Arc<Ledger>) -> Self {
         let (rabbit, redis) = tokio::join!(Server::rabbit(), Server::redis());
         let mut networks = Vec::new();
@@ -108,7 +109,7 @@ impl Field {
             networks.push(Network::to(&rabbit, &redis).await);
         }
         let celery = Proxy::start(rabbit.address()).await;
-        let celery_url = rabbit.url_by(&celery);
+        let celery_url = rabbit.url_through(&celery);
         let queues = vec![queue_name(), queue_name()];
         let client = client(&networks[WORKERS], &queues[1]);
         client.connected().await;
@@ -133,7 +134,7 @@ impl Field {
         Self { rabbit, redis, networks, celery, celery_url, workers, client, queues, ledger }
     }
 
-    /// Injects a fault; it has healed when this returns.
+    /// Injects a fault. When this returns, it has healed.
     pub(crate) async fn inject(&self, fault: Fault<What>) {
         match fault.what {
             What::CutRabbit => {
@@ -169,18 +170,18 @@ impl Field {
         }
     }
 
-    /// The networks that a fault hits.
+    /// Returns the networks that a fault hits.
     fn hit(&self, fault: &Fault<What>) -> &[Network] {
         if fault.is_everywhere { &self.networks } else { &self.networks[fault.place..=fault.place] }
     }
 
-    /// Excuses so many runs of each worker that it hits, and the publishes of the producers.
+    /// Excuses `runs` of each worker that a fault hits. If it hits all, also the publishes of the producers.
     fn excuse(&self, fault: &Fault<What>, runs: usize) {
         let (workers, publishes) = if fault.is_everywhere { (WORKERS, PUBLISHES) } else { (1, 0) };
         self.ledger.excuse(fault.name, workers * runs + publishes);
     }
 
-    /// Nothing passes, and nothing is closed; then everything that was held back passes.
+    /// Holds all bytes back without closing a connection; then forwards everything that was held back.
     async fn blackhole(&self, fault: &Fault<What>) {
         let is_long = fault.hold.duration() > STORE_GRACE;
         self.excuse(fault, if is_long { HELD } else { SLOTS });
@@ -207,9 +208,9 @@ impl Field {
         rabbit.start().await;
     }
 
-    /// Content headers that no client library writes: too deep, and not UTF-8.
+    /// Publishes content headers that no client library writes: nested too deep, and not UTF-8.
     async fn publish_hostile_frames(&self) {
-        // Held, so that RabbitMQ is not restarted meanwhile.
+        // The lock prevents a restart of RabbitMQ until the frames are published.
         let rabbit = self.rabbit.lock().await;
         let mut channel = RawChannel::open(rabbit.url()).await;
         for queue in &self.queues {

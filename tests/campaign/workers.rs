@@ -12,54 +12,54 @@ use tokio::time::{Instant, sleep};
 use crate::ledger::Ledger;
 use crate::nemesis::Hold;
 
-/// How many workers there are.
+/// The number of workers.
 pub(crate) const WORKERS: usize = 3;
-/// The concurrency limit of each.
+/// The concurrency limit of each worker.
 pub(crate) const SLOTS: usize = 8;
-/// Messages of each queue that the broker hands to a worker in advance.
+/// The number of messages of each queue that a worker prefetches.
 pub(crate) const PREFETCH: usize = 64;
 
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
-/// What a worker may add to its drain deadline: for steps, and to close.
+/// The time that a worker may take after its drain deadline: for steps, and to close.
 const STEP_GRACE: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(2);
-/// What a loaded machine may add.
+/// Additional time for a loaded machine.
 const SLACK: Duration = Duration::from_secs(5);
 
-/// In the first line that a worker logs, after it has begun to listen for signals.
+/// Part of the first line that a worker logs. By then it listens for signals.
 const FIRST_LOG: &str = "\"timestamp\"";
 const START_LIMIT: Duration = Duration::from_secs(60);
 const START_PAUSE: Duration = Duration::from_millis(500);
-/// A worker that cannot start is started again this often, as a supervisor does it.
+/// The number of times that a worker that cannot start is started, as a supervisor would.
 const MOST_STARTS: usize = 60;
 
 const UNAVAILABLE: i32 = 69;
 const TEMPFAIL: i32 = 75;
 const LINES_SHOWN: usize = 12;
 
-/// What a stop costs: the peers take back what a silent worker holds.
+/// The cost of a stop: the peers take back the messages that a silent worker holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Silence {
-    /// A stop longer than this may be noticed.
+    /// The peers may notice a stop that is longer than this.
     pub(crate) limit: Duration,
-    /// The runs that it excuses then.
+    /// The number of runs that such a stop excuses.
     pub(crate) excused: usize,
 }
 
-/// The workers by their places. A fault holds the place of the worker that it hits.
+/// The workers by place. A fault locks the place of the worker that it hits.
 pub(crate) struct Workers {
     places: Vec<Mutex<DemoWorker>>,
     command: Box<dyn Fn(usize) -> Command + Send + Sync>,
     silence: Silence,
     ledger: Arc<Ledger>,
-    /// Of the workers that have ended.
+    /// The logs of the workers that have ended.
     logs: std::sync::Mutex<Vec<String>>,
-    /// Held while a worker starts.
+    /// Locked for reading while a worker starts.
     starting: RwLock<()>,
 }
 
 impl Workers {
-    /// Starts them, each by the command of its place; all are ready when this returns.
+    /// Starts the workers, each with the command of its place. When this returns, all are ready.
     pub(crate) async fn start(
         ledger: &Arc<Ledger>,
         silence: Silence,
@@ -81,7 +81,7 @@ impl Workers {
         workers
     }
 
-    /// `kill -9`. What the worker runs then runs again elsewhere.
+    /// Kills a worker (`kill -9`). Its running tasks run again on other workers.
     pub(crate) async fn kill(&self, place: usize) {
         let mut worker = self.running(place).await;
         self.ledger.excuse("kills", SLOTS);
@@ -89,7 +89,7 @@ impl Workers {
         self.replace(&mut worker, place).await;
     }
 
-    /// SIGSTOP, and SIGCONT after a while.
+    /// Sends SIGSTOP, and SIGCONT after a while.
     pub(crate) async fn stop(&self, place: usize, hold: Hold) {
         let worker = self.running(place).await;
         let begun = Instant::now();
@@ -101,7 +101,7 @@ impl Workers {
         }
     }
 
-    /// One SIGTERM, or two in quick succession, which count as one.
+    /// Sends one SIGTERM, or two in quick succession, which count as one.
     pub(crate) async fn drain(&self, place: usize, is_doubled: bool) {
         let mut worker = self.running(place).await;
         worker.sigterm();
@@ -110,7 +110,7 @@ impl Workers {
         }
         match self.exit_code(&mut worker, place).await {
             Some(0) => {}
-            // A server was away: runs were given back at the deadline.
+            // A server was unreachable: runs were returned to their queue at the deadline.
             Some(TEMPFAIL) => self.ledger.excuse("drains cut short", SLOTS),
             code => self.ledger.violation(format!(
                 "worker {place} drained with exit code {code:?}:\n{}",
@@ -120,7 +120,7 @@ impl Workers {
         self.replace(&mut worker, place).await;
     }
 
-    /// Drains all, with no fault present: each must leave nothing behind.
+    /// Drains all workers while no fault is active: each must drain cleanly, with exit code 0.
     pub(crate) async fn drain_all(&self) {
         for place in 0..WORKERS {
             let mut worker = self.running(place).await;
@@ -135,9 +135,9 @@ impl Workers {
         }
     }
 
-    /// Whether a new worker says `text`; it takes the place of none, and is killed then. No other
-    /// worker starts between `before` and `after`.
-    pub(crate) async fn extra_worker_says(
+    /// Starts an additional worker, and returns whether it prints `text`; then kills it. No other worker
+    /// starts between `before` and `after`.
+    pub(crate) async fn extra_worker_logs(
         &self,
         text: &str,
         before: impl FnOnce(),
@@ -146,13 +146,13 @@ impl Workers {
         let _no_other_starts = self.starting.write().await;
         before();
         let mut worker = DemoWorker::start((self.command)(WORKERS));
-        let says = worker.says_within(text, START_LIMIT).await;
+        let is_logged = worker.logs_within(text, START_LIMIT).await;
         after();
         worker.kill9().await;
-        says
+        is_logged
     }
 
-    /// What the workers have logged about a task.
+    /// Returns the log lines of the workers about a task.
     pub(crate) async fn log_lines(&self, id: &TaskId) -> String {
         let mut logs = self.logs.lock().unwrap().clone();
         for place in &self.places {
@@ -163,7 +163,7 @@ impl Workers {
         lines.join("\n")
     }
 
-    /// The worker at this place; another one if it has ended by itself.
+    /// Returns the worker at this place. Replaces it if it has ended by itself, which is a violation.
     async fn running(&self, place: usize) -> MutexGuard<'_, DemoWorker> {
         let mut worker = self.places[place].lock().await;
         if let Some(status) = worker.exit_status() {
@@ -179,13 +179,13 @@ impl Workers {
         *worker = self.launch(place).await;
     }
 
-    /// Starts a worker, again if it ends at once: it may not be able to open its database.
+    /// Starts a worker. Starts it again if it ends at once, as it does when it cannot open its database.
     async fn launch(&self, place: usize) -> DemoWorker {
         let mut starts = 0;
         loop {
             let starting = self.starting.read().await;
             let mut worker = DemoWorker::start((self.command)(place));
-            if worker.says_within(FIRST_LOG, START_LIMIT).await {
+            if worker.logs_within(FIRST_LOG, START_LIMIT).await {
                 return worker;
             }
             drop(starting);
@@ -201,7 +201,7 @@ impl Workers {
         }
     }
 
-    /// Waits for the end of a worker that was signalled, which has a deadline.
+    /// Waits for the end of a worker that received a signal. Exceeding its deadline is a violation.
     async fn exit_code(&self, worker: &mut DemoWorker, place: usize) -> Option<i32> {
         let begun = Instant::now();
         let code = worker.wait().await;
@@ -227,7 +227,7 @@ impl Workers {
     }
 }
 
-/// The command line of a worker of these queues, joined by commas.
+/// Returns the command line of a worker. `queues` are separated by commas.
 pub(crate) fn command(queues: &str, name: &str) -> Command {
     let mut command = Command::new(support::binary("demo"));
     let deadline = format!("{}s", DRAIN_DEADLINE.as_secs());

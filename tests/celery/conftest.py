@@ -1,4 +1,4 @@
-"""Real Celery clients against real workers, over the servers that ops/test has started."""
+"""Tests of real Celery clients and real workers, on the servers that ops/test has started."""
 import os
 import signal
 import subprocess
@@ -13,7 +13,7 @@ from celery import Celery
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug"
 DEMO, COUNTERSIGN = BUILT / "demo", BUILT / "countersign"
-PATIENCE = 30
+TIMEOUT = 30
 
 
 def setting(name):
@@ -23,7 +23,7 @@ def setting(name):
 
 
 class Worker:
-    """A demo worker in a process of its own; its standard error is kept for failing tests."""
+    """A demo worker in its own process. Keeps its standard error for failing tests."""
 
     def __init__(self, queue, *arguments, log="info,lapin=off,redis=error", environment=()):
         self.lines, self._changed = [], threading.Condition()
@@ -42,15 +42,15 @@ class Worker:
 
     def says(self, text):
         with self._changed:
-            said = self._changed.wait_for(
+            found = self._changed.wait_for(
                 lambda: any(text in line for line in self.lines)
-                or self.process.poll() is not None, timeout=PATIENCE)
-        assert said and self.process.poll() is None, "".join(self.lines)
+                or self.process.poll() is not None, timeout=TIMEOUT)
+        assert found and self.process.poll() is None, "".join(self.lines)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(TIMEOUT)
         finally:
             self.process.kill()
 
@@ -72,7 +72,7 @@ def worker(queue):
 
 
 def celery_app(queue):
-    """An unmodified Celery client, as any producer has it."""
+    """Creates an unmodified Celery client, as a producer uses it."""
     app = Celery("client", broker=setting("COUNTERSIGN_BROKER_URL"),
                  backend=setting("COUNTERSIGN_STORE_URL"), set_as_current=False)
     app.conf.task_default_queue = queue
@@ -95,12 +95,12 @@ def broker():
 
 @pytest.fixture
 def dead_letter(broker, queue):
-    """Waits for the next message of `<queue>.dead` that fits."""
+    """Waits for the next matching message of `<queue>.dead`."""
     broker.queue_declare(f"{queue}.dead", durable=True)
 
     def next_fitting(fits):
         for method, properties, body in broker.consume(
-                f"{queue}.dead", inactivity_timeout=PATIENCE):
+                f"{queue}.dead", inactivity_timeout=TIMEOUT):
             assert method is not None, "no such message among the dead letters"
             broker.basic_ack(method.delivery_tag)
             if fits(properties, body):

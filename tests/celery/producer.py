@@ -1,5 +1,5 @@
-"""Enqueues marks with an unmodified Celery client for SECONDS, whatever its broker goes through, at
-most PER_SECOND of them. Prints `sending ID` before each, and `accepted ID` when it is confirmed.
+"""Enqueues marks with an unmodified Celery client for SECONDS, even during faults of the broker, at most
+PER_SECOND of them. Prints `sending ID` before each, and `accepted ID` when it is confirmed.
 Usage: producer.py QUEUE LIST SECONDS PER_SECOND"""
 import os
 import sys

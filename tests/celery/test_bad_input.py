@@ -1,4 +1,4 @@
-"""What may lie in a queue besides tasks. The worker lives, and says what became of it."""
+"""Messages that are not valid tasks. The worker survives them, and reports the outcome of each."""
 import json
 import pickle
 import uuid
@@ -7,15 +7,15 @@ import zlib
 import pika
 import pytest
 
-from conftest import PATIENCE
+from conftest import TIMEOUT
 
 GOOD_BODY = json.dumps([[1, 2], {}, {}]).encode()
 
 
 def publish(app, broker, queue, body, **properties):
-    """Publishes as a foreign client would, with a readable id; returns what waits for it.
+    """Publishes as a foreign client would, with a readable id. Returns the waiting result.
 
-    As every Celery client does, it subscribes first: Celery never reads again what it has missed.
+    As every Celery client, it subscribes first: Celery never reads a missed result again.
     """
     task_id = str(uuid.uuid4())
     sent = app.AsyncResult(task_id)
@@ -59,9 +59,9 @@ def test_it_is_a_dead_letter_with_its_reason_and_its_waiter_is_told(
     letter, kept = dead_letter(lambda letter, _: letter.correlation_id == sent.id)
     assert kept == body
     assert letter.headers["x-countersign-reason"]
-    assert isinstance(sent.get(timeout=PATIENCE, propagate=False), Exception)
+    assert isinstance(sent.get(timeout=TIMEOUT, propagate=False), Exception)
     assert sent.state == "FAILURE"
-    assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+    assert app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3
 
 
 WRONG_HEADERS = {
@@ -79,9 +79,9 @@ WRONG_HEADERS = {
 @pytest.mark.parametrize("what", WRONG_HEADERS)
 def test_headers_of_wrong_types_leave_nobody_waiting(what, app, broker, queue):
     sent = publish(app, broker, queue, GOOD_BODY, headers=WRONG_HEADERS[what])
-    sent.get(timeout=PATIENCE, propagate=False)
+    sent.get(timeout=TIMEOUT, propagate=False)
     assert sent.state in ("SUCCESS", "FAILURE")
-    assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+    assert app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3
 
 
 def test_a_message_without_any_id_is_a_dead_letter(app, broker, queue, dead_letter):
@@ -89,7 +89,7 @@ def test_a_message_without_any_id_is_a_dead_letter(app, broker, queue, dead_lett
     broker.basic_publish("", queue, mark)
     letter, _ = dead_letter(lambda _, body: body == mark)
     assert letter.headers["x-countersign-reason"]
-    assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+    assert app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3
 
 
 HOSTILE = {
@@ -122,7 +122,7 @@ def test_a_body_over_our_limit_is_a_dead_letter(size, app, broker, queue, dead_l
 
 
 def test_a_body_of_64_mib_hurts_nobody(app, broker, queue, dead_letter):
-    """RabbitMQ 4 refuses it (its limit is 16 MiB); 3.10 delivers it."""
+    """RabbitMQ 4 refuses the message (its limit is 16 MiB); 3.10 delivers it."""
     broker.confirm_delivery()
     try:
         sent = publish(app, broker, queue, b'[["' + b"x" * (64 << 20) + b'"], {}, {}]')
@@ -132,5 +132,5 @@ def test_a_body_of_64_mib_hurts_nobody(app, broker, queue, dead_letter):
         letter, _ = dead_letter(lambda letter, _: letter.correlation_id == sent.id)
         assert "limit" in letter.headers["x-countersign-reason"]
         with pytest.raises(Exception, match="limit"):
-            sent.get(timeout=PATIENCE)
-    assert app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+            sent.get(timeout=TIMEOUT)
+    assert app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3

@@ -1,13 +1,11 @@
-"""Celery's remote control: ping and revoke, by unmodified clients."""
+"""Celery's remote control: ping and revoke from unmodified clients."""
 import time
 import uuid
 
 import pytest
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
-from conftest import Worker, celery_app
-
-PATIENCE = 30
+from conftest import TIMEOUT, Worker, celery_app
 
 
 def node(queue):
@@ -39,9 +37,9 @@ def test_ping_is_answered_by_name(own_app, own_queue):
     try:
         answers = own_app.control.ping(timeout=2)
         assert {node(own_queue): {"ok": "pong"}} in answers
-        assert own_app.control.ping(destination=[node(own_queue)], timeout=PATIENCE) == [
+        assert own_app.control.ping(destination=[node(own_queue)], timeout=TIMEOUT) == [
             {node(own_queue): {"ok": "pong"}}]
-        inspected = own_app.control.inspect(destination=[node(own_queue)], timeout=PATIENCE)
+        inspected = own_app.control.inspect(destination=[node(own_queue)], timeout=TIMEOUT)
         assert inspected.ping() == {node(own_queue): {"ok": "pong"}}
     finally:
         worker.stop()
@@ -65,9 +63,9 @@ def test_what_is_not_understood_is_said_so_and_harms_nobody(own_app, own_queue, 
                         b'{"method": "ping", "reply_to": {"exchange": "", "routing_key": "x"}}'):
             broker.basic_publish("celery.pidbox", "", garbage)
         answers = own_app.control.inspect(
-            destination=[node(own_queue)], timeout=PATIENCE).stats()
+            destination=[node(own_queue)], timeout=TIMEOUT).stats()
         assert "KeyError" in answers[node(own_queue)]["error"]
-        assert own_app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+        assert own_app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3
     finally:
         worker.stop()
 
@@ -80,9 +78,9 @@ def test_a_queued_task_is_revoked_and_never_runs(own_app, own_queue):
         queued = own_app.send_task("demo.mark", (key, "ran"))
         queued.revoke()
         with pytest.raises(TaskRevokedError, match="revoked"):
-            queued.get(timeout=PATIENCE)
+            queued.get(timeout=TIMEOUT)
         assert AsyncResult(queued.id, app=own_app).state == "REVOKED"
-        assert busy.get(timeout=PATIENCE) == 1.5
+        assert busy.get(timeout=TIMEOUT) == 1.5
         assert own_app.backend.client.llen(key) == 0
     finally:
         worker.stop()
@@ -93,13 +91,13 @@ def test_a_revocation_outlives_the_worker_that_heard_it(own_app, own_queue):
     key = f"revoked-{time.time_ns()}"
     later = own_app.send_task("demo.mark", (key, "ran"), countdown=3)
     (answer,) = own_app.control.revoke(
-        later.id, reply=True, destination=[node(own_queue)], timeout=PATIENCE)
+        later.id, reply=True, destination=[node(own_queue)], timeout=TIMEOUT)
     assert answer == {node(own_queue): {"ok": f"tasks {{'{later.id}'}} flagged as revoked"}}
     worker.stop()
     worker = started(own_queue)
     try:
         with pytest.raises(TaskRevokedError):
-            later.get(timeout=PATIENCE)
+            later.get(timeout=TIMEOUT)
         assert own_app.backend.client.llen(key) == 0
     finally:
         worker.stop()
@@ -112,8 +110,8 @@ def test_a_running_task_is_terminated(own_app, own_queue):
         worker.says(f"started demo.sleep {running.id}")
         own_app.control.revoke(running.id, terminate=True)
         with pytest.raises(TaskRevokedError, match="terminated"):
-            running.get(timeout=PATIENCE)
-        assert own_app.send_task("demo.add", (1, 2)).get(timeout=PATIENCE) == 3
+            running.get(timeout=TIMEOUT)
+        assert own_app.send_task("demo.add", (1, 2)).get(timeout=TIMEOUT) == 3
     finally:
         assert worker.stop() == 0
 
@@ -124,8 +122,8 @@ def test_a_running_task_goes_on_when_it_is_only_revoked(own_app, own_queue):
         running = own_app.send_task("demo.sleep", (2,))
         worker.says(f"started demo.sleep {running.id}")
         own_app.control.revoke(
-            running.id, reply=True, destination=[node(own_queue)], timeout=PATIENCE)
-        assert running.get(timeout=PATIENCE) == 2
+            running.id, reply=True, destination=[node(own_queue)], timeout=TIMEOUT)
+        assert running.get(timeout=TIMEOUT) == 2
     finally:
         worker.stop()
 
@@ -138,7 +136,7 @@ def test_several_are_revoked_at_once(own_app, own_queue):
         own_app.control.revoke([result.id for result in queued])
         for result in queued:
             with pytest.raises(TaskRevokedError):
-                result.get(timeout=PATIENCE)
-        assert busy.get(timeout=PATIENCE) == 1
+                result.get(timeout=TIMEOUT)
+        assert busy.get(timeout=TIMEOUT) == 1
     finally:
         worker.stop()

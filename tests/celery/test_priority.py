@@ -1,17 +1,15 @@
-"""Priorities, as unmodified Celery clients ask for them of a queue that has them."""
+"""Priorities of unmodified Celery clients on a queue with `max_priority`."""
 import uuid
 
 import pytest
 import redis
-from conftest import Worker, celery_app, setting
+from conftest import TIMEOUT, Worker, celery_app, setting
 from kombu import Queue
-
-PATIENCE = 30
 
 
 @pytest.fixture
 def settings_file(tmp_path, monkeypatch):
-    """The workers' side of the queue: ten priorities."""
+    """The workers' settings of the queue: ten priorities."""
     queue = f"test-{uuid.uuid4().hex}"
     file = tmp_path / "countersign.toml"
     file.write_text(f'[queues."{queue}"]\nmax_priority = 10\n')
@@ -25,14 +23,14 @@ def send_marks(app, queue, marks):
 
 
 def test_a_celery_client_and_a_worker_agree_on_a_queue_with_priorities(settings_file):
-    """The client declares the queue and fills it; the worker comes later, and takes the first."""
+    """The client declares and fills the queue. The worker starts later, and runs high priorities first."""
     app, marks = celery_app(settings_file), f"marks-{uuid.uuid4().hex}"
     app.conf.task_queues = [Queue(settings_file, max_priority=10, durable=True)]
     results = send_marks(app, settings_file, marks)
     worker = Worker(settings_file, "-c", "1", "--prefetch", "1")
     try:
         for result in results:
-            result.get(timeout=PATIENCE)
+            result.get(timeout=TIMEOUT)
     finally:
         worker.stop()
     store = redis.Redis.from_url(setting("COUNTERSIGN_STORE_URL"))
@@ -41,14 +39,14 @@ def test_a_celery_client_and_a_worker_agree_on_a_queue_with_priorities(settings_
 
 
 def test_a_worker_makes_the_queue_as_a_celery_client_declares_it(settings_file):
-    """Another argument table would close the client's channel."""
+    """Different queue arguments would close the client's channel."""
     worker = Worker(settings_file, "-c", "1", "--prefetch", "1")
     try:
         worker.says(f"consuming {settings_file}")
         app = celery_app(settings_file)
         app.conf.task_queues = [Queue(settings_file, max_priority=10, durable=True)]
         for result in send_marks(app, settings_file, f"marks-{uuid.uuid4().hex}"):
-            assert result.get(timeout=PATIENCE)
+            assert result.get(timeout=TIMEOUT)
         app.close()
     finally:
         worker.stop()

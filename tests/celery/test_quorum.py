@@ -1,4 +1,4 @@
-"""Quorum queues that somebody else declared: they are used as they are."""
+"""Quorum queues that another program declared: workers use them unchanged."""
 import subprocess
 import sys
 import uuid
@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from kombu import Exchange, Queue
 
-from conftest import PATIENCE, ROOT, Worker, celery_app, setting
+from conftest import ROOT, TIMEOUT, Worker, celery_app, setting
 
 DRAINS = 24
 LIMIT = 20
@@ -16,7 +16,7 @@ LIMIT = 20
 
 @contextmanager
 def fresh_broker(folder):
-    """A RabbitMQ of this test's own; it ends with its standard input."""
+    """Runs a separate RabbitMQ for one test. It ends at the end of its standard input."""
     server = subprocess.Popen(
         [sys.executable, ROOT / "ops" / "servers", "rabbit", "--dir", folder / "rabbit"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -29,7 +29,7 @@ def fresh_broker(folder):
 
 @pytest.fixture
 def quorum(broker):
-    """A quorum queue with the delivery limit that RabbitMQ 4 has by default."""
+    """Declares a quorum queue with the default delivery limit of RabbitMQ 4."""
     name = f"quorum-{uuid.uuid4().hex}"
     broker.queue_declare(name, durable=True, arguments={
         "x-queue-type": "quorum", "x-delivery-limit": LIMIT})
@@ -39,7 +39,7 @@ def quorum(broker):
 
 @pytest.fixture
 def app_of():
-    """Celery clients of queues that they do not declare: their declaration would say classic."""
+    """Creates Celery clients that do not declare their queues, since they would declare classic queues."""
     apps = []
 
     def app_of(queue):
@@ -60,15 +60,15 @@ def test_tasks_delays_and_retries_work_on_a_quorum_queue(quorum, app_of):
         late = app.send_task("demo.add", (20, 22), countdown=1)
         again = app.send_task("demo.retry", (2, 0.3))
         sums = [app.send_task("demo.add", (n, 1)) for n in range(100)]
-        assert [result.get(timeout=PATIENCE) for result in sums] == list(range(1, 101))
-        assert again.get(timeout=PATIENCE) == 2
-        assert late.get(timeout=PATIENCE) == 42
+        assert [result.get(timeout=TIMEOUT) for result in sums] == list(range(1, 101))
+        assert again.get(timeout=TIMEOUT) == 2
+        assert late.get(timeout=TIMEOUT) == 42
     finally:
         assert worker.stop() == 0
 
 
 def test_a_task_returned_at_every_deploy_outlives_the_delivery_limit(quorum, app_of):
-    """Counted: the tasks' results. At each drain one has started, and all four are returned."""
+    """Checks the tasks' results. At each drain one has started, and all four are returned to the queue."""
     app = app_of(quorum)
     returned = [app.send_task("demo.sleep", (5,)) for _ in range(4)]
     for _ in range(DRAINS):
@@ -77,7 +77,7 @@ def test_a_task_returned_at_every_deploy_outlives_the_delivery_limit(quorum, app
         worker.stop()
     worker = Worker(quorum, "-c", "4", "--prefetch", "10")
     try:
-        assert [result.get(timeout=PATIENCE) for result in returned] == [5, 5, 5, 5]
+        assert [result.get(timeout=TIMEOUT) for result in returned] == [5, 5, 5, 5]
     finally:
         worker.stop()
 
@@ -85,7 +85,7 @@ def test_a_task_returned_at_every_deploy_outlives_the_delivery_limit(quorum, app
 @pytest.mark.parametrize("keys", ["its own name", "an exchange and a key of its own"])
 def test_a_countdown_of_a_celery_client_arrives_on_a_broker_that_no_celery_worker_has_met(
         keys, tmp_path):
-    """Counted: the result. Celery clients leave the delay exchanges to workers: ours declares them."""
+    """Checks the result. Celery clients do not declare the delay exchanges; the worker does."""
     with fresh_broker(tmp_path) as url:
         queue, environment = f"fresh-{uuid.uuid4().hex}", {"COUNTERSIGN_BROKER_URL": url}
         exchange, key = (queue, queue) if keys == "its own name" else ("tasks", f"{queue}.run")
@@ -105,9 +105,9 @@ def test_a_countdown_of_a_celery_client_arrives_on_a_broker_that_no_celery_worke
         app.conf.task_default_exchange_type = "topic"
         app.conf.broker_transport_options = {"confirm_publish": True}
         try:
-            worker.says("the delayed-delivery exchanges are there")
+            worker.says("declared the delayed-delivery exchanges")
             late = app.send_task("demo.add", (20, 22), countdown=2)
-            assert late.get(timeout=PATIENCE) == 42
+            assert late.get(timeout=TIMEOUT) == 42
         finally:
             app.close()
             assert worker.stop() == 0

@@ -1,4 +1,4 @@
-"""A worker that says that it is ready is."""
+"""A worker that reports readiness is ready."""
 import uuid
 
 import pika
@@ -7,7 +7,7 @@ from conftest import Worker
 
 
 def test_a_ready_worker_has_declared_its_queue(broker):
-    # A publisher that declares nothing and is not told of a missing queue would lose its task.
+    # A publisher that neither declares the queue nor publishes as mandatory would lose its task.
     queue = f"test-{uuid.uuid4().hex}"
     broker.confirm_delivery()
     worker = Worker(queue)

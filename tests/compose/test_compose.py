@@ -1,4 +1,4 @@
-"""The compose file from its images: scaled, one worker killed and one drained, nothing lost."""
+"""Runs the compose file from its images, scaled. One worker is killed and one drained; no task is lost."""
 import json
 import os
 import socket
@@ -13,7 +13,7 @@ from celery import Celery
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS, WORKERS = 1500, 4
-PATIENCE = 180
+TIMEOUT = 180
 TERMINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
 pytestmark = pytest.mark.timeout(1800)  # the first build compiles everything
@@ -26,7 +26,7 @@ def free_port():
 
 
 class Stack:
-    """The file's services under a project name of their own, on free ports."""
+    """Runs the file's services under its own project name, on free ports."""
 
     def __init__(self, secrets):
         subprocess.run([ROOT / "ops" / "secrets-init", secrets], check=True)
@@ -34,6 +34,8 @@ class Stack:
         self.project = f"countersign-test-{uuid.uuid4().hex[:8]}"
         self.environment = {
             **os.environ, "COUNTERSIGN_SECRETS": str(secrets),
+            # Link-time optimisation would take minutes.
+            "COUNTERSIGN_BUILD_PROFILE": "release",
             **{f"COUNTERSIGN_{name}_PORT": port for name, port in ports.items()},
         }
 
@@ -58,11 +60,12 @@ class Stack:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     if subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
+        assert "CI" not in os.environ, "no test may be skipped in CI: no container engine answers"
         pytest.skip("no container engine answers")
     stack = Stack(tmp_path_factory.mktemp("compose") / "secrets")
     try:
         stack.compose("build")
-        stack.compose("up", "--detach", "--wait", "--wait-timeout", str(PATIENCE))
+        stack.compose("up", "--detach", "--wait", "--wait-timeout", str(TIMEOUT))
         yield stack
     finally:
         stack.compose("down", "--volumes", "--timeout", "5")
@@ -77,7 +80,7 @@ def app(stack):
 
 
 def test_a_worker_in_a_container_answers_and_is_confined(stack, app):
-    assert app.send_task("demo.add", (2, 3)).get(timeout=PATIENCE) == 5
+    assert app.send_task("demo.add", (2, 3)).get(timeout=TIMEOUT) == 5
     [worker] = stack.workers()
     inspected = json.loads(subprocess.check_output(["docker", "inspect", worker]))[0]
     assert inspected["State"]["Health"]["Status"] == "healthy"
@@ -90,7 +93,7 @@ def test_a_worker_in_a_container_answers_and_is_confined(stack, app):
 
 
 def test_every_accepted_task_has_one_result_though_one_worker_is_killed_and_one_drained(stack, app):
-    stack.compose("up", "--detach", "--wait", "--wait-timeout", str(PATIENCE),
+    stack.compose("up", "--detach", "--wait", "--wait-timeout", str(TIMEOUT),
                   "--no-recreate", "--scale", f"worker={WORKERS}")
     workers = stack.workers()
     assert len(workers) == WORKERS
@@ -101,7 +104,7 @@ def test_every_accepted_task_has_one_result_though_one_worker_is_killed_and_one_
     published = Counter()
 
     def listen_until(enough):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not enough() and time.monotonic() < deadline:
             message = results.get_message(ignore_subscribe_messages=True, timeout=1)
             if message:
@@ -123,6 +126,6 @@ def test_every_accepted_task_has_one_result_though_one_worker_is_killed_and_one_
     assert not twice, f"{len(twice)} of {TASKS} have more than one result"
     stored = app.backend.client.mget(f"celery-task-meta-{task}" for task in accepted)
     assert {json.loads(document)["status"] for document in stored} == {"SUCCESS"}
-    assert drain.communicate(timeout=PATIENCE)[0].strip() == "0"
+    assert drain.communicate(timeout=TIMEOUT)[0].strip() == "0"
     logs = subprocess.run(["docker", "logs", drained], capture_output=True, text=True)
     assert "drained" in logs.stdout + logs.stderr

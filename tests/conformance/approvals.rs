@@ -1,70 +1,74 @@
-//! Questions: asked, listed, extended, warned of, and the bells that tell of them.
+//! Approval requests: created, listed, extended, warned of, and announced by notifications.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::approval::{Action, Answer, ApprovalId, AuditEntry, Question, Risk, Standing};
-use countersign::backend::{Asked, Capability, Found, Store};
+use countersign::approval::{
+    Action, ApprovalId, ApprovalRequest, ApprovalStatus, AuditEntry, DecideResult, Risk,
+};
+use countersign::backend::{ApprovalRecord, Capability, Lookup, Store};
+use futures_util::FutureExt;
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::sync::broadcast;
 use tokio::time::timeout;
 
-use crate::ground::{Ground, HOUR, eventually, race};
-use crate::promise::{Promise, promise};
-use crate::verdicts::{approve, decision};
+use crate::case::{Case, case};
+use crate::decisions::{approve, decision};
+use crate::fixture::{Fixture, HOUR, eventually, race};
 
-pub(crate) fn promises() -> Vec<Promise> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
-        promise(a_question_is_read_as_it_was_asked),
-        promise(questions_are_read_in_the_order_asked_for),
-        promise(a_question_of_a_newer_version_hides_none_of_the_others),
-        promise(a_question_of_the_version_before_is_decided_by_its_own_digest),
-        promise(a_question_that_is_asked_stays_as_it_is),
-        promise(open_questions_are_listed_by_their_deadlines),
-        promise(after_its_deadline_a_question_is_expired_whoever_looks),
-        promise(a_question_may_be_given_more_time),
-        promise(only_approvers_and_operators_give_more_time),
-        promise(what_is_over_is_given_no_more_time),
-        promise(people_are_warned_once_for_each_part_of_its_time),
-        promise(one_of_many_clerks_warns),
-        promise(a_bell_rings_when_something_is_asked),
-        promise(a_bell_rings_when_something_is_decided),
-        promise(closing_ends_questions_and_decisions),
-        promise(what_one_asks_another_decides).needs(Capability::SeveralProcesses),
-        promise(bells_of_one_ring_at_another).needs(Capability::SeveralProcesses),
+        case(a_request_is_read_as_it_was_made),
+        case(requests_are_returned_in_the_order_of_the_given_ids),
+        case(a_request_of_a_newer_version_hides_no_other),
+        case(a_request_of_the_previous_version_is_decided_by_its_own_digest),
+        case(an_existing_request_is_not_changed),
+        case(open_requests_are_listed_by_deadline),
+        case(a_request_expires_at_its_deadline),
+        case(a_request_can_be_extended),
+        case(only_approvers_and_operators_can_extend),
+        case(a_closed_request_cannot_be_extended),
+        case(a_warning_is_recorded_once_per_threshold),
+        case(one_of_many_processes_warns),
+        case(a_new_request_is_announced),
+        case(a_decision_is_announced),
+        case(a_closed_store_takes_no_requests_and_decisions),
+        case(another_process_decides_a_request).needs(Capability::SeveralProcesses),
+        case(another_process_is_notified).needs(Capability::SeveralProcesses),
     ]
 }
 
-/// A question that is not asked yet.
-pub(crate) fn question(title: &str) -> Question {
-    Question {
+/// Returns a request that is not stored yet.
+pub(crate) fn new_request(title: &str) -> ApprovalRequest {
+    ApprovalRequest {
         action: Action { name: "bank.pay".into(), version: 1, args: json!({"to": title}) },
-        expires_in: 3_600_000,
-        ..Question::new(title)
+        expires_in: Duration::from_hours(1),
+        ..ApprovalRequest::new(title)
     }
 }
 
-pub(crate) async fn ask(store: &Arc<dyn Store>, question: Question) -> Question {
-    store.ask(question.clone()).await.unwrap();
-    question
+pub(crate) async fn submit(store: &Arc<dyn Store>, request: ApprovalRequest) -> ApprovalRequest {
+    store.request_approval(request.clone()).await.unwrap();
+    request
 }
 
-/// How the store has it.
-pub(crate) async fn read(store: &Arc<dyn Store>, question: &Question) -> Asked {
-    let mut found = store.asked(std::slice::from_ref(&question.id)).await.unwrap();
-    found.remove(0).readable().unwrap().expect("it was asked")
+/// Reads the stored record of a request.
+pub(crate) async fn read(store: &Arc<dyn Store>, request: &ApprovalRequest) -> ApprovalRecord {
+    let mut found = store.approvals(std::slice::from_ref(&request.id)).await.unwrap();
+    found.remove(0).readable().unwrap().expect("the request exists")
 }
 
-async fn deadline(store: &Arc<dyn Store>, question: &Question) -> i64 {
-    match read(store, question).await.standing {
-        Standing::Open(deadline) => deadline,
+async fn deadline(store: &Arc<dyn Store>, request: &ApprovalRequest) -> Timestamp {
+    match read(store, request).await.status {
+        ApprovalStatus::Open(deadline) => deadline,
         other => panic!("{other:?}"),
     }
 }
 
-async fn a_question_is_read_as_it_was_asked(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let whole = Question {
+async fn a_request_is_read_as_it_was_made(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let whole = ApprovalRequest {
         task_name: Some("billing.refund".into()),
         name: "pay".into(),
         summary: "# Grüße\n日本 \u{0} {cs} 'x'".into(),
@@ -76,223 +80,258 @@ async fn a_question_is_read_as_it_was_asked(ground: Ground) {
         self_approval: true,
         approvers: vec!["ana".into(), "bob the 2nd".into()],
         quorum: 2,
-        ..question("Pay?")
+        ..new_request("Pay?")
     };
-    for question in [whole, Question::new("Bare?")] {
+    for request in [whole, ApprovalRequest::new("Bare?")] {
         let before = store.clock().await.unwrap();
-        ask(store, question.clone()).await;
+        submit(store, request.clone()).await;
         let after = store.clock().await.unwrap();
-        let asked = read(store, &question).await;
-        assert_eq!(asked.question, question);
-        assert!((before..=after).contains(&asked.asked_at) && asked.read_at >= asked.asked_at);
-        let deadline = asked.asked_at + i64::try_from(question.expires_in).unwrap();
-        assert_eq!((asked.standing, asked.at), (Standing::Open(deadline), deadline));
-        assert_eq!((asked.decision, asked.votes, asked.warned), (None, 0, None));
+        let record = read(store, &request).await;
+        assert_eq!(record.request, request);
+        assert!(
+            (before..=after).contains(&record.requested_at.as_millisecond())
+                && record.read_at >= record.requested_at
+        );
+        let deadline = record.requested_at + request.expires_in;
+        assert_eq!((record.status, record.at), (ApprovalStatus::Open(deadline), deadline));
+        assert_eq!((record.decision, record.votes, record.warned), (None, 0, None));
     }
 }
 
-async fn questions_are_read_in_the_order_asked_for(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let [a, b] = [ask(store, question("a")).await, ask(store, question("b")).await];
-    let nobodys = ApprovalId::random();
-    let ids = [b.id.clone(), nobodys, a.id.clone(), b.id.clone()];
-    let found = store.asked(&ids).await.unwrap();
-    let title = |found: Found| found.readable().unwrap().map(|asked| asked.question.title);
+async fn requests_are_returned_in_the_order_of_the_given_ids(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let [a, b] = [submit(store, new_request("a")).await, submit(store, new_request("b")).await];
+    let missing = ApprovalId::random();
+    let ids = [b.id.clone(), missing, a.id.clone(), b.id.clone()];
+    let found = store.approvals(&ids).await.unwrap();
+    let title = |found: Lookup| found.readable().unwrap().map(|record| record.request.title);
     let titles: Vec<_> = found.into_iter().map(title).collect();
     assert_eq!(titles, [Some("b"), None, Some("a"), Some("b")].map(|it| it.map(str::to_owned)));
-    assert!(store.asked(&[]).await.unwrap().is_empty());
+    assert!(store.approvals(&[]).await.unwrap().is_empty());
 }
 
-async fn a_question_of_a_newer_version_hides_none_of_the_others(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let newer = ask(store, Question { v: Question::VERSION + 1, ..question("newer") }).await;
-    let ours = ask(store, question("ours")).await;
-    let [first, second] = &store.asked(&[newer.id, ours.id]).await.unwrap()[..] else {
-        panic!("one of them is hidden")
+async fn a_request_of_a_newer_version_hides_no_other(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let newer =
+        submit(store, ApprovalRequest { v: ApprovalRequest::VERSION + 1, ..new_request("newer") })
+            .await;
+    let ours = submit(store, new_request("ours")).await;
+    let [first, second] = &store.approvals(&[newer.id, ours.id]).await.unwrap()[..] else {
+        panic!("a request is hidden")
     };
-    assert!(matches!(first, Found::Unreadable(Standing::Open(_), _)), "{first:?}");
-    assert!(matches!(second, Found::Asked(asked) if asked.question.title == "ours"), "{second:?}");
-    assert_eq!(store.pending(0, 10).await.unwrap().len(), 2);
+    assert!(matches!(first, Lookup::Unreadable(ApprovalStatus::Open(_), _)), "{first:?}");
+    assert!(
+        matches!(second, Lookup::Found(record) if record.request.title == "ours"),
+        "{second:?}"
+    );
+    assert_eq!(store.pending_approvals(0, 10).await.unwrap().len(), 2);
 }
 
-async fn a_question_of_the_version_before_is_decided_by_its_own_digest(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let old = ask(store, Question { v: 1, ..question("old") }).await;
-    let asked = read(store, &old).await;
-    assert_eq!(asked.question.digest(), old.action.digest());
-    let (answer, _) = store.decide(&asked.approve("ana")).await.unwrap();
-    assert_eq!(answer, Answer::Applied);
-    // Since then, the digest of the action is not enough.
-    let new = ask(store, question("new")).await;
-    let of_action = Question { v: 1, ..new.clone() };
-    assert_eq!(store.decide(&approve(&of_action, "ana")).await.unwrap().0, Answer::DigestMismatch);
-    assert_eq!(store.decide(&approve(&new, "ana")).await.unwrap().0, Answer::Applied);
+async fn a_request_of_the_previous_version_is_decided_by_its_own_digest(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let old = submit(store, ApprovalRequest { v: 1, ..new_request("old") }).await;
+    let record = read(store, &old).await;
+    assert_eq!(record.request.digest(), old.action.digest());
+    let (result, _) = store.decide(&record.approve("ana")).await.unwrap();
+    assert_eq!(result, DecideResult::Applied);
+    // In the current version, the digest of the action alone is not enough.
+    let new = submit(store, new_request("new")).await;
+    let of_action = ApprovalRequest { v: 1, ..new.clone() };
+    assert_eq!(
+        store.decide(&approve(&of_action, "ana")).await.unwrap().0,
+        DecideResult::DigestMismatch
+    );
+    assert_eq!(store.decide(&approve(&new, "ana")).await.unwrap().0, DecideResult::Applied);
 }
 
-async fn a_question_that_is_asked_stays_as_it_is(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let first = ask(store, question("first")).await;
-    let asked = read(store, &first).await;
-    ask(store, Question { id: first.id.clone(), ..question("second") }).await;
+async fn an_existing_request_is_not_changed(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let first = submit(store, new_request("first")).await;
+    let record = read(store, &first).await;
+    submit(store, ApprovalRequest { id: first.id.clone(), ..new_request("second") }).await;
     let again = read(store, &first).await;
-    assert_eq!(Asked { read_at: asked.read_at, ..again }, asked);
+    assert_eq!(ApprovalRecord { read_at: record.read_at, ..again }, record);
     store.decide(&approve(&first, "ana")).await.unwrap();
-    ask(store, first.clone()).await;
-    assert!(matches!(read(store, &first).await.standing, Standing::Decided(_)));
+    submit(store, first.clone()).await;
+    assert!(matches!(read(store, &first).await.status, ApprovalStatus::Decided(_)));
 }
 
-async fn open_questions_are_listed_by_their_deadlines(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    assert_eq!(store.pending(0, 10).await.unwrap(), []);
+async fn open_requests_are_listed_by_deadline(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    assert_eq!(store.pending_approvals(0, 10).await.unwrap(), []);
     let mut wanted = Vec::new();
     for hours in [5, 2, 9, 1, 7] {
-        let expires_in = hours * 3_600_000;
-        let question = ask(store, Question { expires_in, ..question("Pay?") }).await;
-        let deadline = deadline(store, &question).await;
-        wanted.push((question.id, deadline));
+        let expires_in = Duration::from_hours(hours);
+        let request = submit(store, ApprovalRequest { expires_in, ..new_request("Pay?") }).await;
+        let deadline = deadline(store, &request).await;
+        wanted.push((request.id, deadline.as_millisecond()));
     }
     wanted.sort_by_key(|(_, deadline)| *deadline);
-    assert_eq!(store.pending(0, 10).await.unwrap(), wanted);
-    assert_eq!(store.pending(0, 2).await.unwrap(), wanted[..2]);
-    assert_eq!(store.pending(2, 2).await.unwrap(), wanted[2..4]);
-    assert_eq!(store.pending(4, 10).await.unwrap(), wanted[4..]);
-    assert_eq!(store.pending(5, 10).await.unwrap(), []);
-    assert_eq!(store.pending(0, 0).await.unwrap(), []);
-    // With the deadline that it was asked with.
+    assert_eq!(store.pending_approvals(0, 10).await.unwrap(), wanted);
+    assert_eq!(store.pending_approvals(0, 2).await.unwrap(), wanted[..2]);
+    assert_eq!(store.pending_approvals(2, 2).await.unwrap(), wanted[2..4]);
+    assert_eq!(store.pending_approvals(4, 10).await.unwrap(), wanted[4..]);
+    assert_eq!(store.pending_approvals(5, 10).await.unwrap(), []);
+    assert_eq!(store.pending_approvals(0, 0).await.unwrap(), []);
+    // It is listed with its original deadline.
     let last = &wanted[4];
-    assert_eq!(store.extend(&last.0, "ana", false, 24 * HOUR).await.unwrap(), Answer::Applied);
-    assert!(store.pending(0, 10).await.unwrap().contains(last));
+    assert_eq!(
+        store.extend_approval(&last.0, "ana", false, 24 * HOUR).await.unwrap(),
+        DecideResult::Applied
+    );
+    assert!(store.pending_approvals(0, 10).await.unwrap().contains(last));
 }
 
-async fn expired(store: &Arc<dyn Store>) -> Question {
-    let question = ask(store, Question { expires_in: 1, ..question("Now?") }).await;
-    let is_expired = async || matches!(read(store, &question).await.standing, Standing::Expired(_));
-    eventually("it has expired", is_expired).await;
-    question
+async fn expired(store: &Arc<dyn Store>) -> ApprovalRequest {
+    let request = submit(
+        store,
+        ApprovalRequest { expires_in: Duration::from_millis(1), ..new_request("Now?") },
+    )
+    .await;
+    let is_expired =
+        async || matches!(read(store, &request).await.status, ApprovalStatus::Expired(_));
+    eventually("the request has expired", is_expired).await;
+    request
 }
 
-async fn after_its_deadline_a_question_is_expired_whoever_looks(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let question = expired(store).await;
-    let asked = read(store, &question).await;
-    let deadline = asked.asked_at + 1;
-    assert_eq!((asked.standing, asked.at), (Standing::Expired(deadline), deadline));
-    assert!(asked.read_at > deadline);
-    let (answer, resume) = store.decide(&approve(&question, "ana")).await.unwrap();
-    assert_eq!((answer, resume), (Answer::Expired { at: deadline }, None));
+async fn a_request_expires_at_its_deadline(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let request = expired(store).await;
+    let record = read(store, &request).await;
+    let deadline = record.requested_at + Duration::from_millis(1);
+    assert_eq!((record.status, record.at), (ApprovalStatus::Expired(deadline), deadline));
+    assert!(record.read_at > deadline);
+    let (result, resume) = store.decide(&approve(&request, "ana")).await.unwrap();
+    assert_eq!((result, resume), (DecideResult::Expired { at: deadline }, None));
 }
 
-async fn a_question_may_be_given_more_time(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let question = ask(store, question("Pay?")).await;
+async fn a_request_can_be_extended(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let request = submit(store, new_request("Pay?")).await;
     let before = store.clock().await.unwrap();
-    let extended = store.extend(&question.id, "ana", false, 2 * HOUR).await.unwrap();
+    let extended = store.extend_approval(&request.id, "ana", false, 2 * HOUR).await.unwrap();
     let after = store.clock().await.unwrap();
-    assert_eq!(extended, Answer::Applied);
-    let later = deadline(store, &question).await;
-    assert!((before..=after).contains(&(later - 2 * 3_600_000)), "counted from now");
-    let earlier = store.extend(&question.id, "ana", false, HOUR).await.unwrap();
-    assert_eq!(earlier, Answer::Earlier { deadline: later });
-    assert_eq!(deadline(store, &question).await, later);
-    let fields = store.audit_entries(1).await.unwrap().remove(0).fields;
-    for (name, value) in [("what", "extend"), ("approval", question.id.as_str()), ("by", "ana")] {
+    assert_eq!(extended, DecideResult::Applied);
+    let later = deadline(store, &request).await;
+    assert!((before..=after).contains(&(later - 2 * HOUR).as_millisecond()), "counted from now");
+    let earlier = store.extend_approval(&request.id, "ana", false, HOUR).await.unwrap();
+    assert_eq!(earlier, DecideResult::Earlier { deadline: later });
+    assert_eq!(deadline(store, &request).await, later);
+    let fields = store.audit_after(None, 1).await.unwrap().remove(0).fields;
+    for (name, value) in [("what", "extend"), ("approval", request.id.as_str()), ("by", "ana")] {
         assert!(fields.contains(&(name.to_owned(), value.to_owned())), "{fields:?}");
     }
 }
 
-/// With `on_timeout = approve`, a deadline that anybody moves would be an approval that anybody gives.
-async fn only_approvers_and_operators_give_more_time(ground: Ground) {
-    let Ground { store, .. } = &ground;
+/// With `on_timeout = approve`, anyone who may move the deadline could bring about an approval.
+async fn only_approvers_and_operators_can_extend(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     let named = vec!["ana".to_owned(), "bob the 2nd".to_owned()];
-    for (approvers, by, is_operator, answer) in [
-        (&named, "ana", false, Answer::Applied),
-        (&named, "bob the 2nd", false, Answer::Applied),
-        (&named, "bob", false, Answer::NotAllowed),
-        (&named, "", false, Answer::NotAllowed),
-        (&named, "rita", false, Answer::NotAllowed),
-        (&named, "eve", true, Answer::Applied),
-        (&vec![], "eve", false, Answer::Applied),
-        (&vec![], "rita", false, Answer::NotAllowed),
+    for (approvers, by, is_operator, expected) in [
+        (&named, "ana", false, DecideResult::Applied),
+        (&named, "bob the 2nd", false, DecideResult::Applied),
+        (&named, "bob", false, DecideResult::NotAllowed),
+        (&named, "", false, DecideResult::NotAllowed),
+        (&named, "rita", false, DecideResult::NotAllowed),
+        (&named, "eve", true, DecideResult::Applied),
+        (&vec![], "eve", false, DecideResult::Applied),
+        (&vec![], "rita", false, DecideResult::NotAllowed),
     ] {
         let (approvers, requester) = (approvers.clone(), Some("rita".to_owned()));
-        let question = ask(store, Question { approvers, requester, ..question("Pay?") }).await;
-        let before = deadline(store, &question).await;
-        let told = store.extend(&question.id, by, is_operator, 24 * HOUR).await.unwrap();
-        assert_eq!(told, answer, "{by}, {is_operator}");
-        assert_eq!(deadline(store, &question).await > before, answer == Answer::Applied);
+        let request =
+            submit(store, ApprovalRequest { approvers, requester, ..new_request("Pay?") }).await;
+        let before = deadline(store, &request).await;
+        let result = store.extend_approval(&request.id, by, is_operator, 24 * HOUR).await.unwrap();
+        assert_eq!(result, expected, "{by}, {is_operator}");
+        assert_eq!(deadline(store, &request).await > before, expected == DecideResult::Applied);
     }
     let extended = |entry: &AuditEntry| entry.fields.contains(&("what".into(), "extend".into()));
     let entries = store.audit_entries(100).await.unwrap();
     assert_eq!(entries.iter().filter(|entry| extended(entry)).count(), 4);
 }
 
-async fn what_is_over_is_given_no_more_time(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let extend =
-        async |question: &Question| store.extend(&question.id, "ana", false, HOUR).await.unwrap();
-    assert_eq!(extend(&question("Nobody asks")).await, Answer::Unknown);
-    assert!(matches!(extend(&expired(store).await).await, Answer::Expired { .. }));
-    let decided = ask(store, question("Pay?")).await;
+async fn a_closed_request_cannot_be_extended(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let extend = async |request: &ApprovalRequest| {
+        store.extend_approval(&request.id, "ana", false, HOUR).await.unwrap()
+    };
+    assert_eq!(extend(&new_request("Missing?")).await, DecideResult::Unknown);
+    assert!(matches!(extend(&expired(store).await).await, DecideResult::Expired { .. }));
+    let decided = submit(store, new_request("Pay?")).await;
     store.decide(&approve(&decided, "bob")).await.unwrap();
-    let answer = extend(&decided).await;
-    assert!(matches!(&answer, Answer::AlreadyDecided { by, .. } if by == "bob"), "{answer:?}");
-    let withdrawn = ask(store, question("Pay?")).await;
+    let result = extend(&decided).await;
+    assert!(
+        matches!(&result, DecideResult::AlreadyDecided { by, .. } if by == "bob"),
+        "{result:?}"
+    );
+    let withdrawn = submit(store, new_request("Pay?")).await;
     store
-        .decide(&decision(&withdrawn, "bob", countersign::approval::Choice::Withdraw))
+        .decide(&decision(&withdrawn, "bob", countersign::approval::DecisionKind::Withdraw))
         .await
         .unwrap();
-    assert_eq!(extend(&withdrawn).await, Answer::Withdrawn);
+    assert_eq!(extend(&withdrawn).await, DecideResult::Withdrawn);
 }
 
-async fn people_are_warned_once_for_each_part_of_its_time(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let question = ask(store, Question { expires_in: 30_000, ..question("Pay?") }).await;
-    let warn = async |percent| store.warn(&question.id, percent).await.unwrap();
-    assert!(!warn(50).await, "it is too early");
-    assert_eq!(read(store, &question).await.warned, None);
-    eventually("it is time", async || warn(1).await).await;
-    assert!(!warn(1).await, "once");
-    assert!(!warn(90).await, "it is too early");
-    assert_eq!(read(store, &question).await.warned, Some(1));
+async fn a_warning_is_recorded_once_per_threshold(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let request = submit(
+        store,
+        ApprovalRequest { expires_in: Duration::from_secs(30), ..new_request("Pay?") },
+    )
+    .await;
+    let warn = async |percent| store.record_warning(&request.id, percent).await.unwrap();
+    assert!(!warn(50).await, "the threshold has not passed");
+    assert_eq!(read(store, &request).await.warned, None);
+    eventually("the threshold has passed", async || warn(1).await).await;
+    assert!(!warn(1).await, "a second warning for one threshold");
+    assert!(!warn(90).await, "the threshold has not passed");
+    assert_eq!(read(store, &request).await.warned, Some(1));
     let fields = store.audit_entries(1).await.unwrap().remove(0).fields;
-    for (name, value) in [("what", "warn"), ("approval", question.id.as_str()), ("percent", "1")] {
+    for (name, value) in [("what", "warn"), ("approval", request.id.as_str()), ("percent", "1")] {
         assert!(fields.contains(&(name.to_owned(), value.to_owned())), "{fields:?}");
     }
-    eventually("the next part has passed", async || warn(2).await).await;
-    store.decide(&approve(&question, "ana")).await.unwrap();
-    assert!(!warn(3).await, "it is not open");
-    assert!(!store.warn(&ApprovalId::random(), 1).await.unwrap());
+    eventually("the next threshold has passed", async || warn(2).await).await;
+    store.decide(&approve(&request, "ana")).await.unwrap();
+    assert!(!warn(3).await, "the request is decided");
+    assert!(!store.record_warning(&ApprovalId::random(), 1).await.unwrap());
 }
 
-async fn one_of_many_clerks_warns(ground: Ground) {
-    let question = ask(&ground.store, Question { expires_in: 20_000, ..question("Pay?") }).await;
+async fn one_of_many_processes_warns(fixture: Fixture) {
+    let request = submit(
+        &fixture.store,
+        ApprovalRequest { expires_in: Duration::from_secs(20), ..new_request("Pay?") },
+    )
+    .await;
     let warned = async || {
         let warned = race(20, |_| {
-            let (store, id) = (ground.store.clone(), question.id.clone());
-            async move { store.warn(&id, 1).await.unwrap() }
+            let (store, id) = (fixture.store.clone(), request.id.clone());
+            async move { store.record_warning(&id, 1).await.unwrap() }
         });
         let count = warned.await.into_iter().filter(|is_warned| *is_warned).count();
         assert!(count <= 1, "{count} warn");
         count == 1
     };
-    eventually("it is time", warned).await;
+    eventually("the threshold has passed", warned).await;
     assert!(!warned().await);
 }
 
-type Rings = broadcast::Receiver<Option<ApprovalId>>;
+type Notifications = broadcast::Receiver<Option<ApprovalId>>;
 
-/// Waits until something that is done again and again is heard. Of a ring that was missed, `None`
-/// says so; here it has to be heard by its own name once.
-async fn heard(rings: &mut Rings, act: impl AsyncFn() -> ApprovalId) {
+/// Repeats `act` until its notification is received. `None` announces that notifications were missed;
+/// the request has to be announced once by its own id.
+async fn wait_for_notification(
+    notifications: &mut Notifications,
+    act: impl AsyncFn() -> ApprovalId,
+) {
     use broadcast::error::RecvError;
     loop {
         let wanted = act().await;
         let hear = async {
             loop {
-                match rings.recv().await {
+                match notifications.recv().await {
                     Ok(Some(id)) if id == wanted => return,
                     Ok(_) | Err(RecvError::Lagged(_)) => {}
-                    Err(RecvError::Closed) => panic!("the bell is gone"),
+                    Err(RecvError::Closed) => panic!("the subscription has ended"),
                 }
             }
         };
@@ -302,57 +341,67 @@ async fn heard(rings: &mut Rings, act: impl AsyncFn() -> ApprovalId) {
     }
 }
 
-async fn asking(store: &Arc<dyn Store>) -> ApprovalId {
-    ask(store, question("Pay?")).await.id
+async fn submit_any(store: &Arc<dyn Store>) -> ApprovalId {
+    submit(store, new_request("Pay?")).await.id
 }
 
-async fn deciding(store: &Arc<dyn Store>) -> ApprovalId {
-    let question = ask(store, question("Pay?")).await;
-    store.decide(&approve(&question, "ana")).await.unwrap();
-    question.id
+/// Decides requests until a watch of one completes while a watch of another does not: each watch may complete
+/// without a decision when notifications were missed.
+async fn assert_decision_announced(watching: &Arc<dyn Store>, deciding: &Arc<dyn Store>) {
+    let is_notified = async || {
+        let one = submit(deciding, new_request("Pay?")).await;
+        let other = submit(deciding, new_request("Pay?")).await;
+        let mut decided = watching.watch_decisions(vec![one.id.clone()]);
+        let mut undecided = watching.watch_decisions(vec![other.id]);
+        deciding.decide(&approve(&one, "ana")).await.unwrap();
+        timeout(Duration::from_secs(1), decided.changed()).await.is_ok()
+            && undecided.changed().now_or_never().is_none()
+    };
+    eventually("only the watch of the decided request completes", is_notified).await;
 }
 
-async fn a_bell_rings_when_something_is_asked(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let mut listeners = [store.questions(), store.questions()];
-    for rings in &mut listeners {
-        heard(rings, async || asking(store).await).await;
+async fn a_new_request_is_announced(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let mut listeners = [store.new_requests(), store.new_requests()];
+    for notifications in &mut listeners {
+        wait_for_notification(notifications, async || submit_any(store).await).await;
     }
 }
 
-async fn a_bell_rings_when_something_is_decided(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let mut listeners = [store.decisions(), store.decisions()];
-    for rings in &mut listeners {
-        heard(rings, async || deciding(store).await).await;
-    }
+async fn a_decision_is_announced(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    assert_decision_announced(store, store).await;
 }
 
-async fn closing_ends_questions_and_decisions(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let question = ask(store, question("Pay?")).await;
+async fn a_closed_store_takes_no_requests_and_decisions(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let request = submit(store, new_request("Pay?")).await;
     store.close().await;
-    assert!(store.ask(question.clone()).await.is_err());
-    assert!(store.asked(std::slice::from_ref(&question.id)).await.is_err());
-    assert!(store.decide(&approve(&question, "ana")).await.is_err());
-    assert!(store.pending(0, 1).await.is_err());
+    assert!(store.request_approval(request.clone()).await.is_err());
+    assert!(store.approvals(std::slice::from_ref(&request.id)).await.is_err());
+    assert!(store.decide(&approve(&request, "ana")).await.is_err());
+    assert!(store.pending_approvals(0, 1).await.is_err());
     assert!(store.overdue_resumes().await.is_err());
 }
 
-async fn what_one_asks_another_decides(ground: Ground) {
-    let other = ground.open().await.store;
-    let question = ask(&ground.store, question("Pay?")).await;
-    let theirs = read(&other, &question).await;
-    assert_eq!(theirs.question, question);
-    assert_eq!(other.pending(0, 10).await.unwrap(), ground.store.pending(0, 10).await.unwrap());
+async fn another_process_decides_a_request(fixture: Fixture) {
+    let other = fixture.open().await.store;
+    let request = submit(&fixture.store, new_request("Pay?")).await;
+    let theirs = read(&other, &request).await;
+    assert_eq!(theirs.request, request);
+    assert_eq!(
+        other.pending_approvals(0, 10).await.unwrap(),
+        fixture.store.pending_approvals(0, 10).await.unwrap()
+    );
     let decision = theirs.approve("ana");
-    assert_eq!(other.decide(&decision).await.unwrap().0, Answer::Applied);
-    assert_eq!(read(&ground.store, &question).await.decision, Some(decision.clone()));
-    assert_eq!(ground.store.decide(&decision).await.unwrap().0, Answer::Replayed);
+    assert_eq!(other.decide(&decision).await.unwrap().0, DecideResult::Applied);
+    assert_eq!(read(&fixture.store, &request).await.decision, Some(decision.clone()));
+    assert_eq!(fixture.store.decide(&decision).await.unwrap().0, DecideResult::Replayed);
 }
 
-async fn bells_of_one_ring_at_another(ground: Ground) {
-    let other = ground.open().await.store;
-    heard(&mut other.questions(), async || asking(&ground.store).await).await;
-    heard(&mut other.decisions(), async || deciding(&ground.store).await).await;
+async fn another_process_is_notified(fixture: Fixture) {
+    let other = fixture.open().await.store;
+    wait_for_notification(&mut other.new_requests(), async || submit_any(&fixture.store).await)
+        .await;
+    assert_decision_announced(&other, &fixture.store).await;
 }

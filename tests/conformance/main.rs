@@ -1,15 +1,14 @@
-//! One battery for every backend: what the doc comments of the two seams say, as promises that each
-//! backend keeps. A backend says which capabilities it lacks; the promises that need one of them
-//! are named and passed over.
+//! One test suite for every backend: its cases check the doc comments of the two backend traits. A backend
+//! declares its missing capabilities; cases that need one of them are listed as ignored.
 //!
-//! A new promise is a function in the file of its noun, and a line in the table there:
+//! A new case is a function in the file of its subject, and a line in the table there:
 //!
 //! ```ignore
-//! promise(a_message_arrives_whole),
-//! promise(both_see_it).needs(Capability::SeveralProcesses),
+//! case(a_message_arrives_complete),
+//! case(both_see_it).needs(Capability::SeveralProcesses),
 //! ```
 //!
-//! `CONFORMANCE=streams` in the environment asks only for the promises with that in their names.
+//! Each case is a test on each backend: `cargo test --test conformance servers::streams`.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,66 +17,81 @@
 )]
 
 mod approvals;
+mod attempts;
 mod audit;
+mod backend;
 mod broker;
+mod case;
+mod child_consumer;
+mod deadlines;
+mod decisions;
 mod delivery;
+mod fixture;
 mod forget;
-mod ground;
-mod holder;
+mod index;
 mod journal;
 mod keys;
-mod land;
-mod marks;
 mod outbox;
-mod parks;
 mod presence;
-mod promise;
 mod requests;
 mod results;
 mod revocations;
 mod rules;
 mod streams;
-mod verdicts;
+mod suspensions;
 mod waits;
 
-use crate::land::Land;
-use crate::promise::Promise;
+use std::process::ExitCode;
+use std::sync::Arc;
 
-/// Every promise there is.
-fn promises() -> Vec<Promise> {
+use libtest_mimic::Arguments;
+use tokio::runtime::Runtime;
+
+use crate::backend::{Backend, DATABASES};
+use crate::case::Case;
+
+/// The default number of cases that run at the same time: most of them wait.
+const AT_ONCE: usize = 8;
+
+/// Returns all cases.
+fn cases() -> Vec<Case> {
     let tables = [
-        broker::promises(),
-        delivery::promises(),
-        results::promises(),
-        waits::promises(),
-        marks::promises(),
-        keys::promises(),
-        journal::promises(),
-        streams::promises(),
-        revocations::promises(),
-        parks::promises(),
-        forget::promises(),
-        approvals::promises(),
-        requests::promises(),
-        verdicts::promises(),
-        outbox::promises(),
-        audit::promises(),
-        presence::promises(),
+        broker::cases(),
+        delivery::cases(),
+        results::cases(),
+        waits::cases(),
+        attempts::cases(),
+        keys::cases(),
+        journal::cases(),
+        streams::cases(),
+        revocations::cases(),
+        suspensions::cases(),
+        deadlines::cases(),
+        forget::cases(),
+        approvals::cases(),
+        requests::cases(),
+        decisions::cases(),
+        outbox::cases(),
+        audit::cases(),
+        presence::cases(),
+        index::cases(),
     ];
     tables.into_iter().flatten().collect()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_in_memory_keeps_every_promise() {
-    promise::keep_all("in memory", &Land::Memory, promises()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_in_a_file_keeps_every_promise() {
-    promise::keep_all("in a file", &Land::File, promises()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_and_redis_keep_every_promise() {
-    promise::keep_all("RabbitMQ and Redis", &Land::servers().await, promises()).await;
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    let threads = arguments.test_threads.unwrap_or(AT_ONCE).min(DATABASES.into());
+    arguments.test_threads = Some(threads);
+    // What a backend lacks cannot be tested on it.
+    let runs_ignored = arguments.ignored || arguments.include_ignored;
+    let runtime = Runtime::new().unwrap();
+    let mut trials = Vec::new();
+    for backend in [Backend::Memory, Backend::File, Backend::servers()] {
+        let backend = Arc::new(backend);
+        let missing = runtime.block_on(backend.missing());
+        let tests = cases().into_iter().map(|case| case.on(&backend, missing, runtime.handle()));
+        trials.extend(tests.filter(|test| !(runs_ignored && test.has_ignored_flag())));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
 }

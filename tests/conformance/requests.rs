@@ -1,93 +1,111 @@
-//! Which request a decision counts for, and for how long.
+//! Which request a decision counts for, and until when.
+
+use std::time::Duration;
 
 use std::sync::Mutex;
 
-use countersign::approval::{Answer, Choice, Question, Ruling, Standing};
-use countersign::backend::{Parked, Parking, Taken};
+use countersign::approval::{
+    ApprovalOutcome, ApprovalRequest, ApprovalStatus, DecideResult, DecisionKind,
+};
+use countersign::backend::{ClaimResult, SuspendRequest, SuspendResult};
 
-use crate::approvals::{ask, question, read};
-use crate::ground::{Ground, HOUR, eventually, race};
-use crate::parks::{Asker, RESUME, is_claimed, parked, reopen};
-use crate::promise::{Promise, promise};
-use crate::verdicts::approve;
+use crate::approvals::{new_request, read, submit};
+use crate::case::{Case, case};
+use crate::decisions::approve;
+use crate::fixture::{Fixture, HOUR, eventually, race};
+use crate::suspensions::{RESUME, TestTask, is_claimed, reopen, suspended_task};
 
-pub(crate) fn promises() -> Vec<Promise> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
-        promise(a_decision_counts_for_one_run_of_a_task_to_its_end),
-        promise(a_vote_on_an_earlier_request_counts_for_no_later_one),
-        promise(a_task_whose_request_is_overdue_is_resumed_by_one_sweep),
-        promise(a_withdrawn_request_resumes_its_task),
-        promise(a_services_request_leaves_the_index_when_it_has_expired),
+        case(a_decision_counts_for_one_run_of_a_task_to_its_end),
+        case(a_vote_on_an_earlier_request_counts_for_no_later_one),
+        case(a_task_whose_request_is_overdue_is_resumed_by_one_sweep),
+        case(a_withdrawn_request_resumes_its_task),
+        case(a_services_request_leaves_the_index_when_it_has_expired),
     ]
 }
 
-/// The same message is sent again: once the first run has ended, once the note of its end is gone, too.
-async fn a_decision_counts_for_one_run_of_a_task_to_its_end(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let asker = Asker::new();
-    let question = asker.question("pay");
-    let begun = store.begin_park(asker.id(), &asker.digest(), true, "a", HOUR).await.unwrap();
+/// The same message is sent again: after the end of the first run, and after the note of that end is gone.
+async fn a_decision_counts_for_one_run_of_a_task_to_its_end(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let test_task = TestTask::new();
+    let request = test_task.request("pay");
+    let begun =
+        store.claim_first(test_task.id(), &test_task.digest(), true, "a", HOUR).await.unwrap();
     assert!(is_claimed(&begun, 0), "{begun:?}");
-    assert!(matches!(asker.park(&ground, 1, &["pay"]).await, Parked::Waiting(..)));
+    assert!(matches!(test_task.suspend(&fixture, 1, &["pay"]).await, SuspendResult::Waiting(..)));
     let mut number = 1;
     for is_noted in [true, false, true] {
-        let seen = read(store, &question).await;
+        let seen = read(store, &request).await;
         let decision = seen.approve("ana");
-        assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
-        assert!(is_claimed(&asker.take(&ground, RESUME, number, "a").await, number));
-        // A rerun is told the same decision.
-        let parked = asker.park(&ground, number + 1, &["pay"]).await;
-        assert!(matches!(&parked, Parked::Ready(rulings) if rulings.len() == 1), "{parked:?}");
+        assert_eq!(store.decide(&decision).await.unwrap().0, DecideResult::Applied);
+        assert!(is_claimed(&test_task.claim(&fixture, RESUME, number, "a").await, number));
+        // A rerun receives the same decision.
+        let result = test_task.suspend(&fixture, number + 1, &["pay"]).await;
+        assert!(
+            matches!(&result, SuspendResult::Ready(outcomes) if outcomes.len() == 1),
+            "{result:?}"
+        );
         if is_noted {
-            store.end_parked(asker.id(), Some(&asker.digest())).await.unwrap();
+            store.end_suspended(test_task.id(), Some(&test_task.digest())).await.unwrap();
         } else {
-            reopen(&ground, &asker).await;
+            reopen(&fixture, &test_task).await;
         }
-        let begun = store.begin_park(asker.id(), &asker.digest(), true, "a", HOUR).await.unwrap();
-        let Taken::Claimed { number: last, rulings, .. } = begun else { panic!("{begun:?}") };
-        assert_eq!(rulings, [], "nothing is decided for the new run");
+        let begun =
+            store.claim_first(test_task.id(), &test_task.digest(), true, "a", HOUR).await.unwrap();
+        let ClaimResult::Claimed { number: last, outcomes, .. } = begun else {
+            panic!("{begun:?}")
+        };
+        assert_eq!(outcomes, [], "nothing is decided for the new run");
         number = last + 1;
-        let parked = asker.park(&ground, number, &["pay"]).await;
-        assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
-        let asked = read(store, &question).await;
-        assert!(matches!(asked.standing, Standing::Open(_)), "{:?}", asked.standing);
-        assert_eq!((asked.decision, asked.votes), (None, 0));
-        assert_ne!(asked.nonce, seen.nonce, "it is another request");
-        // The old decision, sent again, is about the request before.
-        let (answer, resume) = store.decide(&decision).await.unwrap();
-        assert_eq!((answer, resume), (Answer::DigestMismatch, None));
+        let result = test_task.suspend(&fixture, number, &["pay"]).await;
+        assert!(matches!(result, SuspendResult::Waiting(..)), "{result:?}");
+        let record = read(store, &request).await;
+        assert!(matches!(record.status, ApprovalStatus::Open(_)), "{:?}", record.status);
+        assert_eq!((record.decision, record.votes), (None, 0));
+        assert_ne!(record.nonce, seen.nonce, "it is another request");
+        // The old decision, sent again, names the earlier request.
+        let (decided, resume) = store.decide(&decision).await.unwrap();
+        assert_eq!((decided, resume), (DecideResult::DigestMismatch, None));
     }
 }
 
-/// A task fails with one of two votes, and is sent again.
-async fn a_vote_on_an_earlier_request_counts_for_no_later_one(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let asker = Asker::new();
-    let question = Question { quorum: 2, ..asker.question("pay") };
-    let park = async || {
-        let questions = vec![question.clone()];
-        let parked = store.park(Parking { questions, ..asker.parking(1, &[]) }).await.unwrap();
-        assert!(matches!(parked, Parked::Waiting(..)), "{parked:?}");
+/// A task fails after one of two votes, and is sent again.
+async fn a_vote_on_an_earlier_request_counts_for_no_later_one(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let test_task = TestTask::new();
+    let request = ApprovalRequest { quorum: 2, ..test_task.request("pay") };
+    let suspend = async || {
+        let requests = vec![request.clone()];
+        let result = store
+            .suspend(SuspendRequest { requests, ..test_task.suspend_request(1, &[]) })
+            .await
+            .unwrap();
+        assert!(matches!(result, SuspendResult::Waiting(..)), "{result:?}");
     };
-    park().await;
-    let vote = read(store, &question).await.approve("ana");
-    let counted = Answer::Counted { votes: 1, quorum: 2 };
+    suspend().await;
+    let vote = read(store, &request).await.approve("ana");
+    let counted = DecideResult::Counted { votes: 1, quorum: 2 };
     assert_eq!(store.decide(&vote).await.unwrap().0, counted);
-    reopen(&ground, &asker).await;
-    park().await;
-    assert_eq!(read(store, &question).await.votes, 0);
-    assert_eq!(store.decide(&vote).await.unwrap().0, Answer::DigestMismatch, "of the one before");
-    assert_eq!(store.decide(&approve(&question, "bob")).await.unwrap().0, counted);
-    assert_eq!(store.decide(&approve(&question, "ana")).await.unwrap().0, Answer::Applied);
+    reopen(&fixture, &test_task).await;
+    suspend().await;
+    assert_eq!(read(store, &request).await.votes, 0);
+    assert_eq!(
+        store.decide(&vote).await.unwrap().0,
+        DecideResult::DigestMismatch,
+        "it is for the earlier request"
+    );
+    assert_eq!(store.decide(&approve(&request, "bob")).await.unwrap().0, counted);
+    assert_eq!(store.decide(&approve(&request, "ana")).await.unwrap().0, DecideResult::Applied);
 }
 
-/// Its wake message may be gone. What is overdue is told to one of those who sweep.
-async fn a_task_whose_request_is_overdue_is_resumed_by_one_sweep(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let asker = Asker::new();
-    let mut parking = asker.parking(1, &["pay", "later"]);
-    parking.questions[0].expires_in = 200;
-    assert!(matches!(store.park(parking).await.unwrap(), Parked::Waiting(..)));
+/// The wake message may be lost. An overdue request is returned to only one of the concurrent sweeps.
+async fn a_task_whose_request_is_overdue_is_resumed_by_one_sweep(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let test_task = TestTask::new();
+    let mut suspension = test_task.suspend_request(1, &["pay", "later"]);
+    suspension.requests[0].expires_in = Duration::from_millis(200);
+    assert!(matches!(store.suspend(suspension).await.unwrap(), SuspendResult::Waiting(..)));
     let swept = Mutex::new(Vec::new());
     let is_swept = async || {
         let sweeps = race(10, |_| {
@@ -98,56 +116,62 @@ async fn a_task_whose_request_is_overdue_is_resumed_by_one_sweep(ground: Ground)
         swept.lock().unwrap().extend(found);
         !swept.lock().unwrap().is_empty()
     };
-    eventually("it is overdue", is_swept).await;
+    eventually("the request is overdue", is_swept).await;
     let swept = swept.into_inner().unwrap();
     let [resume] = &swept[..] else { panic!("{swept:?}") };
-    assert_eq!((&resume.task, resume.number, &*resume.queue), (asker.id(), 1, "q"));
-    let open: Vec<_> = store.pending(0, 10).await.unwrap().into_iter().map(|(id, _)| id).collect();
-    assert_eq!(open, [asker.question("later").id]);
-    let taken = asker.take(&ground, RESUME, 1, "b").await;
-    let Taken::Claimed { rulings, .. } = taken else { panic!("{taken:?}") };
-    assert!(matches!(rulings[..], [Ruling { standing: Standing::Expired(_), .. }]), "{rulings:?}");
-    // Nobody is known to have sent it: another sweep does, after a while.
+    assert_eq!((&resume.task, resume.number, &*resume.queue), (test_task.id(), 1, "q"));
+    let open: Vec<_> =
+        store.pending_approvals(0, 10).await.unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(open, [test_task.request("later").id]);
+    let taken = test_task.claim(&fixture, RESUME, 1, "b").await;
+    let ClaimResult::Claimed { outcomes, .. } = taken else { panic!("{taken:?}") };
+    assert!(
+        matches!(outcomes[..], [ApprovalOutcome { status: ApprovalStatus::Expired(_), .. }]),
+        "{outcomes:?}"
+    );
+    // The resume message is not known to be sent: a later sweep returns it again.
     let again = async || store.overdue_resumes().await.unwrap() == [resume.clone()];
-    eventually("it is swept again", again).await;
+    eventually("the resume message is swept again", again).await;
     store.resume_sent(resume).await.unwrap();
 }
 
-async fn a_withdrawn_request_resumes_its_task(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let asker = parked(&ground).await;
-    let withdrawal = read(store, &asker.question("pay")).await.withdraw("ana");
-    let (answer, resume) = store.decide(&withdrawal).await.unwrap();
-    assert_eq!(answer, Answer::Applied);
-    let resume = resume.expect("its task goes on");
-    assert_eq!((&resume.task, resume.number), (asker.id(), 1));
-    let taken = asker.take(&ground, RESUME, 1, "b").await;
-    let Taken::Claimed { rulings, .. } = taken else { panic!("{taken:?}") };
-    assert_eq!(rulings[0].standing, Standing::Decided(Choice::Withdraw));
+async fn a_withdrawn_request_resumes_its_task(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let test_task = suspended_task(&fixture).await;
+    let withdrawal = read(store, &test_task.request("pay")).await.withdraw("ana");
+    let (decided, resume) = store.decide(&withdrawal).await.unwrap();
+    assert_eq!(decided, DecideResult::Applied);
+    let resume = resume.expect("the task resumes");
+    assert_eq!((&resume.task, resume.number), (test_task.id(), 1));
+    let taken = test_task.claim(&fixture, RESUME, 1, "b").await;
+    let ClaimResult::Claimed { outcomes, .. } = taken else { panic!("{taken:?}") };
+    assert_eq!(outcomes[0].status, ApprovalStatus::Decided(DecisionKind::Withdraw));
 }
 
-/// Whether or not others are asked after it. It can be looked at for a while.
-async fn a_services_request_leaves_the_index_when_it_has_expired(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let short = |title| Question { expires_in: 50, ..question(title) };
-    let expired = ask(store, short("E?")).await;
-    let open = ask(store, question("O?")).await;
+/// It leaves the index with and without later requests. It can be read for a while.
+async fn a_services_request_leaves_the_index_when_it_has_expired(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let short =
+        |title| ApprovalRequest { expires_in: Duration::from_millis(50), ..new_request(title) };
+    let expired = submit(store, short("E?")).await;
+    let open = submit(store, new_request("O?")).await;
     let listed = async || {
-        let listed = store.pending(0, 10).await.unwrap().into_iter().map(|(id, _)| id);
+        let listed = store.pending_approvals(0, 10).await.unwrap().into_iter().map(|(id, _)| id);
         listed.collect::<Vec<_>>()
     };
     let is_swept = async || {
         assert_eq!(store.overdue_resumes().await.unwrap(), [], "no task waits for it");
         listed().await == [open.id.clone()]
     };
-    eventually("a sweep takes it from the list", is_swept).await;
-    assert!(matches!(read(store, &expired).await.standing, Standing::Expired(_)));
-    ask(store, short("E?")).await;
+    eventually("a sweep removes it from the list", is_swept).await;
+    assert!(matches!(read(store, &expired).await.status, ApprovalStatus::Expired(_)));
+    submit(store, short("E?")).await;
     let is_tidied = async || {
-        ask(store, question("Another?")).await;
+        submit(store, new_request("Another?")).await;
         let titles = async |id| {
-            let asked = store.asked(&[id]).await.unwrap().remove(0).readable().unwrap().unwrap();
-            asked.question.title
+            let record =
+                store.approvals(&[id]).await.unwrap().remove(0).readable().unwrap().unwrap();
+            record.request.title
         };
         let mut left = Vec::new();
         for id in listed().await {
@@ -155,5 +179,5 @@ async fn a_services_request_leaves_the_index_when_it_has_expired(ground: Ground)
         }
         !left.contains(&"E?".to_owned())
     };
-    eventually("the next one that asks takes it from the list", is_tidied).await;
+    eventually("the next request removes it from the list", is_tidied).await;
 }

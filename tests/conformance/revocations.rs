@@ -1,4 +1,4 @@
-//! Marks on tasks that are not to run.
+//! Revocations of tasks.
 
 use std::sync::Arc;
 
@@ -6,21 +6,22 @@ use countersign::backend::{Capability, Revocation, Store};
 use countersign::{Revoke, TaskId};
 use tokio::sync::mpsc;
 
-use crate::ground::Ground;
-use crate::promise::{Promise, promise};
+use crate::case::{Case, case};
+use crate::fixture::Fixture;
 
-pub(crate) fn promises() -> Vec<Promise> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
-        promise(where_nothing_is_marked_an_empty_batch_says_so),
-        promise(the_first_batch_has_every_mark),
-        promise(new_marks_come_as_they_are_made),
-        promise(everybody_who_listens_is_told),
-        promise(closing_ends_the_marks),
-        promise(marks_of_one_come_to_another).needs(Capability::SeveralProcesses),
+        case(the_first_batch_is_empty_without_revocations),
+        case(the_first_batch_has_every_revocation),
+        case(new_revocations_are_delivered),
+        case(every_subscriber_gets_every_revocation),
+        case(a_stored_revocation_is_not_announced_again),
+        case(closing_ends_the_subscription),
+        case(another_process_gets_the_revocations).needs(Capability::SeveralProcesses),
     ]
 }
 
-type Marks = mpsc::Receiver<Vec<Revocation>>;
+type Revocations = mpsc::Receiver<Vec<Revocation>>;
 
 async fn revoke(store: &Arc<dyn Store>, how: Revoke) -> Revocation {
     let id = TaskId::random();
@@ -28,73 +29,109 @@ async fn revoke(store: &Arc<dyn Store>, how: Revoke) -> Revocation {
     Revocation { id, revoke: how }
 }
 
-/// Takes batches until this mark is among them.
-async fn hear(marks: &mut Marks, wanted: &Revocation) {
-    while !marks.recv().await.unwrap().contains(wanted) {}
+/// Receives batches until one contains this mark.
+async fn wait_for(revocations: &mut Revocations, wanted: &Revocation) {
+    while !revocations.recv().await.unwrap().contains(wanted) {}
 }
 
-async fn where_nothing_is_marked_an_empty_batch_says_so(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    store.revoke(&[], Revoke::EvenRunning).await.unwrap();
-    assert_eq!(store.revocations().recv().await.unwrap(), []);
+async fn the_first_batch_is_empty_without_revocations(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    store.revoke(&[], Revoke::Terminate).await.unwrap();
+    assert_eq!(store.watch_revocations().recv().await.unwrap(), []);
 }
 
-async fn the_first_batch_has_every_mark(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn the_first_batch_has_every_revocation(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     let queued = revoke(store, Revoke::IfQueued).await;
-    let running = revoke(store, Revoke::EvenRunning).await;
+    let running = revoke(store, Revoke::Terminate).await;
     let raised = revoke(store, Revoke::IfQueued).await.id;
-    store.revoke(std::slice::from_ref(&raised), Revoke::EvenRunning).await.unwrap();
+    store.revoke(std::slice::from_ref(&raised), Revoke::Terminate).await.unwrap();
     let many: Vec<_> = (0..60_000).map(|_| TaskId::random()).collect();
     store.revoke(&many, Revoke::IfQueued).await.unwrap();
-    let first = store.revocations().recv().await.unwrap();
-    let raised = Revocation { id: raised, revoke: Revoke::EvenRunning };
-    for mark in [&queued, &running, &raised] {
-        assert!(first.contains(mark), "{mark:?} is missing");
+    let first = store.watch_revocations().recv().await.unwrap();
+    let raised = Revocation { id: raised, revoke: Revoke::Terminate };
+    for revocation in [&queued, &running, &raised] {
+        assert!(first.contains(revocation), "{revocation:?} is missing");
     }
-    let too_much = Revocation { revoke: Revoke::EvenRunning, ..queued };
-    assert!(!first.contains(&too_much), "more than was said");
-    let first: std::collections::HashSet<_> =
-        first.into_iter().map(|mark| (mark.id, mark.revoke == Revoke::EvenRunning)).collect();
+    let too_much = Revocation { revoke: Revoke::Terminate, ..queued };
+    assert!(!first.contains(&too_much), "more than was revoked");
+    let first: std::collections::HashSet<_> = first
+        .into_iter()
+        .map(|revocation| (revocation.id, revocation.revoke == Revoke::Terminate))
+        .collect();
     let lost = many.into_iter().filter(|id| !first.contains(&(id.clone(), false))).count();
-    assert_eq!(lost, 0, "marks are lost");
+    assert_eq!(lost, 0, "revocations are lost");
 }
 
-async fn new_marks_come_as_they_are_made(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let mut marks = store.revocations();
-    assert_eq!(marks.recv().await.unwrap(), []);
-    for how in [Revoke::IfQueued, Revoke::EvenRunning, Revoke::IfQueued] {
-        let mark = revoke(store, how).await;
-        hear(&mut marks, &mark).await;
+async fn new_revocations_are_delivered(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let mut revocations = store.watch_revocations();
+    assert_eq!(revocations.recv().await.unwrap(), []);
+    for how in [Revoke::IfQueued, Revoke::Terminate, Revoke::IfQueued] {
+        let revocation = revoke(store, how).await;
+        wait_for(&mut revocations, &revocation).await;
     }
 }
 
-async fn everybody_who_listens_is_told(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let mut listeners = [store.revocations(), store.revocations(), store.revocations()];
-    let mark = revoke(store, Revoke::EvenRunning).await;
-    for marks in &mut listeners {
-        hear(marks, &mark).await;
+/// Each worker that receives a broadcast stores its revocations: only the first one announces them.
+async fn a_stored_revocation_is_not_announced_again(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let mut revocations = store.watch_revocations();
+    // After this, only a batch of all stored marks contains this one.
+    let oldest = revoke(store, Revoke::IfQueued).await;
+    wait_for(&mut revocations, &oldest).await;
+    let first = revoke(store, Revoke::IfQueued).await;
+    wait_for(&mut revocations, &first).await;
+    // Returns whether marks of the first task are announced before the mark `next`.
+    let mut is_announced = async |next: Revocation| {
+        let mut is_announced = false;
+        loop {
+            let batch = revocations.recv().await.unwrap();
+            let is_of_all = batch.contains(&oldest);
+            is_announced |= !is_of_all && batch.iter().any(|revocation| revocation.id == first.id);
+            if batch.contains(&next) {
+                return is_announced;
+            }
+        }
+    };
+    store.revoke(std::slice::from_ref(&first.id), Revoke::IfQueued).await.unwrap();
+    let second = Revocation { id: TaskId::random(), revoke: Revoke::IfQueued };
+    store.revoke(&[first.id.clone(), second.id.clone()], Revoke::IfQueued).await.unwrap();
+    assert!(!is_announced(second).await, "the revocation was announced twice");
+    store.revoke(std::slice::from_ref(&first.id), Revoke::Terminate).await.unwrap();
+    let third = revoke(store, Revoke::IfQueued).await;
+    assert!(is_announced(third).await, "a stronger revocation is new");
+    store.revoke(std::slice::from_ref(&first.id), Revoke::IfQueued).await.unwrap();
+    let fourth = revoke(store, Revoke::IfQueued).await;
+    assert!(!is_announced(fourth).await, "a weaker revocation is not new");
+}
+
+async fn every_subscriber_gets_every_revocation(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let mut listeners =
+        [store.watch_revocations(), store.watch_revocations(), store.watch_revocations()];
+    let revocation = revoke(store, Revoke::Terminate).await;
+    for revocations in &mut listeners {
+        wait_for(revocations, &revocation).await;
     }
     let [first, ..] = listeners;
     drop(first);
     revoke(store, Revoke::IfQueued).await;
 }
 
-async fn closing_ends_the_marks(ground: Ground) {
-    let mut marks = ground.store.revocations();
-    let ending = async { while marks.recv().await.is_some() {} };
-    tokio::join!(ground.store.close(), ending);
+async fn closing_ends_the_subscription(fixture: Fixture) {
+    let mut revocations = fixture.store.watch_revocations();
+    let ending = async { while revocations.recv().await.is_some() {} };
+    tokio::join!(fixture.store.close(), ending);
 }
 
-async fn marks_of_one_come_to_another(ground: Ground) {
-    let other = ground.open().await.store;
-    let before = revoke(&ground.store, Revoke::IfQueued).await;
-    let mut marks = other.revocations();
-    assert!(marks.recv().await.unwrap().contains(&before));
-    for how in [Revoke::IfQueued, Revoke::EvenRunning] {
-        let mark = revoke(&ground.store, how).await;
-        hear(&mut marks, &mark).await;
+async fn another_process_gets_the_revocations(fixture: Fixture) {
+    let other = fixture.open().await.store;
+    let before = revoke(&fixture.store, Revoke::IfQueued).await;
+    let mut revocations = other.watch_revocations();
+    assert!(revocations.recv().await.unwrap().contains(&before));
+    for how in [Revoke::IfQueued, Revoke::Terminate] {
+        let revocation = revoke(&fixture.store, how).await;
+        wait_for(&mut revocations, &revocation).await;
     }
 }

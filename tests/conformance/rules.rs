@@ -1,18 +1,20 @@
-//! The rules of parks and votes as pure functions, and a store beside them, step by step.
+//! The rules of suspensions and votes as pure functions, compared with a store step by step.
 
 use std::sync::Arc;
 
 use countersign::TaskId;
-use countersign::approval::{Answer, Choice, Decision, Question, Standing};
-use countersign::backend::{Forget, Parked, Store, Taken};
-use countersign::lifecycle::park::{self, Due, Park, Take};
-use countersign::lifecycle::vote::{self, Ballot, Terms, Vote};
-use countersign::protocol::{TaskDigest, Ticket, TicketKind};
+use countersign::approval::{
+    ApprovalRequest, ApprovalStatus, DecideResult, Decision, DecisionKind,
+};
+use countersign::backend::{ClaimResult, Forget, Store, SuspendResult};
+use countersign::lifecycle::decision_rules::{self, DecisionRecord, RequestTerms, Vote};
+use countersign::lifecycle::suspension::{self, ClaimOutcome, Due, Suspension};
+use countersign::protocol::{SuspendHeader, SuspendKind, TaskDigest};
 use serde_json::json;
 
-use crate::ground::{Ground, HOUR, race};
-use crate::parks::Asker;
-use crate::verdicts::decision;
+use crate::decisions::decision;
+use crate::fixture::{Fixture, HOUR, race};
+use crate::suspensions::TestTask;
 
 const TASKS: usize = 100;
 const STEPS: usize = 25;
@@ -22,7 +24,7 @@ const HOLDERS: [&str; 2] = ["a", "b"];
 const NAMES: [&str; 2] = ["one", "two"];
 const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
-/// Numbers that look random, and are the same in every run.
+/// Pseudorandom numbers, the same in every run.
 struct Draw(u64);
 
 impl Draw {
@@ -38,12 +40,12 @@ impl Draw {
     }
 }
 
-/// What the pure functions know of one task and its two questions. Its clock stands still.
+/// The state of one task and its two requests in the pure functions. Its clock stands still.
 struct Model {
-    park: Option<Park>,
-    asked: Vec<usize>,
-    terms: [Option<Terms>; 2],
-    ballots: [Ballot; 2],
+    record: Option<Suspension>,
+    requested: Vec<usize>,
+    terms: [Option<RequestTerms>; 2],
+    ballots: [DecisionRecord; 2],
     /// The number of requests that were made. Each has its own nonce.
     requests: u32,
 }
@@ -53,41 +55,41 @@ impl Model {
         let is_open = |n: &usize| {
             let terms = self.terms[*n].as_ref();
             terms.is_some_and(|it| {
-                matches!(vote::standing(it, &self.ballots[*n], 0), Standing::Open(_))
+                matches!(decision_rules::status(it, &self.ballots[*n], 0), ApprovalStatus::Open(_))
             })
         };
         if waits.iter().all(is_open) && !waits.is_empty() { Due::In(1) } else { Due::Now }
     }
 
-    fn ask(&mut self, n: usize, question: &Question) {
+    fn request(&mut self, n: usize, request: &ApprovalRequest) {
         let (awaits, ballot, digest) =
-            (self.asked.contains(&n), &self.ballots[n], question.digest());
-        let stays = |terms| vote::stays(terms, ballot, &digest, awaits, 0);
+            (self.requested.contains(&n), &self.ballots[n], request.digest());
+        let stays = |terms| decision_rules::is_unchanged(terms, ballot, &digest, awaits, 0);
         if !self.terms[n].as_ref().is_some_and(stays) {
             self.requests += 1;
-            self.terms[n] = Some(Terms {
+            self.terms[n] = Some(RequestTerms {
                 digest,
                 nonce: Some(self.requests.to_string()),
-                asked_at: 0,
+                requested_at: 0,
                 deadline: LEASE,
-                quorum: question.quorum,
-                requester: question.requester.clone(),
+                quorum: request.quorum,
+                requester: request.requester.clone(),
                 self_approval: false,
                 approvers: Vec::new(),
                 editable: true,
                 withdrawn: false,
             });
         }
-        if !self.asked.contains(&n) {
-            self.asked.push(n);
+        if !self.requested.contains(&n) {
+            self.requested.push(n);
         }
     }
 
     fn end(&mut self, digest: Option<&TaskDigest>) {
-        if !park::end(&mut self.park, digest) {
+        if !suspension::end(&mut self.record, digest) {
             return;
         }
-        for n in std::mem::take(&mut self.asked) {
+        for n in std::mem::take(&mut self.requested) {
             let is_open = self.due(&[n]) != Due::Now;
             if let Some(terms) = self.terms[n].as_mut().filter(|_| is_open) {
                 terms.withdrawn = true;
@@ -96,81 +98,88 @@ impl Model {
     }
 }
 
-/// One task under both.
+/// One task in the model and in the store.
 struct Pair {
     store: Arc<dyn Store>,
-    asker: Asker,
-    questions: [Question; 2],
+    task: TestTask,
+    requests: [ApprovalRequest; 2],
     model: Model,
 }
 
 impl Pair {
     fn new(store: Arc<dyn Store>, quorum: u32) -> Self {
-        let asker = Asker::new();
-        let question = |name, quorum| Question {
+        let test_task = TestTask::new();
+        let new_request = |name, quorum| ApprovalRequest {
             editable: true,
             requester: Some("rita".into()),
             quorum,
-            ..asker.question(name)
+            ..test_task.request(name)
         };
-        let questions = [question("first", quorum), question("second", 1)];
-        let ballots = [Ballot::default(), Ballot::default()];
-        let (park, asked, terms) = (None, Vec::new(), [None, None]);
-        let model = Model { park, asked, terms, ballots, requests: 0 };
-        Self { store, asker, questions, model }
+        let requests = [new_request("first", quorum), new_request("second", 1)];
+        let ballots = [DecisionRecord::default(), DecisionRecord::default()];
+        let (record, requested, terms) = (None, Vec::new(), [None, None]);
+        let model = Model { record, requested, terms, ballots, requests: 0 };
+        Self { store, task: test_task, requests, model }
     }
 
     fn id(&self) -> &TaskId {
-        self.asker.id()
+        self.task.id()
     }
 
-    async fn take(&mut self, ticket: Ticket, digest: Option<&TaskDigest>, holder: &str) {
-        let waits = self.model.park.as_ref().map_or_else(Vec::new, |park| {
-            (0..2).filter(|n| park.waits.contains(&self.questions[*n].id)).collect()
+    async fn claim(&mut self, header: SuspendHeader, digest: Option<&TaskDigest>, holder: &str) {
+        let waits = self.model.record.as_ref().map_or_else(Vec::new, |record| {
+            (0..2).filter(|n| record.waits.contains(&self.requests[*n].id)).collect()
         });
         let due = self.model.due(&waits);
-        let expected = park::take(&mut self.model.park, ticket, digest, due, holder, 0, LEASE);
-        let found = self.store.take_parked(self.id(), ticket, digest, holder, HOUR).await.unwrap();
-        agree(&format!("{ticket:?} of {digest:?} by {holder}"), expected, &found);
+        let expected =
+            suspension::claim(&mut self.model.record, header, digest, due, holder, 0, LEASE);
+        let found =
+            self.store.claim_suspended(self.id(), header, digest, holder, HOUR).await.unwrap();
+        agree(&format!("{header:?} of {digest:?} by {holder}"), expected, &found);
     }
 
-    async fn begin(&mut self, digest: &TaskDigest, anew: bool, holder: &str) {
-        let expected = park::begin(&mut self.model.park, digest, anew, holder, 0, LEASE);
-        let found = self.store.begin_park(self.id(), digest, anew, holder, HOUR).await.unwrap();
-        agree(&format!("a park of {digest} begun by {holder}"), expected, &found);
+    async fn begin(&mut self, digest: &TaskDigest, is_fresh: bool, holder: &str) {
+        let expected =
+            suspension::begin(&mut self.model.record, digest, is_fresh, holder, 0, LEASE);
+        let found =
+            self.store.claim_first(self.id(), digest, is_fresh, holder, HOUR).await.unwrap();
+        agree(&format!("a suspension of {digest} begun by {holder}"), expected, &found);
     }
 
     async fn forget(&mut self) {
-        let is_ended = park::forget(&mut self.model.park);
+        let is_ended = suspension::forget(&mut self.model.record);
         let found = self.store.forget(self.id()).await.unwrap();
         assert_eq!(found == Forget::Forgotten, is_ended);
     }
 
-    async fn park(&mut self, number: u64, digest: TaskDigest, waits: &[usize], holder: &str) {
-        let before = (self.model.terms.clone(), self.model.asked.clone());
+    async fn suspend(&mut self, number: u64, digest: TaskDigest, waits: &[usize], holder: &str) {
+        let before = (self.model.terms.clone(), self.model.requested.clone());
         for n in waits {
-            let question = self.questions[*n].clone();
-            self.model.ask(*n, &question);
+            let request = self.requests[*n].clone();
+            self.model.request(*n, &request);
         }
         let due = self.model.due(waits);
-        let ids = waits.iter().map(|n| self.questions[*n].id.clone()).collect();
-        let next = Park::waiting(number, digest.clone(), ids);
-        let expected = park::park(&mut self.model.park, next, due, holder, 0, LEASE);
-        if expected == park::Parked::Behind {
-            (self.model.terms, self.model.asked) = before;
+        let ids = waits.iter().map(|n| self.requests[*n].id.clone()).collect();
+        let next = Suspension::waiting(number, digest.clone(), ids);
+        let expected = suspension::suspend(&mut self.model.record, next, due, holder, 0, LEASE);
+        if expected == suspension::SuspendOutcome::Behind {
+            (self.model.terms, self.model.requested) = before;
         }
-        let mut parking = self.asker.parking(number, &[]);
-        parking.holder = holder.into();
-        parking.digest = digest;
-        parking.questions = waits.iter().map(|n| self.questions[*n].clone()).collect();
-        let found = self.store.park(parking).await.unwrap();
+        let mut request = self.task.suspend_request(number, &[]);
+        request.holder = holder.into();
+        request.digest = digest;
+        request.requests = waits.iter().map(|n| self.requests[*n].clone()).collect();
+        let found = self.store.suspend(request).await.unwrap();
         let agree = matches!(
             (expected, &found),
-            (park::Parked::Waiting, Parked::Waiting(..))
-                | (park::Parked::Ready, Parked::Ready(_))
-                | (park::Parked::Behind, Parked::Behind(_))
+            (suspension::SuspendOutcome::Waiting, SuspendResult::Waiting(..))
+                | (suspension::SuspendOutcome::Ready, SuspendResult::Ready(_))
+                | (suspension::SuspendOutcome::Behind, SuspendResult::Behind(_))
         );
-        assert!(agree, "park {number} for {waits:?} by {holder}: {expected:?}, but {found:?}");
+        assert!(
+            agree,
+            "suspension {number} for {waits:?} by {holder}: {expected:?}, but {found:?}"
+        );
     }
 
     async fn decide(&mut self, n: usize, decision: &Decision) {
@@ -183,36 +192,40 @@ impl Pair {
             in_quorum: decision.in_quorum,
             edited: decision.edited.is_some(),
         };
-        let expected =
-            vote::decide(self.model.terms[n].as_ref(), &mut self.model.ballots[n], &vote, 0);
+        let expected = decision_rules::decide(
+            self.model.terms[n].as_ref(),
+            &mut self.model.ballots[n],
+            &vote,
+            0,
+        );
         let (found, resume) = self.store.decide(decision).await.unwrap();
         let agree = match (&expected, &found) {
             (
-                Answer::AlreadyDecided { by, choice, .. },
-                Answer::AlreadyDecided { by: found_by, choice: found_choice, .. },
+                DecideResult::AlreadyDecided { by, choice, .. },
+                DecideResult::AlreadyDecided { by: found_by, choice: found_choice, .. },
             ) => by == found_by && choice == found_choice,
             (expected, found) => expected == found,
         };
         assert!(agree, "{decision:?}: {expected:?}, but {found:?}");
-        let waits = |park: &&Park| park.waits.contains(&self.questions[n].id);
+        let waits = |record: &&Suspension| record.waits.contains(&self.requests[n].id);
         let is_waited =
-            found == Answer::Applied && self.model.park.as_ref().filter(waits).is_some();
+            found == DecideResult::Applied && self.model.record.as_ref().filter(waits).is_some();
         assert_eq!(resume.is_some(), is_waited);
     }
 
     async fn release(&mut self, holder: &str) {
-        park::release(&mut self.model.park, holder);
+        suspension::release(&mut self.model.record, holder);
         self.store.release_claim(self.id(), holder).await.unwrap();
     }
 
     async fn renew(&mut self, holder: &str) {
-        let expected = park::renew(&mut self.model.park, holder, 0, LEASE);
+        let expected = suspension::renew(&mut self.model.record, holder, 0, LEASE);
         assert_eq!(self.store.renew_claim(self.id(), holder, HOUR).await.unwrap(), expected);
     }
 
     async fn end(&mut self, digest: Option<&TaskDigest>) {
         self.model.end(digest);
-        self.store.end_parked(self.id(), digest).await.unwrap();
+        self.store.end_suspended(self.id(), digest).await.unwrap();
     }
 
     async fn step(&mut self, draw: &mut Draw) {
@@ -221,15 +234,16 @@ impl Pair {
         let task = TaskDigest::from(NAMES[draw.below(5) / 4].to_owned());
         match draw.below(16) {
             0..=3 => {
-                let kinds = [TicketKind::Original, TicketKind::Resume, TicketKind::Wake];
+                let kinds = [SuspendKind::Original, SuspendKind::Resume, SuspendKind::Wake];
                 let kind = draw.of(&kinds);
                 let number = draw.of(&[0, 1, 2, 3, 4, 1 << 40]);
-                let known = Some(&task).filter(|_| kind != TicketKind::Resume && draw.below(4) > 0);
-                self.take(Ticket { kind, number }, known, holder).await;
+                let known =
+                    Some(&task).filter(|_| kind != SuspendKind::Resume && draw.below(4) > 0);
+                self.claim(SuspendHeader { kind, number }, known, holder).await;
             }
             4..=6 => {
                 let waits = draw.of(&[[0].as_slice(), &[1], &[0, 1], &[]]);
-                self.park(1 + draw.below(4) as u64, task, waits, holder).await;
+                self.suspend(1 + draw.below(4) as u64, task, waits, holder).await;
             }
             7 => self.release(holder).await,
             8 => self.renew(holder).await,
@@ -237,9 +251,14 @@ impl Pair {
             10 if draw.below(3) == 0 => self.end(Some(&task).filter(|_| draw.below(4) > 0)).await,
             15 if draw.below(3) == 0 => self.forget().await,
             _ => {
-                let choices = [Choice::Approve, Choice::Approve, Choice::Reject, Choice::Withdraw];
+                let choices = [
+                    DecisionKind::Approve,
+                    DecisionKind::Approve,
+                    DecisionKind::Reject,
+                    DecisionKind::Withdraw,
+                ];
                 let mut decision =
-                    decision(&self.questions[which], draw.of(&PEOPLE), draw.of(&choices));
+                    decision(&self.requests[which], draw.of(&PEOPLE), draw.of(&choices));
                 decision.id = format!("decision-{}", draw.below(4));
                 decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
@@ -252,23 +271,23 @@ impl Pair {
     }
 }
 
-fn agree(what: &str, expected: Take, found: &Taken) {
+fn agree(what: &str, expected: ClaimOutcome, found: &ClaimResult) {
     let agree = match (&expected, found) {
-        (Take::Unclaimed, Taken::Unclaimed)
-        | (Take::Ack, Taken::Over(_))
-        | (Take::Postpone(_), Taken::Postpone(_))
-        | (Take::StateLost, Taken::StateLost)
-        | (Take::Ended, Taken::Ended(_))
-        | (Take::Occupied, Taken::Occupied(_)) => true,
-        (Take::Claimed(wanted), Taken::Claimed { number, .. }) => wanted == number,
+        (ClaimOutcome::Unclaimed, ClaimResult::Unclaimed)
+        | (ClaimOutcome::Ack, ClaimResult::Over(_))
+        | (ClaimOutcome::Postpone(_), ClaimResult::Postpone(_))
+        | (ClaimOutcome::StateLost, ClaimResult::StateLost)
+        | (ClaimOutcome::Ended, ClaimResult::Ended(_))
+        | (ClaimOutcome::Occupied, ClaimResult::Occupied(_)) => true,
+        (ClaimOutcome::Claimed(wanted), ClaimResult::Claimed { number, .. }) => wanted == number,
         _ => false,
     };
     assert!(agree, "{what}: {expected:?}, but {found:?}");
 }
 
-pub(crate) async fn the_store_answers_as_the_pure_functions_do(ground: Ground) {
+pub(crate) async fn the_store_behaves_as_the_pure_functions(fixture: Fixture) {
     race(TASKS, |n| {
-        let mut pair = Pair::new(ground.store.clone(), 1 + u32::from(n % 2 == 1));
+        let mut pair = Pair::new(fixture.store.clone(), 1 + u32::from(n % 2 == 1));
         async move {
             let mut draw = Draw(0x9e37_79b9_7f4a_7c15 ^ ((n as u64) << 17));
             for _ in 0..STEPS {

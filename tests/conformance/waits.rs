@@ -1,30 +1,31 @@
-//! Who waits for a result is told of it, whenever it comes.
+//! A waiter receives a result no matter when the result is stored.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use countersign::backend::{Capability, Finish, Origin, Store};
-use countersign::protocol::{Document, PARKED};
+use countersign::backend::{Capability, Origin, Store, StoreResult};
+use countersign::protocol::{Document, SUSPENDED};
 use countersign::{Error, TaskId};
+use support::TIMEOUT;
 use tokio::sync::oneshot;
 
-use crate::ground::{Ground, PATIENCE, document, finish, race};
-use crate::promise::{Promise, promise};
+use crate::case::{Case, case};
+use crate::fixture::{Fixture, document, finish, race};
 
-pub(crate) fn promises() -> Vec<Promise> {
+pub(crate) fn cases() -> Vec<Case> {
     vec![
-        promise(who_waits_before_is_told),
-        promise(who_comes_after_is_told),
-        promise(who_comes_meanwhile_is_told),
-        promise(every_terminal_state_ends_a_wait_and_no_other),
-        promise(many_wait_for_one_task),
-        promise(one_waits_for_many_tasks),
-        promise(a_wait_ends_with_its_timeout_and_the_others_go_on),
-        promise(a_wait_that_is_dropped_leaves_the_others_alone),
-        promise(a_wait_may_be_awaited_on_any_executor),
-        promise(closing_ends_every_wait),
-        promise(a_result_of_one_is_heard_by_another).needs(Capability::SeveralProcesses),
-        promise(a_result_comes_back_to_who_sent_the_task).needs(Capability::SeveralProcesses),
+        case(a_wait_before_the_result_completes),
+        case(a_wait_after_the_result_completes),
+        case(a_wait_concurrent_with_the_result_completes),
+        case(every_terminal_state_ends_a_wait_and_no_other),
+        case(many_wait_for_one_task),
+        case(one_waits_for_many_tasks),
+        case(a_wait_ends_with_its_timeout_and_the_others_go_on),
+        case(a_wait_that_is_dropped_leaves_the_others_alone),
+        case(a_wait_may_be_awaited_on_any_executor),
+        case(closing_ends_every_wait),
+        case(another_process_gets_the_result).needs(Capability::SeveralProcesses),
+        case(a_result_reaches_the_sender_of_the_task).needs(Capability::SeveralProcesses),
     ]
 }
 
@@ -33,46 +34,46 @@ const ORIGINS: [Origin; 2] = [Origin::Own, Origin::Foreign];
 type Wait = oneshot::Receiver<Result<Box<Document>, Error>>;
 
 fn watch(store: &Arc<dyn Store>, id: &TaskId, origin: Origin) -> Wait {
-    store.watch(id.clone(), origin, Some(PATIENCE))
+    store.watch_result(id.clone(), origin, Some(TIMEOUT))
 }
 
-async fn told(wait: Wait) -> Document {
+async fn completed(wait: Wait) -> Document {
     *wait.await.unwrap().unwrap()
 }
 
-/// Finishes a task of this process's own.
+/// Stores the result of a task whose caller listens on the reply channel `to`.
 async fn reply(store: &Arc<dyn Store>, to: &str, document: &Document) {
     let finish =
-        Finish { document: document.clone(), reply_to: Some(to.to_owned()), received: None };
-    let _ = store.finish(finish).await.unwrap();
+        StoreResult { document: document.clone(), reply_to: Some(to.to_owned()), received: None };
+    let _ = store.store_result(finish).await.unwrap();
 }
 
-async fn who_waits_before_is_told(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn a_wait_before_the_result_completes(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     for origin in ORIGINS {
         let id = TaskId::random();
         let wait = watch(store, &id, origin);
         let stored = document(&id, "SUCCESS", "done");
         reply(store, store.reply_channel(), &stored).await;
-        assert_eq!(told(wait).await, stored, "{origin:?}");
+        assert_eq!(completed(wait).await, stored, "{origin:?}");
     }
 }
 
-async fn who_comes_after_is_told(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn a_wait_after_the_result_completes(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     for origin in ORIGINS {
         let id = TaskId::random();
         let stored = document(&id, "SUCCESS", "done");
         reply(store, store.reply_channel(), &stored).await;
         for _ in 0..2 {
-            assert_eq!(told(watch(store, &id, origin)).await, stored, "{origin:?}");
+            assert_eq!(completed(watch(store, &id, origin)).await, stored, "{origin:?}");
         }
     }
 }
 
-async fn who_comes_meanwhile_is_told(ground: Ground) {
+async fn a_wait_concurrent_with_the_result_completes(fixture: Fixture) {
     race(200, |n| {
-        let (store, id) = (ground.store.clone(), TaskId::random());
+        let (store, id) = (fixture.store.clone(), TaskId::random());
         async move {
             let stored = document(&id, "SUCCESS", "done");
             let channel = store.reply_channel().to_owned();
@@ -81,7 +82,7 @@ async fn who_comes_meanwhile_is_told(ground: Ground) {
                 for _ in 0..n % 7 {
                     tokio::task::yield_now().await;
                 }
-                told(watch(&store, &id, ORIGINS[n % 2])).await
+                completed(watch(&store, &id, ORIGINS[n % 2])).await
             };
             let ((), found) = tokio::join!(ending, waiting);
             assert_eq!(found, stored);
@@ -90,33 +91,33 @@ async fn who_comes_meanwhile_is_told(ground: Ground) {
     .await;
 }
 
-async fn every_terminal_state_ends_a_wait_and_no_other(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn every_terminal_state_ends_a_wait_and_no_other(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     for end in ["SUCCESS", "FAILURE", "REVOKED"] {
         let id = TaskId::random();
         let waits = ORIGINS.map(|origin| watch(store, &id, origin));
-        for state in ["STARTED", "RETRY", PARKED, end] {
+        for state in ["STARTED", "RETRY", SUSPENDED, end] {
             reply(store, store.reply_channel(), &document(&id, state, "")).await;
         }
         for wait in waits {
-            assert_eq!(told(wait).await, document(&id, end, ""));
+            assert_eq!(completed(wait).await, document(&id, end, ""));
         }
     }
 }
 
-async fn many_wait_for_one_task(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn many_wait_for_one_task(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     let id = TaskId::random();
     let waits: Vec<_> = (0..500).map(|n| watch(store, &id, ORIGINS[n % 2])).collect();
     let stored = document(&id, "SUCCESS", "done");
     reply(store, store.reply_channel(), &stored).await;
     for wait in waits {
-        assert_eq!(told(wait).await, stored);
+        assert_eq!(completed(wait).await, stored);
     }
 }
 
-async fn one_waits_for_many_tasks(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn one_waits_for_many_tasks(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     let ids: Vec<_> = (0..500).map(|_| TaskId::random()).collect();
     let wait = |(n, id)| watch(store, id, ORIGINS[n % 2]);
     let waits: Vec<_> = ids.iter().enumerate().map(wait).collect();
@@ -126,49 +127,49 @@ async fn one_waits_for_many_tasks(ground: Ground) {
     })
     .await;
     for (n, (wait, id)) in waits.into_iter().zip(&ids).enumerate() {
-        assert_eq!(told(wait).await, document(id, "SUCCESS", &n.to_string()));
+        assert_eq!(completed(wait).await, document(id, "SUCCESS", &n.to_string()));
     }
 }
 
-async fn a_wait_ends_with_its_timeout_and_the_others_go_on(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn a_wait_ends_with_its_timeout_and_the_others_go_on(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     for origin in ORIGINS {
         let id = TaskId::random();
         let long = watch(store, &id, origin);
-        let short = store.watch(id.clone(), origin, Some(Duration::from_millis(30)));
-        let none = store.watch(TaskId::random(), origin, Some(Duration::ZERO));
+        let short = store.watch_result(id.clone(), origin, Some(Duration::from_millis(30)));
+        let none = store.watch_result(TaskId::random(), origin, Some(Duration::ZERO));
         for wait in [short, none] {
             let error = wait.await.unwrap().unwrap_err();
             assert!(error.is_timeout(), "{error}");
         }
-        let stored = ground.finish(&id, "SUCCESS", "done").await;
-        assert_eq!(told(long).await, stored);
+        let stored = fixture.finish(&id, "SUCCESS", "done").await;
+        assert_eq!(completed(long).await, stored);
     }
 }
 
-async fn a_wait_that_is_dropped_leaves_the_others_alone(ground: Ground) {
-    let Ground { store, .. } = &ground;
+async fn a_wait_that_is_dropped_leaves_the_others_alone(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
     for origin in ORIGINS {
         let id = TaskId::random();
         let [first, second, third] = [origin; 3].map(|origin| watch(store, &id, origin));
         drop((first, third));
-        let stored = ground.finish(&id, "SUCCESS", "done").await;
-        assert_eq!(told(second).await, stored);
+        let stored = fixture.finish(&id, "SUCCESS", "done").await;
+        assert_eq!(completed(second).await, stored);
     }
 }
 
-async fn a_wait_may_be_awaited_on_any_executor(ground: Ground) {
+async fn a_wait_may_be_awaited_on_any_executor(fixture: Fixture) {
     let id = TaskId::random();
-    let wait = watch(&ground.store, &id, Origin::Foreign);
-    let elsewhere = std::thread::spawn(move || futures_executor::block_on(told(wait)));
-    let stored = ground.finish(&id, "SUCCESS", "done").await;
+    let wait = watch(&fixture.store, &id, Origin::Foreign);
+    let elsewhere = std::thread::spawn(move || futures_executor::block_on(completed(wait)));
+    let stored = fixture.finish(&id, "SUCCESS", "done").await;
     let found = tokio::task::spawn_blocking(move || elsewhere.join().unwrap()).await.unwrap();
     assert_eq!(found, stored);
 }
 
-async fn closing_ends_every_wait(ground: Ground) {
-    let Ground { store, .. } = &ground;
-    let endless = |origin| store.watch(TaskId::random(), origin, None);
+async fn closing_ends_every_wait(fixture: Fixture) {
+    let Fixture { store, .. } = &fixture;
+    let endless = |origin| store.watch_result(TaskId::random(), origin, None);
     let waits = ORIGINS.map(endless);
     store.close().await;
     for wait in waits.into_iter().chain(ORIGINS.map(endless)) {
@@ -177,26 +178,26 @@ async fn closing_ends_every_wait(ground: Ground) {
     }
 }
 
-async fn a_result_of_one_is_heard_by_another(ground: Ground) {
-    let other = ground.open().await;
+async fn another_process_gets_the_result(fixture: Fixture) {
+    let other = fixture.open().await;
     let id = TaskId::random();
     let waits =
-        [watch(&other.store, &id, Origin::Foreign), watch(&ground.store, &id, Origin::Foreign)];
-    let stored = ground.finish(&id, "SUCCESS", "done").await;
+        [watch(&other.store, &id, Origin::Foreign), watch(&fixture.store, &id, Origin::Foreign)];
+    let stored = fixture.finish(&id, "SUCCESS", "done").await;
     for wait in waits {
-        assert_eq!(told(wait).await, stored);
+        assert_eq!(completed(wait).await, stored);
     }
-    assert_eq!(told(watch(&other.store, &id, Origin::Foreign)).await, stored);
+    assert_eq!(completed(watch(&other.store, &id, Origin::Foreign)).await, stored);
 }
 
-async fn a_result_comes_back_to_who_sent_the_task(ground: Ground) {
-    let worker = ground.open().await;
-    let channel = ground.store.reply_channel();
+async fn a_result_reaches_the_sender_of_the_task(fixture: Fixture) {
+    let worker = fixture.open().await;
+    let channel = fixture.store.reply_channel();
     let ids: Vec<_> = (0..50).map(|_| TaskId::random()).collect();
-    let waits: Vec<_> = ids.iter().map(|id| watch(&ground.store, id, Origin::Own)).collect();
+    let waits: Vec<_> = ids.iter().map(|id| watch(&fixture.store, id, Origin::Own)).collect();
     for (id, wait) in ids.iter().zip(waits) {
         let stored = document(id, "SUCCESS", "done");
         reply(&worker.store, channel, &stored).await;
-        assert_eq!(told(wait).await, stored);
+        assert_eq!(completed(wait).await, stored);
     }
 }

@@ -1,4 +1,4 @@
-//! AMQP written by hand: messages that no client library would publish.
+//! AMQP frames built byte by byte: messages that no client library would publish.
 
 use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,11 +11,11 @@ const BODY: u8 = 3;
 const FRAME_END: u8 = 0xce;
 const FRAME_MAX: u32 = 131_072;
 
-/// Flags of the properties that are written before the list.
+/// The flag of the content type, which is written before the other properties.
 pub const CONTENT_TYPE: u16 = 1 << 15;
-/// The header table.
+/// The flag of the header table.
 pub const HEADERS: u16 = 1 << 13;
-/// The correlation id.
+/// The flag of the correlation id.
 pub const CORRELATION_ID: u16 = 1 << 10;
 
 /// A channel in confirm mode, on a connection of its own.
@@ -55,21 +55,21 @@ impl RawChannel {
         self.declare_with(queue, b"").await;
     }
 
-    /// The same, with these entries for its arguments.
+    /// Declares the queue with these encoded arguments.
     pub async fn declare_with(&mut self, queue: &str, arguments: &[u8]) {
         let declare = [vec![0, 0], short(queue.as_bytes()), vec![0b10], long(arguments)].concat();
         self.method(1, 50, 10, &declare).await;
         self.answer(50, 11).await;
     }
 
-    /// Publishes a message with these property flags and this property list, and waits until the
-    /// broker has confirmed it.
+    /// Publishes a message with these property flags and this property list, and waits until the broker
+    /// has confirmed it.
     pub async fn publish(&mut self, to: (&str, &str), flags: u16, list: &[u8], body: &[u8]) {
         self.send(to, flags, list, body).await;
         self.answer(60, 80).await;
     }
 
-    /// The same, without waiting.
+    /// Publishes a message without waiting for the confirm.
     pub async fn send(&mut self, to: (&str, &str), flags: u16, list: &[u8], body: &[u8]) {
         let (exchange, key) = to;
         let place = [short(exchange.as_bytes()), short(key.as_bytes())].concat();
@@ -80,7 +80,7 @@ impl RawChannel {
         self.write(&frames.concat()).await;
     }
 
-    /// Waits until the broker has confirmed as many messages as were sent on this channel.
+    /// Waits until the broker has confirmed `count` messages on this channel.
     pub async fn confirmed(&mut self, count: u64) {
         loop {
             let ack = self.answer(60, 80).await;
@@ -103,7 +103,7 @@ impl RawChannel {
     /// Waits for this method, and returns its arguments.
     ///
     /// # Panics
-    /// The broker closes the connection or the channel.
+    /// Panics when the broker closes the connection or the channel.
     pub async fn answer(&mut self, class: u16, method: u16) -> Vec<u8> {
         loop {
             let (kind, payload) =
@@ -128,7 +128,7 @@ fn frame(kind: u8, channel: u16, payload: &[u8]) -> Vec<u8> {
     [&[kind][..], &channel.to_be_bytes(), &size, payload, &[FRAME_END]].concat()
 }
 
-/// One frame's type and payload; its prefix is dropped.
+/// Reads a frame; returns its type and payload without the prefix.
 pub(crate) async fn read_frame(stream: &mut TcpStream) -> std::io::Result<(u8, Vec<u8>)> {
     let mut prefix = [0; 7];
     stream.read_exact(&mut prefix).await?;
@@ -139,25 +139,25 @@ pub(crate) async fn read_frame(stream: &mut TcpStream) -> std::io::Result<(u8, V
     Ok((prefix[0], payload))
 }
 
-/// A short string.
+/// Encodes a short string.
 #[must_use]
 pub fn short(text: &[u8]) -> Vec<u8> {
     [&[u8::try_from(text.len()).expect("255 bytes at most")][..], text].concat()
 }
 
-/// A long string, or a table or array of these bytes.
+/// Encodes a long string, or a table or array with these bytes.
 #[must_use]
 pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&u32::try_from(bytes.len()).expect("a size").to_be_bytes()[..], bytes].concat()
 }
 
-/// An entry of a table that is a text.
+/// Encodes a table entry with a string.
 #[must_use]
 pub fn text(name: &str, value: &[u8]) -> Vec<u8> {
     [&short(name.as_bytes())[..], b"S", &long(value)].concat()
 }
 
-/// An entry of a table: arrays, nested this deep.
+/// Encodes a table entry with arrays nested this deep.
 #[must_use]
 pub fn nested(name: &str, depth: usize) -> Vec<u8> {
     let mut value = vec![b'V'];

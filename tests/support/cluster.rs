@@ -1,11 +1,11 @@
 use std::env;
 use std::time::Duration;
 
+use crate::TIMEOUT;
 use tokio::process::Command;
 use tokio::time::{interval, timeout};
 
 const NODES: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(180);
 const USER: &str = "countersign";
 const PASSWORD: &str = "not-to-be-printed";
 const CONF: &str = "\
@@ -15,8 +15,8 @@ cluster_formation.classic_config.nodes.2 = rabbit@rabbit1
 cluster_formation.classic_config.nodes.3 = rabbit@rabbit2
 ";
 
-/// Three RabbitMQ nodes in containers. Clients reach them by published ports; among themselves they
-/// speak over a network of their own, which can be cut. Removed by the run of the servers.
+/// Three RabbitMQ nodes in containers. Clients reach them through published ports; the nodes communicate
+/// over a network of their own, from which a node can be disconnected. `ops/servers` removes them.
 #[derive(Debug)]
 pub struct Cluster {
     name: String,
@@ -24,12 +24,16 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Whether a container engine answers.
+    /// Returns whether a container engine answers.
     pub async fn is_possible() -> bool {
-        Command::new("docker").arg("info").output().await.is_ok_and(|said| said.status.success())
+        Command::new("docker")
+            .arg("info")
+            .output()
+            .await
+            .is_ok_and(|output| output.status.success())
     }
 
-    /// A cluster of three nodes, all of them up.
+    /// Starts a cluster of three nodes; all are up when this returns.
     pub async fn start() -> Self {
         let name = format!("countersign-{}", uuid::Uuid::new_v4().simple());
         let cluster = Self { name, ports: [(); NODES].map(|()| free_port()) };
@@ -46,7 +50,7 @@ impl Cluster {
         cluster
     }
 
-    /// The URLs of all nodes, as one setting.
+    /// Returns the URLs of all nodes as one setting.
     #[must_use]
     pub fn url(&self) -> String {
         let url = |port| format!("amqp://{USER}:{PASSWORD}@127.0.0.1:{port}/%2f");
@@ -58,23 +62,23 @@ impl Cluster {
         docker(&["kill", &self.node(node)]).await;
     }
 
-    /// Starts a node that is down, and waits until it takes clients again.
+    /// Starts a stopped node, and waits until it accepts clients again.
     pub async fn revive(&self, node: usize) {
         docker(&["start", &self.node(node)]).await;
         self.await_ready(node).await;
     }
 
-    /// Takes a node off the network of the cluster. Its clients still reach it.
+    /// Disconnects a node from the network of the cluster. Its clients still reach it.
     pub async fn cut_off(&self, node: usize) {
         docker(&["network", "disconnect", &self.inner(), &self.node(node)]).await;
     }
 
-    /// Puts it back.
+    /// Reconnects a node to the network of the cluster.
     pub async fn rejoin(&self, node: usize) {
         self.connect(node).await;
     }
 
-    /// Stops a node in order, starts it again, and waits until it takes clients.
+    /// Stops a node gracefully, starts it again, and waits until it accepts clients.
     pub async fn restart(&self, node: usize) {
         docker(&["exec", &self.node(node), "rabbitmqctl", "-q", "stop_app"]).await;
         docker(&["exec", &self.node(node), "rabbitmqctl", "-q", "start_app"]).await;
@@ -135,9 +139,9 @@ impl Cluster {
                 }
             }
         };
-        if timeout(PATIENCE, ready).await.is_err() {
+        if timeout(TIMEOUT, ready).await.is_err() {
             let logs = docker(&["logs", "--tail", "40", &container]).await;
-            panic!("node {node} is not ready within {PATIENCE:?}; its log ends with\n{logs}");
+            panic!("node {node} is not ready within {TIMEOUT:?}; its log ends with\n{logs}");
         }
     }
 
@@ -161,8 +165,8 @@ fn free_port() -> u16 {
 }
 
 async fn docker(arguments: &[&str]) -> String {
-    let said = Command::new("docker").args(arguments).output().await.expect("docker");
-    let told = String::from_utf8_lossy(&said.stderr);
-    assert!(said.status.success(), "docker {}: {told}", arguments.join(" "));
-    String::from_utf8_lossy(&said.stdout).into_owned()
+    let output = Command::new("docker").args(arguments).output().await.expect("docker");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "docker {}: {stderr}", arguments.join(" "));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -1,11 +1,11 @@
 use countersign::{Arguments, Client};
 use futures_util::StreamExt;
 
-/// Publishes in flight at once.
+/// The number of publishes in flight at once.
 pub const IN_FLIGHT: usize = 64;
 
-/// Enqueues marks until `count` of them were accepted, each with its own id for a value. One that
-/// was refused, or whose fate is unknown, is not counted: another takes its place.
+/// Enqueues marks until `count` of them were accepted, each with its own id as its value. A refused mark,
+/// or one with an unknown outcome, is not counted: another one replaces it.
 pub async fn produce_marks(
     client: Client,
     queue: String,

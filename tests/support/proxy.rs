@@ -6,7 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// A TCP proxy that misbehaves when told to. It and its connections end when it is dropped.
+/// A TCP proxy that injects faults on request. It closes its connections when it is dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
@@ -22,7 +22,7 @@ struct State {
 }
 
 impl Proxy {
-    /// Forwards connections from a free port of its own to `upstream`.
+    /// Forwards connections from a free port to `upstream`.
     pub async fn start(upstream: impl Into<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound listener");
@@ -31,7 +31,7 @@ impl Proxy {
         Self { address, state, accepting }
     }
 
-    /// Stands before the server of this URL; the second value is the URL that leads through it.
+    /// Forwards to the server of this URL; the second value is the URL through the proxy.
     pub async fn before(url: &str) -> (Self, String) {
         let mut url = url::Url::parse(url).expect("a URL");
         let host = url.host_str().expect("a URL with a host");
@@ -41,7 +41,7 @@ impl Proxy {
         (proxy, url.into())
     }
 
-    /// Where it listens.
+    /// Returns the address on which it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -52,18 +52,18 @@ impl Proxy {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// Leaves every connection half open: its bytes go nowhere for ever, and nobody is told. New
-    /// ones are served.
+    /// Leaves every connection half open: its bytes are never forwarded, without an error on either side. New
+    /// connections are served.
     pub fn freeze(&self) {
         self.state.send_modify(|state| state.freezes += 1);
     }
 
-    /// Passes no more bytes on, either way, and closes nothing: a cable pulled out.
+    /// Stops forwarding in both directions and closes nothing, like an unplugged cable.
     pub fn blackhole(&self) {
         self.state.send_modify(|state| state.silent = true);
     }
 
-    /// Passes bytes on again, those held back first.
+    /// Forwards again, the withheld bytes first.
     pub fn heal(&self) {
         self.state.send_modify(|state| state.silent = false);
     }
@@ -81,7 +81,7 @@ async fn accept(listener: TcpListener, upstream: String, state: watch::Receiver<
     }
 }
 
-/// Serves one connection until either side ends it, it is cut, or the proxy is dropped.
+/// Serves one connection until either side closes it, it is cut, or the proxy is dropped.
 async fn forward(client: TcpStream, upstream: String, state: watch::Receiver<State>) {
     let Ok(server) = TcpStream::connect(upstream).await else {
         return;

@@ -11,16 +11,16 @@ use crate::amqp::HEADER;
 
 type Rewrite = Arc<dyn Fn(&mut Vec<u8>) + Send + Sync>;
 
-/// A proxy before a broker that changes the content headers on their way to the client. It and its
-/// connections end when it is dropped.
+/// A proxy in front of a broker, which changes the content headers on their way to the client. It closes
+/// its connections when it is dropped.
 #[derive(Debug)]
 pub struct Rewriter {
     accepting: JoinHandle<()>,
 }
 
 impl Rewriter {
-    /// Stands before the broker of this URL; the second value is the URL that leads through it.
-    /// `rewrite` is given the payload of each content header.
+    /// Forwards to the broker of this URL; the second value is the URL through the proxy. `rewrite` is called
+    /// with the payload of each content header.
     pub async fn before(
         url: &str,
         rewrite: impl Fn(&mut Vec<u8>) + Send + Sync + 'static,

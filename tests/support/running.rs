@@ -1,35 +1,31 @@
-//! A worker beside its producer.
+//! A worker and its producer in one process.
 
-use std::time::Duration;
-
-use countersign::{Client, Config, Drained, Error, Task, Worker};
+use countersign::{Client, Config, DrainReport, Error, Task, Worker};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::{queue_name, servers};
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{TIMEOUT, queue_name, servers};
 
 /// A worker and a client in this process, on the servers that all tests share.
 #[derive(Debug)]
 pub struct Running {
-    /// The producer's.
+    /// The client of the producer.
     pub client: Client,
-    /// What the worker consumes.
+    /// The queue that the worker consumes.
     pub queue: String,
     stop: oneshot::Sender<()>,
-    worker: JoinHandle<Result<Drained, Error>>,
+    worker: JoinHandle<Result<DrainReport, Error>>,
 }
 
 impl Running {
-    /// Starts a worker with what `build` adds to it.
+    /// Starts a worker, which `build` configures.
     pub async fn start(build: impl FnOnce(Worker) -> Worker) -> Self {
         let servers = servers();
         let config = Config::new(&servers.broker_url, &servers.store_url).unwrap();
         Self::start_with(&config, build).await
     }
 
-    /// The same, with settings of the test's own.
+    /// Starts a worker with the settings of the test.
     pub async fn start_with(config: &Config, build: impl FnOnce(Worker) -> Worker) -> Self {
         let client = Client::connect(config).await.unwrap();
         let workers = Client::connect(config).await.unwrap();
@@ -43,11 +39,11 @@ impl Running {
     /// Enqueues a task and waits for its result.
     pub async fn call<T: Task>(&self, task: T) -> Result<T::Output, Error> {
         let handle = self.client.enqueue(task).queue(&self.queue).await?;
-        handle.result_within(PATIENCE).await
+        handle.result_within(TIMEOUT).await
     }
 
     /// Drains the worker and closes the client.
-    pub async fn drain(self) -> Drained {
+    pub async fn drain(self) -> DrainReport {
         self.stop.send(()).unwrap();
         let drained = self.worker.await.unwrap().unwrap();
         self.client.close().await;

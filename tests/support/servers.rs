@@ -1,34 +1,33 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::Duration;
 
+use crate::{TIMEOUT, skip};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 use url::Url;
 
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The RabbitMQ and Redis that all tests of a run share. Never to be stopped; see [`Server`].
+/// The RabbitMQ and Redis that all tests of a run share. No test may stop them; see [`Server`].
 #[derive(Clone, Debug)]
 pub struct Servers {
     pub broker_url: String,
     pub store_url: String,
-    /// By the name `localhost`, the only one that the certificate has.
+    /// Uses the name `localhost`, the only one in the certificate.
     pub broker_tls_url: String,
-    /// By the name `localhost`, the only one that the certificate has.
+    /// Uses the name `localhost`, the only one in the certificate.
     pub store_tls_url: String,
     /// The CA that signed the servers' certificate.
     pub ca_file: PathBuf,
-    /// A CA that signed nothing.
+    /// A CA that signed no certificate.
     pub other_ca_file: PathBuf,
 }
 
-/// The servers that `ops/test` and `ops/servers run` have started.
+/// Returns the servers that `ops/test` and `ops/servers run` have started. Outside of such a run, ends this
+/// process as [`skip`] ends a test: all further tests of it are skipped.
 ///
 /// # Panics
-/// Outside of such a run.
+/// Panics in CI if there are no servers.
 #[must_use]
 pub fn servers() -> Servers {
     let certificates = PathBuf::from(variable("COUNTERSIGN_TEST_CERTIFICATES"));
@@ -42,14 +41,17 @@ pub fn servers() -> Servers {
     }
 }
 
-fn variable(name: &str) -> String {
+/// Returns a variable that `ops/test` and `ops/servers run` set, or skips the tests of this process.
+pub(crate) fn variable(name: &str) -> String {
     env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run ops/test, or ops/servers run -- cargo test")
+        skip(&format!("{name} is not set: run ops/test, or ops/servers run -- cargo test"));
+        eprintln!("SKIPPED: all further tests of this program");
+        std::process::exit(0)
     })
 }
 
-/// A server of one test's own, to be stopped, killed and started again: same port, same data.
-/// Killed when dropped.
+/// A server for a single test, to be stopped, killed and started again on the same port with the same
+/// data. Killed when dropped.
 #[derive(Debug)]
 pub struct Server {
     kind: &'static str,
@@ -60,12 +62,12 @@ pub struct Server {
 }
 
 impl Server {
-    /// A RabbitMQ, ready.
+    /// Starts a RabbitMQ; it is ready when this returns.
     pub async fn rabbit() -> Self {
         Self::first("rabbit").await
     }
 
-    /// A RabbitMQ with its management API, and the URL of that.
+    /// Starts a RabbitMQ with its management API; the second value is the URL of the API.
     pub async fn rabbit_with_management() -> (Self, String) {
         let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = probe.local_addr().expect("a bound listener").port();
@@ -74,7 +76,7 @@ impl Server {
         (server, format!("http://127.0.0.1:{port}"))
     }
 
-    /// A Redis with its append-only file on, ready.
+    /// Starts a Redis with its append-only file; it is ready when this returns.
     pub async fn redis() -> Self {
         Self::first("redis").await
     }
@@ -90,27 +92,27 @@ impl Server {
         Self { kind, folder, url, tls_url, process: Some(process) }
     }
 
-    /// Where it answers, with its password.
+    /// Returns its URL, with its password.
     #[must_use]
     pub fn url(&self) -> &str {
         self.url.as_str()
     }
 
-    /// Its TCP address, to put a [`crate::Proxy`] before it.
+    /// Returns its TCP address, as the upstream of a [`crate::Proxy`].
     #[must_use]
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", port(&self.url))
     }
 
-    /// Its URL with the address of a proxy instead of its own.
+    /// Returns its URL with the address of a proxy instead of its own.
     #[must_use]
-    pub fn url_by(&self, proxy: &crate::Proxy) -> String {
+    pub fn url_through(&self, proxy: &crate::Proxy) -> String {
         let mut url = self.url.clone();
         url.set_port(Some(proxy.address().port())).expect("a URL with a host");
         url.into()
     }
 
-    /// Stops it in order, and waits for its end.
+    /// Stops it gracefully, and waits for its end.
     pub async fn stop(&mut self) {
         self.end("TERM").await;
     }
@@ -120,7 +122,7 @@ impl Server {
         self.end("QUIT").await;
     }
 
-    /// Starts it again where it was, with what it had; ready when this returns.
+    /// Starts it again on the same port with the same data; it is ready when this returns.
     pub async fn start(&mut self) {
         assert!(self.process.is_none(), "{} is running", self.kind);
         let ports = [port(&self.url), port(&self.tls_url)];
@@ -128,20 +130,20 @@ impl Server {
         self.process = Some(process);
     }
 
-    /// Runs `rabbitmqctl` for it.
+    /// Runs `rabbitmqctl` for this server.
     pub async fn control(&self, arguments: &[&str]) {
         let mut command = Command::new(script());
         command.arg("control").arg("--dir").arg(&self.folder).arg("--").args(arguments);
-        let output = timeout(PATIENCE, command.output()).await.expect("an answer in time");
+        let output = timeout(TIMEOUT, command.output()).await.expect("an answer in time");
         let output = output.expect("ops/servers is there and Python 3 is installed");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {stderr}");
     }
 
     async fn end(&mut self, signal: &str) {
         let mut process = self.process.take().expect("a server that is running");
         crate::worker::send(signal, &process);
-        timeout(PATIENCE, process.wait())
+        timeout(TIMEOUT, process.wait())
             .await
             .expect("the server ends in time")
             .expect("a child to wait for");
@@ -167,16 +169,16 @@ async fn launch(
     if let Some([plain, tls]) = ports {
         command.args(["--port", &plain.to_string(), "--tls-port", &tls.to_string()]);
     }
-    // Its standard input is held open: should this process die, the server goes with it.
+    // The script's standard input stays open: if this process dies, the script stops the server.
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
     let mut process = command.spawn().expect("ops/servers is there and Python 3 is installed");
-    let mut said = String::new();
+    let mut line = String::new();
     let mut output = BufReader::new(process.stdout.take().expect("a piped stdout"));
-    timeout(PATIENCE, output.read_line(&mut said))
+    timeout(TIMEOUT, output.read_line(&mut line))
         .await
         .expect("the server is ready in time")
         .expect("readable output");
-    let mut urls = said.strip_prefix("ready ").expect("a server that starts").split_whitespace();
+    let mut urls = line.strip_prefix("ready ").expect("a server that starts").split_whitespace();
     let mut next = || Url::parse(urls.next().expect("two URLs")).expect("a URL");
     (process, next(), next())
 }

@@ -3,13 +3,13 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::TIMEOUT;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Read by the campaign. A worker would refuse it as an unknown setting.
+/// A setting of the campaign. A worker would refuse it as an unknown setting.
 const CAMPAIGN_SECONDS: &str = "COUNTERSIGN_CAMPAIGN_SECONDS";
 
 /// A `demo` worker in a process of its own. Killed when dropped.
@@ -21,7 +21,7 @@ pub struct DemoWorker {
 }
 
 impl DemoWorker {
-    /// Starts the built binary with this process's environment and `variables` besides.
+    /// Starts the built binary with this process's environment and `variables` in addition.
     #[must_use]
     pub fn spawn(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(binary("demo"));
@@ -29,7 +29,7 @@ impl DemoWorker {
         Self::start(command)
     }
 
-    /// The same, of a command that ends up as a worker.
+    /// Starts a worker with a command that becomes one.
     #[must_use]
     pub fn start(mut command: Command) -> Self {
         let mut process = command
@@ -45,40 +45,40 @@ impl DemoWorker {
         Self { process, stdout, stderr }
     }
 
-    /// Waits until it has said that it is ready.
+    /// Waits until it reports that it is ready.
     pub async fn ready(&self) {
-        self.says("ready").await;
+        self.wait_for_log("ready").await;
     }
 
     /// Waits until its standard error contains `text`.
-    pub async fn says(&self, text: &str) {
-        self.says_again(text, 1, PATIENCE).await;
+    pub async fn wait_for_log(&self, text: &str) {
+        self.wait_for_logs(text, 1, TIMEOUT).await;
     }
 
     /// Waits until its standard error contains `text` this many times.
-    pub async fn says_again(&self, text: &str, times: usize, within: Duration) {
+    pub async fn wait_for_logs(&self, text: &str, times: usize, within: Duration) {
         let mut stderr = self.stderr.clone();
         let enough = |all: &String| all.matches(text).count() >= times;
-        let said = timeout(within, stderr.wait_for(enough)).await;
-        if !matches!(said, Ok(Ok(_))) {
-            panic!("the worker did not say {text:?}, but:\n{}", self.stderr());
+        let found = timeout(within, stderr.wait_for(enough)).await;
+        if !matches!(found, Ok(Ok(_))) {
+            panic!("the worker did not log {text:?}; its log:\n{}", self.stderr());
         }
     }
 
-    /// Whether its standard error contains `text` before it ends and within this time.
-    pub async fn says_within(&self, text: &str, within: Duration) -> bool {
+    /// Returns whether its standard error contains `text` within this time and before the process ends.
+    pub async fn logs_within(&self, text: &str, within: Duration) -> bool {
         let mut stderr = self.stderr.clone();
-        let said = timeout(within, stderr.wait_for(|all| all.contains(text))).await;
-        matches!(said, Ok(Ok(_)))
+        let found = timeout(within, stderr.wait_for(|all| all.contains(text))).await;
+        matches!(found, Ok(Ok(_)))
     }
 
-    /// What it has written to its standard error so far.
+    /// Returns its standard error until now.
     #[must_use]
     pub fn stderr(&self) -> String {
         self.stderr.borrow().clone()
     }
 
-    /// How many threads and descriptors the process has.
+    /// Returns the number of threads and of descriptors of the process.
     #[must_use]
     pub fn threads_and_descriptors(&self) -> (usize, usize) {
         let id = self.process.id().expect("a process that has not ended");
@@ -88,48 +88,48 @@ impl DemoWorker {
         (count("task"), count("fd"))
     }
 
-    /// Asks it to drain.
+    /// Sends it SIGTERM, on which it drains.
     pub fn sigterm(&self) {
         self.signal("TERM");
     }
 
-    /// Sends it this signal, named as `kill` names it.
+    /// Sends it this signal, named as for `kill`.
     pub fn signal(&self, signal: &str) {
         send(signal, &self.process);
     }
 
-    /// Its process id.
+    /// Returns its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id().expect("a process that has not ended")
     }
 
-    /// How it ended, if it has ended. Does not wait.
+    /// Returns its exit status if it has ended. Does not wait.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().expect("a child to wait for")
     }
 
-    /// Kills it; it is gone when this returns.
+    /// Kills it; the process has ended when this returns.
     pub async fn kill9(&mut self) {
         self.process.kill().await.expect("a worker that runs");
     }
 
-    /// All that it printed on its standard output: the drain report. Waits for its end.
+    /// Waits for its end; returns all of its standard output, which is the drain report.
     pub async fn report(&mut self) -> String {
         self.wait().await;
-        // The writing side of the channel goes when the pipe is read to its end.
+        // The sender of the channel is dropped when the pipe is read to its end.
         while self.stdout.changed().await.is_ok() {}
         self.stdout.borrow().clone()
     }
 
-    /// Waits for its end and returns its exit code; `None` when a signal ended it.
+    /// Waits for its end and returns its exit code, or `None` if a signal ended it.
     pub async fn wait(&mut self) -> Option<i32> {
-        let ended = timeout(PATIENCE, self.process.wait()).await;
+        let ended = timeout(TIMEOUT, self.process.wait()).await;
         ended.expect("the worker ends in time").expect("a child to wait for").code()
     }
 }
 
-/// Reads a pipe to its end, as it comes.
+/// Reads a pipe to its end, and publishes the text as it arrives.
 fn collect(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver<String> {
     let (written, text) = watch::channel(String::new());
     tokio::spawn(async move {
@@ -142,17 +142,17 @@ fn collect(mut pipe: impl AsyncRead + Unpin + Send + 'static) -> watch::Receiver
     text
 }
 
-/// A binary beside this test's own executable: `target/<profile>/deps/<test>`, one folder up.
+/// Returns a binary of the folder above this test's executable, `target/<profile>/deps/<test>`.
 ///
 /// # Panics
-/// The test is run from another place.
+/// Panics when the test runs from another place.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test");
     test.ancestors().nth(2).expect("a target folder").join(name)
 }
 
-/// Signals a child that has not been waited for yet, so that its id is still its own.
+/// Signals a child that has not been waited for yet, so that no other process can have its id.
 pub(crate) fn send(signal: &str, process: &Child) {
     let id = process.id().expect("a process that has not ended");
     let status = std::process::Command::new("sh")

@@ -1,6 +1,9 @@
-//! What a program can check about how this one is written. Each rule is shown to bite.
+//! Checks of the source that a program can make. Each check has a test that it finds a violation.
 #![expect(clippy::unwrap_used, reason = "a test panics when it fails")]
 
+mod cycles;
+mod documents;
+mod path;
 mod scan;
 
 use std::collections::BTreeSet;
@@ -12,7 +15,7 @@ use scan::{Source, block_end, first_word, heads, without_literals, words};
 const FILE_LINES: usize = 500;
 const FUNCTION_LINES: usize = 70;
 
-/// Who may name whom: a room, and the rooms that it may import.
+/// The allowed imports: a top-level module, and the modules that it may import.
 const ROOMS: &[(&str, &[&str])] = &[
     ("address", &[]),
     ("approval", &["task"]),
@@ -20,17 +23,31 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["approval", "task"]),
     ("retry", &["error"]),
     ("breaker", &[]),
-    ("clock", &["faults"]),
-    ("faults", &[]),
+    ("clock", &["failpoints"]),
+    ("failpoints", &[]),
     ("journal", &["error", "task"]),
+    ("keyed_notify", &[]),
     ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
     ("lifecycle", &["approval", "error", "task", "protocol"]),
     ("config", &["address", "approval", "error"]),
-    ("blocking", &["client", "config", "error", "handle", "protocol", "task"]),
+    (
+        "blocking",
+        &["approval", "backend", "client", "config", "error", "handle", "protocol", "task"],
+    ),
     (
         "backend",
-        &["address", "approval", "clock", "config", "error", "lifecycle", "protocol", "task"],
+        &[
+            "address",
+            "approval",
+            "clock",
+            "config",
+            "error",
+            "keyed_notify",
+            "lifecycle",
+            "protocol",
+            "task",
+        ],
     ),
     ("handle", &["backend", "error", "protocol", "task"]),
     ("context", &["approval", "backend", "error", "journal", "protocol", "task", "trace"]),
@@ -42,7 +59,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "clock",
             "config",
             "error",
-            "faults",
+            "failpoints",
             "handle",
             "lifecycle",
             "protocol",
@@ -61,8 +78,9 @@ const ROOMS: &[(&str, &[&str])] = &[
             "config",
             "context",
             "error",
-            "faults",
+            "failpoints",
             "journal",
+            "keyed_notify",
             "lifecycle",
             "protocol",
             "retry",
@@ -71,23 +89,20 @@ const ROOMS: &[(&str, &[&str])] = &[
         ],
     ),
     ("testing", &["approval", "backend", "client", "error", "protocol", "task", "worker"]),
-    (
-        "cli",
-        &[
-            "address", "approval", "backend", "client", "clock", "config", "error", "handle",
-            "protocol", "task", "worker",
-        ],
-    ),
+    ("cli", &["address", "client", "clock", "config", "error", "worker"]),
+    ("unstable", &["address", "approval", "client", "clock", "error"]),
 ];
+/// The files that declare and start the concrete backends.
+const STARTING: [&str; 2] = ["src/backend/mod.rs", "src/backend/connect.rs"];
 const BACKENDS: &[&str] = &["rabbitmq", "redis", "embedded"];
 const FORBIDDEN_NAMES: &[&str] =
     &["util", "utils", "common", "manager", "helper", "helpers", "misc"];
 
-/// The room of a file of the library; the map (`lib.rs`) and the binary are no rooms.
+/// Returns the top-level module of a library file; `lib.rs` has none.
 fn room(path: &str) -> Option<&str> {
     let inside = path.strip_prefix("src/")?;
     let room = inside.split('/').next()?.trim_end_matches(".rs");
-    (!matches!(room, "lib" | "main")).then_some(room)
+    (room != "lib").then_some(room)
 }
 
 fn edges(source: &Source) -> Vec<String> {
@@ -114,14 +129,14 @@ fn edges(source: &Source) -> Vec<String> {
     faults
 }
 
-/// Concrete backends are named below themselves, and in `backend/mod.rs`.
+/// Concrete backends may be named in their own modules and where they are started.
 fn concrete(source: &Source, at: usize, path: &str) -> Vec<String> {
     let Some(inside) = path.strip_prefix("backend::") else {
         return Vec::new();
     };
     let named = heads(inside).into_iter().filter(|head| BACKENDS.contains(&head.as_str()));
     let foreign = named.filter(|head| !source.path.starts_with(&format!("src/backend/{head}")));
-    let foreign = foreign.filter(|_| source.path != "src/backend/mod.rs");
+    let foreign = foreign.filter(|_| !STARTING.contains(&source.path.as_str()));
     foreign.map(|head| source.fault(at, &format!("names the concrete backend {head}"))).collect()
 }
 
@@ -133,8 +148,8 @@ fn crates(source: &Source) -> Vec<String> {
             let (before, after) = (source.code[..at].trim_end(), &source.code[at + name.len()..]);
             let imported = before.ends_with("use") && !after.starts_with(';');
             let path = after.starts_with("::") && !before.ends_with("::");
-            // `redis::` in `backend/mod.rs` is the folder beside it, unless it is imported.
-            let folder_beside = source.path == "src/backend/mod.rs" && name == "redis";
+            // In these files `redis::` is the folder next to them, unless it is imported.
+            let folder_beside = STARTING.contains(&source.path.as_str()) && name == "redis";
             if imported || (path && !folder_beside) {
                 faults.push(source.fault(at, &format!("{name} belongs into {folder}")));
             }
@@ -147,7 +162,7 @@ fn sizes(source: &Source) -> Vec<String> {
     let lines = source.text.lines().count();
     let long = (lines > FILE_LINES).then(|| format!("{}: {lines} lines", source.path));
     let mut faults: Vec<_> = long.into_iter().collect();
-    // `fn(` is the type of a pointer, and has no body.
+    // `fn(` is a pointer type, and has no body.
     let named = words(&source.code, "fn").filter(|at| !source.code[at + 2..].starts_with('('));
     for at in named {
         let Some(body) = source.code[at..].find(['{', ';']).map(|found| at + found) else {
@@ -170,10 +185,12 @@ fn wording(source: &Source) -> Vec<String> {
         let found = source.code.match_indices(word);
         faults.extend(found.map(|(at, _)| source.fault(at, &format!("has {word}"))));
     }
-    let has_clock = room(&source.path).is_none_or(|room| room == "clock") || source.is_test();
+    let is_ours = |path: &str| path.starts_with("src/") || path.starts_with("cli/src/");
+    let has_clock =
+        !is_ours(&source.path) || room(&source.path) == Some("clock") || source.is_test();
     for word in ["Timestamp::now", "SystemTime::now"].iter().filter(|_| !has_clock) {
         let found = source.code.match_indices(word);
-        faults.extend(found.map(|(at, _)| source.fault(at, "reads the clock past crate::clock")));
+        faults.extend(found.map(|(at, _)| source.fault(at, "reads the clock past src/clock.rs")));
     }
     for word in ["#[allow", "#![allow"] {
         let found = source.code.match_indices(word);
@@ -195,9 +212,9 @@ fn layout(source: &Source) -> Vec<String> {
     faults
 }
 
-/// Files below `src` that no `mod` declaration leads to.
+/// Returns the files in `src` and `cli/src` that no `mod` declaration reaches.
 fn unreachable(sources: &[Source]) -> Vec<String> {
-    let mut waiting = vec![String::from("src/lib.rs"), String::from("src/main.rs")];
+    let mut waiting = vec![String::from("src/lib.rs"), String::from("cli/src/main.rs")];
     let mut reached = BTreeSet::new();
     while let Some(path) = waiting.pop() {
         let Some(source) = sources.iter().find(|source| source.path == path) else {
@@ -207,7 +224,7 @@ fn unreachable(sources: &[Source]) -> Vec<String> {
             Some("lib" | "main" | "mod") => path.rsplit_once('/').map_or("", |(parent, _)| parent),
             _ => path.trim_end_matches(".rs"),
         };
-        // Test modules are declared in what the code leaves out.
+        // Test modules are declared in lines that `code` leaves out.
         let declared = without_literals(&source.text);
         for at in words(&declared, "mod") {
             let name = first_word(declared[at + 3..].trim_start());
@@ -215,14 +232,17 @@ fn unreachable(sources: &[Source]) -> Vec<String> {
         }
         reached.insert(path);
     }
-    let lost = sources.iter().filter(|source| source.path.starts_with("src/"));
+    let lost = sources
+        .iter()
+        .filter(|source| source.path.starts_with("src/") || source.path.starts_with("cli/src/"));
     let lost = lost.filter(|source| !reached.contains(&source.path));
     lost.map(|source| format!("{}: no mod declaration leads here", source.path)).collect()
 }
 
 fn tree() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders: Vec<PathBuf> = ["src", "workers", "tests"].map(|name| root.join(name)).into();
+    let mut folders: Vec<PathBuf> =
+        ["src", "cli", "workers", "tests", "examples"].map(|name| root.join(name)).into();
     let mut sources = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten() {
@@ -261,7 +281,7 @@ fn rooms_import_only_rooms_below_them() {
     assert_eq!(bites("src/backend/redis/mod.rs", "use crate::backend::{Queue, rabbitmq::X};"), 1);
     assert_eq!(bites("src/retry.rs", "use super::client::Client;"), 1);
     assert_eq!(bites("src/newroom.rs", ""), 1);
-    assert_eq!(bites("src/worker/gate.rs", "use crate::Client; // crate::cli"), 1);
+    assert_eq!(bites("src/worker/limits.rs", "use crate::Client; // crate::cli"), 1);
     assert_eq!(bites("src/backend/redis/mod.rs", "use crate::backend::redis::Kept;"), 0);
     assert_eq!(bites("src/protocol/body.rs", "use crate::protocol::Body; use super::Head;"), 0);
     assert_eq!(bites("src/retry.rs", "#[cfg(test)]\nmod tests { use super::*; }"), 0);
@@ -282,7 +302,7 @@ fn each_server_crate_is_named_in_one_folder() {
 }
 
 #[test]
-fn files_and_functions_fit_the_eye() {
+fn files_and_functions_are_short() {
     let bites = |text: &str| faults(sizes, "src/task.rs", text);
     assert_eq!(bites(&"\n".repeat(FILE_LINES + 1)), 1);
     assert_eq!(bites(&format!("fn f() {{{}}}", "\n".repeat(FUNCTION_LINES))), 1);
@@ -305,6 +325,12 @@ fn nothing_panics_on_purpose_and_no_lint_is_allowed() {
 }
 
 #[test]
+fn no_name_is_retired() {
+    assert_eq!(faults(documents::retired_in, "src/task.rs", "struct Crew; // a crew"), 2);
+    assert_clean(documents::retired_in);
+}
+
+#[test]
 fn lines_and_names_are_clean() {
     assert_eq!(faults(layout, "src/task.rs", "fn f() {} \nfn g() {}\t\n"), 2);
     assert_eq!(faults(layout, "src/worker/utils.rs", ""), 1);
@@ -322,8 +348,11 @@ fn every_file_is_part_of_the_program() {
         Source::new("src/tests.rs", ""),
         Source::new("src/ghost.rs", ""),
         Source::new("src/a/lost.rs", ""),
+        Source::new("cli/src/main.rs", "mod b;"),
+        Source::new("cli/src/b.rs", ""),
+        Source::new("cli/src/lost.rs", ""),
     ];
-    assert_eq!(unreachable(&small).len(), 2);
+    assert_eq!(unreachable(&small).len(), 3);
     let faults = unreachable(&tree());
     assert!(faults.is_empty(), "\n{}", faults.join("\n"));
 }

@@ -1,7 +1,7 @@
-//! Rust read as text: what is code, what is a literal, where a block ends.
+//! Rust scanned as text: finds code, literals, and the ends of blocks.
 
-/// One file: its path from the root of the repository, what is written, and its code alone:
-/// comments, literals and test modules blanked out, lines kept.
+/// A file: its path from the root of the repository, its text, and its code, in which comments, literals
+/// and test modules are blanked out and lines are kept.
 pub(crate) struct Source {
     pub(crate) path: String,
     pub(crate) text: String,
@@ -32,7 +32,7 @@ fn blank(code: &mut [u8], range: std::ops::Range<usize>) {
     }
 }
 
-/// The text with comments, strings and characters blanked out, byte for byte.
+/// Returns the text with comments, strings and characters blanked out, byte for byte.
 pub(crate) fn without_literals(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut code = bytes.to_vec();
@@ -45,7 +45,7 @@ pub(crate) fn without_literals(text: &str) -> String {
     String::from_utf8_lossy(&code).into_owned()
 }
 
-/// Where the comment or literal that begins at `at` ends; `at` itself when none does.
+/// Returns the end of the comment or literal that begins at `at`, or `at` if there is none.
 fn literal_end(text: &str, at: usize) -> usize {
     let bytes = text.as_bytes();
     let rest = &bytes[at..];
@@ -98,7 +98,7 @@ fn without_tests(code: &str) -> String {
     String::from_utf8_lossy(&left).into_owned()
 }
 
-/// Just after the brace that closes the one at `open`.
+/// Returns the position after the brace that closes the one at `open`.
 pub(crate) fn block_end(code: &str, open: usize) -> usize {
     let mut depth = 0_usize;
     for (at, byte) in code.bytes().enumerate().skip(open) {
@@ -112,7 +112,7 @@ pub(crate) fn block_end(code: &str, open: usize) -> usize {
     code.len()
 }
 
-/// Where the word stands, not as a part of a longer one.
+/// Returns the positions of a word that are not part of a longer word.
 pub(crate) fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let part = |c: char| c.is_alphanumeric() || c == '_';
     code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
@@ -125,7 +125,7 @@ pub(crate) fn first_word(code: &str) -> &str {
     &code[..end]
 }
 
-/// The heads of what is imported from a path: `a` of `a::b`, and each of `{a, b::{c, d}}`.
+/// Returns the first segments of imported paths: `a` of `a::b`, and each of `{a, b::{c, d}}`.
 pub(crate) fn heads(path: &str) -> Vec<String> {
     let Some(group) = path.strip_prefix('{') else {
         return vec![first_word(path).into()];

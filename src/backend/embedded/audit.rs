@@ -1,23 +1,42 @@
-//! What people did, and the seals on it. About the last [`crate::approval::KEPT`] entries are kept.
+//! The audit and its seals. Each kind of entry has its own table and limit: about the last
+//! [`crate::approval::MAX_AUDIT_ENTRIES`] decisions and notes, and [`crate::approval::MAX_REFUSED_ENTRIES`] refused attempts.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rusqlite::{Row, params};
 
-use super::parks::milliseconds;
+use super::fault::TxResult;
 use super::store::EmbeddedStore;
-use super::txn::{Done, Txn};
-use crate::approval::{AuditEntry, Seal};
-use crate::backend::{Audit, Deed, Sealing};
+use super::txn::Txn;
+use crate::approval::{
+    ApprovalId, AuditEntry, AuditKind, DecideResult, MAX_AUDIT_ENTRIES, MAX_REFUSED_ENTRIES,
+    REFUSED_NAME, Seal, merged, timestamp,
+};
+use crate::backend::milliseconds::milliseconds;
+use crate::backend::{Audit, AuditAction, Recorded, SealLease};
 use crate::error::{Error, Kind};
 
-const FOREIGN: &str = "somebody else has written to it";
+/// The number of old entries that one new entry removes at most. Files of older versions may have more
+/// than the limit.
+const TRIMMED: u32 = 10;
+const FOREIGN: &str = "unknown format; another program may have written to it";
 
 impl Audit for EmbeddedStore {
+    fn record_action(&self, action: AuditAction) -> BoxFuture<'_, Result<Recorded, Error>> {
+        let proof = Recorded::new(action.id.clone());
+        let written = self.db.write(move |txn| add_action(txn, &action, &[]));
+        Box::pin(async move { written.await.map(|()| proof) })
+    }
+
     fn audit_entries(&self, limit: usize) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>> {
-        let list = "SELECT seq, at, fields FROM audit WHERE seq > ? ORDER BY seq DESC LIMIT ?";
-        Box::pin(self.db.read(move |txn| entries(txn, list, 0, limit)))
+        Box::pin(self.db.read(move |txn| {
+            let mut all = Vec::new();
+            for kind in [AuditKind::Decision, AuditKind::Note, AuditKind::Refused] {
+                all.extend(entries(txn, kind, "ORDER BY seq DESC", 0, limit)?);
+            }
+            Ok(merged(all, limit))
+        }))
     }
 
     fn audit_after(
@@ -26,10 +45,9 @@ impl Audit for EmbeddedStore {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<AuditEntry>, Error>> {
         let id = id.map(str::to_owned);
-        let list = "SELECT seq, at, fields FROM audit WHERE seq > ? ORDER BY seq LIMIT ?";
         Box::pin(self.db.read(move |txn| {
             let after = id.as_deref().map_or(Ok(0), number_of)?;
-            entries(txn, list, after, limit)
+            entries(txn, AuditKind::Decision, "ORDER BY seq", after, limit)
         }))
     }
 
@@ -38,7 +56,7 @@ impl Audit for EmbeddedStore {
         holder: &str,
         lease: Duration,
         seal: Option<Seal>,
-    ) -> BoxFuture<'_, Result<Sealing, Error>> {
+    ) -> BoxFuture<'_, Result<SealLease, Error>> {
         let holder = holder.to_owned();
         Box::pin(self.db.write(move |txn| add_seal(txn, &holder, lease, seal.as_ref())))
     }
@@ -58,65 +76,130 @@ impl Audit for EmbeddedStore {
     }
 }
 
-/// Notes what somebody did to a task.
-pub(super) fn note(txn: &Txn<'_>, deed: &Deed, more: &[(&str, &str)]) -> Done<()> {
-    let Deed { what, id, queue, by } = deed;
+/// Writes an entry for an action on a task.
+pub(super) fn add_action(
+    txn: &Txn<'_>,
+    action: &AuditAction,
+    more: &[(&str, &str)],
+) -> TxResult<()> {
+    let AuditAction { what, id, queue, by } = action;
     let fields = [("what", *what), ("task", id.as_str()), ("queue", queue), ("by", by)];
-    add(txn, &[&fields[..], more].concat())
+    add(txn, AuditKind::Note, &[&fields[..], more].concat())
 }
 
-/// Adds an entry. Later ones have later times, or the same, whatever a clock says.
-pub(super) fn add(txn: &Txn<'_>, fields: &[(&str, &str)]) -> Done<()> {
-    let add = "INSERT INTO audit (at, fields) VALUES \
-               (max(?, coalesce((SELECT at FROM audit ORDER BY seq DESC LIMIT 1), 0)), ?)";
-    txn.execute(add, params![txn.now, serde_json::json!(fields).to_string()])?;
+/// Writes an entry for an attempt to decide or extend, if `result` refuses it.
+pub(super) fn refuse(
+    txn: &Txn<'_>,
+    attempt: &str,
+    approval: &ApprovalId,
+    (task, by): (&str, &str),
+    result: &DecideResult,
+) -> TxResult<()> {
+    let why = match result {
+        DecideResult::Withdrawn => "withdrawn",
+        DecideResult::AlreadyDecided { .. } => "decided",
+        DecideResult::Expired { .. } => "expired",
+        DecideResult::DigestMismatch => "digest",
+        DecideResult::NotAllowed => "forbidden",
+        DecideResult::Earlier { .. } => "earlier",
+        DecideResult::Applied
+        | DecideResult::Counted { .. }
+        | DecideResult::Replayed
+        | DecideResult::Unknown => {
+            return Ok(());
+        }
+    };
+    let clip = |text: &'_ str| text[..text.floor_char_boundary(REFUSED_NAME)].to_owned();
+    let (task, by) = (clip(task), clip(by));
+    let what = [("what", "refused"), ("attempt", attempt), ("approval", approval.as_str())];
+    let how = [("task", &*task), ("by", &*by), ("why", why)];
+    add(txn, AuditKind::Refused, &[what, how].concat())
+}
+
+/// Adds an entry, and removes the oldest of its kind beyond the limit. Times never decrease from one
+/// entry to the next, even if the clock does.
+pub(super) fn add(txn: &Txn<'_>, kind: AuditKind, fields: &[(&str, &str)]) -> TxResult<()> {
+    let table = table(kind);
+    let add = format!(
+        "INSERT INTO {table} (at, fields) VALUES \
+         (max(?, coalesce((SELECT at FROM {table} ORDER BY seq DESC LIMIT 1), 0)), ?)"
+    );
+    txn.execute(&add, params![txn.now, serde_json::json!(fields).to_string()])?;
+    let limit = if kind == AuditKind::Refused { MAX_REFUSED_ENTRIES } else { MAX_AUDIT_ENTRIES };
+    let trim = format!(
+        "DELETE FROM {table} WHERE seq IN (SELECT seq FROM {table} \
+         WHERE seq <= last_insert_rowid() - ? ORDER BY seq LIMIT {TRIMMED})"
+    );
+    txn.execute(&trim, [i64::try_from(limit).unwrap_or(i64::MAX)])?;
     Ok(())
 }
 
-fn entries(txn: &Txn<'_>, list: &str, after: i64, limit: usize) -> Done<Vec<AuditEntry>> {
+/// Returns the table for entries of this kind.
+const fn table(kind: AuditKind) -> &'static str {
+    match kind {
+        AuditKind::Decision => "audit",
+        AuditKind::Note => "notes",
+        AuditKind::Refused => "refusals",
+    }
+}
+
+fn entries(
+    txn: &Txn<'_>,
+    kind: AuditKind,
+    order: &str,
+    after: i64,
+    limit: usize,
+) -> TxResult<Vec<AuditEntry>> {
+    let list = format!("SELECT seq, at, fields FROM {} WHERE seq > ? {order} LIMIT ?", table(kind));
     let read = |row: &Row<'_>| {
         let seq: i64 = row.get(0)?;
-        let at = row.get(1).unwrap_or(0);
+        let milliseconds = row.get(1).unwrap_or(0);
         let fields = row.get::<_, String>(2).ok();
         let fields = fields.and_then(|fields| serde_json::from_str(&fields).ok());
-        // It hides none of the others, and is not as it was sealed.
+        // A malformed entry must not hide the others. Its seal does not match any more.
         let fields = fields.unwrap_or_else(|| {
             vec![
                 ("what".to_owned(), "unreadable".to_owned()),
                 ("why".to_owned(), FOREIGN.to_owned()),
             ]
         });
-        Ok(AuditEntry { id: format!("{at}-{seq}"), at, fields })
+        let id = format!("{milliseconds}-{seq}");
+        Ok(AuditEntry { id, kind, at: timestamp(milliseconds), fields })
     };
-    txn.all(list, [after, whole(limit)], read)
+    txn.all(&list, [after, whole(limit)], read)
 }
 
-/// The place of an entry. Its id begins with the time, as Redis' ids do.
+/// Returns the row number in an entry's id. The id begins with the time, as Redis' ids do.
 fn number_of(id: &str) -> Result<i64, Error> {
     let number = id.split_once('-').and_then(|(_, number)| number.parse().ok());
-    number.ok_or_else(|| unreadable("the audit", &format!("`{id}` is no entry of it")))
+    number.ok_or_else(|| unreadable("the audit", &format!("`{id}` is not the id of an entry")))
 }
 
 /// Takes or renews the right to seal, and adds a seal to the chain if it is the next.
-fn add_seal(txn: &Txn<'_>, holder: &str, lease: Duration, seal: Option<&Seal>) -> Done<Sealing> {
+fn add_seal(
+    txn: &Txn<'_>,
+    holder: &str,
+    lease: Duration,
+    seal: Option<&Seal>,
+) -> TxResult<SealLease> {
     let take = "INSERT INTO sealer (one, holder, until) VALUES (1, ?1, ?2) \
                 ON CONFLICT (one) DO UPDATE SET holder = ?1, until = ?2 \
                 WHERE holder = ?1 OR until <= ?3";
     let until = txn.now + milliseconds(lease);
     if txn.execute(take, params![holder, until, txn.now])? == 0 {
-        return Ok(Sealing::Held);
+        return Ok(SealLease::HeldByAnother);
     }
     let last = newest(txn)?;
     let next = last.as_ref().map_or(0, |last| last.number) + 1;
     let Some(Seal { number, upto, count, mac }) = seal.filter(|seal| seal.number == next) else {
-        return Ok(Sealing::Yours(last));
+        return Ok(SealLease::Acquired(last));
     };
     let add = "INSERT INTO seals (number, upto, count, mac) VALUES (?, ?, ?, ?)";
     txn.execute(add, params![number.cast_signed(), upto, count.cast_signed(), mac])?;
-    Ok(Sealing::Yours(newest(txn)?))
+    Ok(SealLease::Acquired(newest(txn)?))
 }
 
-fn newest(txn: &Txn<'_>) -> Done<Option<Seal>> {
+fn newest(txn: &Txn<'_>) -> TxResult<Option<Seal>> {
     let newest = "SELECT number, upto, count, mac FROM seals ORDER BY number DESC LIMIT 1";
     Ok(txn.first(newest, [], |row| Ok(read_seal(row)))?.transpose()?)
 }

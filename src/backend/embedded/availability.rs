@@ -1,20 +1,20 @@
-//! Whether the database takes writes, for the worker's readiness and for those who wait until it does.
+//! Whether the database takes writes, for the worker's readiness and for calls that wait until it does.
 
 use tokio::sync::watch;
 use tracing::{error, info};
 
-/// Whether the database takes writes.
+/// The state of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Available,
-    /// The last transaction could not be committed. The next one may be.
+    /// The last transaction could not be committed. The next one may succeed.
     Failing,
-    /// The file was deleted or replaced, and why this is so. It stays so: what is written into an
-    /// open file without a name is visible to no process.
-    Gone(String),
+    /// The file was deleted or replaced; contains the reason. This is permanent: other processes cannot
+    /// see writes to an open file that has no name.
+    Lost(String),
 }
 
-/// Shared by everyone who uses one database in this process.
+/// Shared by all users of one database in this process.
 #[derive(Debug)]
 pub(super) struct Availability(watch::Sender<State>);
 
@@ -25,26 +25,26 @@ impl Default for Availability {
 }
 
 impl Availability {
-    /// The last transaction that wrote anything was committed, and the file is still there.
+    /// Returns whether the last writing transaction was committed, and the file still exists.
     pub(super) fn is_available(&self) -> bool {
         *self.0.borrow() == State::Available
     }
 
-    /// Completes when that is so. Cancel safe.
+    /// Completes when the database is available. Cancel safe.
     pub(super) async fn available(&self) {
         let mut state = self.0.subscribe();
         // The sender lives as long as `self`.
         let _ = state.wait_for(|state| *state == State::Available).await;
     }
 
-    /// A transaction that wrote something was committed (`true`), or one could not be.
+    /// Records that a writing transaction was committed (`true`), or that one could not be committed.
     pub(super) fn set(&self, committed: bool, shown: &str) {
         let next = if committed { State::Available } else { State::Failing };
         self.0.send_if_modified(|state| {
-            let changes = *state != next && !matches!(state, State::Gone(_));
+            let changes = *state != next && !matches!(state, State::Lost(_));
             if changes {
                 if committed {
-                    info!("{shown} takes writes again");
+                    info!(database = shown, "the database accepts writes again");
                 }
                 state.clone_from(&next);
             }
@@ -52,23 +52,27 @@ impl Availability {
         });
     }
 
-    /// The file is not the one that was opened any more.
-    pub(super) fn set_gone(&self, shown: &str, fault: &str) {
+    /// Records that the file was deleted or replaced.
+    pub(super) fn set_lost(&self, shown: &str, fault: &str) {
         self.0.send_if_modified(|state| {
-            if matches!(state, State::Gone(_)) {
+            if matches!(state, State::Lost(_)) {
                 return false;
             }
-            let cause = format!("{fault} while it was in use: restart this process");
-            error!("{shown}: {cause}; it takes no more tasks and stores no more results");
-            *state = State::Gone(cause);
+            let cause = format!("{fault} while in use: restart this process");
+            error!(
+                database = shown,
+                cause,
+                "the database file was replaced; this process accepts no more tasks and results"
+            );
+            *state = State::Lost(cause);
             true
         });
     }
 
-    /// Why it is gone for good, if it is.
-    pub(super) fn gone(&self) -> Option<String> {
+    /// Returns why the file is permanently gone, if it is.
+    pub(super) fn lost(&self) -> Option<String> {
         match &*self.0.borrow() {
-            State::Gone(cause) => Some(cause.clone()),
+            State::Lost(cause) => Some(cause.clone()),
             State::Available | State::Failing => None,
         }
     }

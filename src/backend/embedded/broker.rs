@@ -2,32 +2,27 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use rusqlite::{Row, params};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::backoff::Backoff;
-use super::bells::Ring;
-use super::db::{CLOSE_DEADLINE, Db};
-use super::intake::{self, Intake};
-use super::session;
-use super::txn::{Done, Txn};
+use super::db::{CLOSE_DEADLINE, Db, RETRY_DELAY};
+use super::queue_reader::{self, QueueReader};
+use super::{messages, session_rows};
+use crate::backend::backoff::Backoff;
 use crate::backend::{
-    Broker, Control, Deliveries, Fetched, Flushed, Parcel, Queue, QueueState, Recorded, sealed,
+    Broker, Connection, Control, Deliveries, Fetched, PublishRequest, Queue, QueueState, Recorded,
+    SettleBarrier, sealed,
 };
 use crate::error::{Error, Kind};
-use crate::protocol::{Headers, Message, Properties};
-use crate::task::TaskId;
 
-/// Of messages that are fetched at once, in bytes.
+/// The most bytes of messages that one fetch takes.
 const FETCHED: usize = 64 * 1024 * 1024;
-/// Messages that are purged in one transaction.
+/// The number of messages that are purged in one transaction.
 const SLICE: usize = 1000;
 
 /// The [`Broker`] of a database.
@@ -36,48 +31,8 @@ pub(super) struct EmbeddedBroker {
     db: Db,
     tasks: TaskTracker,
     closing: CancellationToken,
-    /// Closing has waited long enough for what is still being written.
+    /// Cancelled when closing has waited long enough for pending writes.
     give_up: CancellationToken,
-}
-
-/// What is stored of a message besides its body.
-#[derive(Serialize)]
-struct Head<'m> {
-    id: &'m TaskId,
-    headers: &'m Headers,
-    properties: &'m Properties,
-}
-
-#[derive(Deserialize)]
-struct StoredHead {
-    id: TaskId,
-    headers: Headers,
-    properties: Properties,
-}
-
-/// A message that was taken out of its queue, as it is stored.
-#[derive(Debug)]
-pub(super) struct Leased {
-    pub(super) seq: i64,
-    pub(super) redelivered: bool,
-    head: Vec<u8>,
-    body: Vec<u8>,
-}
-
-impl Leased {
-    /// What somebody else has written there is delivered as it is, and buried by who reads it.
-    pub(super) fn read(self) -> Message {
-        let body = Bytes::from(self.body);
-        match serde_json::from_slice(&self.head) {
-            Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
-            Err(_) => Message {
-                id: TaskId::random(),
-                headers: Headers::new(),
-                body,
-                properties: Properties::default(),
-            },
-        }
-    }
 }
 
 impl EmbeddedBroker {
@@ -86,7 +41,7 @@ impl EmbeddedBroker {
         Self { db, tasks: TaskTracker::new(), closing, give_up }
     }
 
-    /// Runs until it ends, or until closing has waited long enough for it.
+    /// Runs a task until it ends, or until closing has waited long enough for it.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         let give_up = self.give_up.clone();
         self.tasks.spawn(async move {
@@ -94,32 +49,34 @@ impl EmbeddedBroker {
         })
     }
 
-    /// Tries until it is durable, for as long as the parcel says, and until the broker is closed.
-    /// Only what may pass is tried again.
-    async fn put(&self, parcel: Parcel) -> Result<Recorded, Error> {
+    /// Retries until the message is durable, the timeout of the request passes, or the broker is
+    /// closed. Only temporary errors are retried.
+    async fn put(&self, request: PublishRequest) -> Result<Recorded, Error> {
         if self.closing.is_cancelled() {
             return Err(Kind::Closed.into());
         }
-        let (begun, mut backoff) = (Instant::now(), Backoff::default());
-        let Message { id, headers, properties, .. } = &parcel.message;
-        // Here, and not in the one thread that writes.
-        let head = serde_json::to_vec(&Head { id, headers, properties }).unwrap_or_default();
-        let (queue, after) = (parcel.queue.name.clone(), parcel.timeout);
-        let parcel = Arc::new((parcel, head));
+        let (started, mut backoff) = (Instant::now(), Backoff::new(RETRY_DELAY));
+        // Encoded here, and not in the single writer thread.
+        let head = messages::head(&request.message);
+        let (queue, after) = (request.queue.name.clone(), request.timeout);
+        let request = Arc::new((request, head));
         loop {
-            let putting = Arc::clone(&parcel);
-            let putting = self.db.write(move |txn| put(txn, &putting.0, &putting.1));
-            match timeout(after.saturating_sub(begun.elapsed()), putting).await {
-                Ok(Err(error)) if error.is_connection() && begun.elapsed() < after => {
-                    self.db.shared().warnings.warn("cannot enqueue, trying again", &error);
-                }
+            let putting = Arc::clone(&request);
+            let putting = self.db.write(move |txn| messages::put(txn, &putting.0, &putting.1));
+            let error = match timeout(after.saturating_sub(started.elapsed()), putting).await {
+                Ok(Err(error)) if error.is_connection() => error,
                 Ok(put) => return put,
                 Err(_) => {
                     let what = format!("enqueuing into {queue}");
                     return Err(Kind::Timeout { what, after }.into());
                 }
-            }
+            };
+            self.db.shared().warnings.warn("cannot enqueue; retrying", &error);
             self.closing.run_until_cancelled(backoff.wait()).await.ok_or(Kind::Closed)?;
+            // The error of the last attempt, not a timeout: it names the cause, and nothing was written.
+            if started.elapsed() >= after {
+                return Err(error);
+            }
         }
     }
 }
@@ -127,14 +84,14 @@ impl EmbeddedBroker {
 impl sealed::Sealed for EmbeddedBroker {}
 
 impl Broker for EmbeddedBroker {
-    fn publish(&self, parcel: Parcel) -> BoxFuture<'_, Result<Recorded, Error>> {
-        Box::pin(self.put(parcel))
+    fn publish(&self, request: PublishRequest) -> BoxFuture<'_, Result<Recorded, Error>> {
+        Box::pin(self.put(request))
     }
 
     fn declare(&self, queue: &Queue) -> BoxFuture<'_, Result<(), Error>> {
         let queue = queue.clone();
         Box::pin(self.db.write(move |txn| {
-            let (_, max_priority) = queue_row(txn, &queue)?;
+            let (_, max_priority) = messages::queue_row(txn, &queue)?;
             let wanted = i64::from(queue.max_priority.unwrap_or(0));
             if max_priority == wanted {
                 return Ok(());
@@ -149,23 +106,25 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             let of = Arc::clone(&self.db.session);
             let leased = self.db.write(move |txn| {
-                let Some(queue) = queue_id(txn, &name)? else { return Ok((0, Vec::new())) };
-                let session = session::begin(txn, &of)?;
-                promote(txn, queue)?;
-                Ok((session, lease(txn, queue, session, count, FETCHED)?))
+                let Some(queue) = messages::queue_id(txn, &name)? else {
+                    return Ok((0, Vec::new()));
+                };
+                let session = session_rows::begin(txn, &of)?;
+                messages::promote(txn, queue)?;
+                Ok((session, messages::lease(txn, queue, session, count, FETCHED)?))
             });
             let (session, leased) = leased.await?;
             let (settlements, settled) = mpsc::unbounded_channel();
             let deliveries = leased.into_iter().map(|it| it.delivered(&settlements)).collect();
-            let settling = intake::settle_all(self.db.clone(), session, settled);
-            Ok((deliveries, Flushed(self.spawn(settling))))
+            let settling = queue_reader::settle_all(self.db.clone(), session, settled);
+            Ok((deliveries, SettleBarrier(self.spawn(settling))))
         })
     }
 
     fn inspect(&self, queue: &str) -> BoxFuture<'_, Result<Option<QueueState>, Error>> {
         let name = queue.to_owned();
         Box::pin(self.db.read(move |txn| {
-            let Some(queue) = queue_id(txn, &name)? else { return Ok(None) };
+            let Some(queue) = messages::queue_id(txn, &name)? else { return Ok(None) };
             let ready = "SELECT count(*) FROM messages \
                          WHERE queue = ? AND due IS NULL AND holder IS NULL";
             let arrived = "SELECT count(*) FROM messages WHERE queue = ? AND due <= ?";
@@ -185,8 +144,8 @@ impl Broker for EmbeddedBroker {
             loop {
                 let name = name.clone();
                 let slice = self.db.write(move |txn| {
-                    let Some(queue) = queue_id(txn, &name)? else { return Ok(0) };
-                    promote(txn, queue)?;
+                    let Some(queue) = messages::queue_id(txn, &name)? else { return Ok(0) };
+                    messages::promote(txn, queue)?;
                     let purge = "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages \
                                  WHERE queue = ? AND due IS NULL AND holder IS NULL LIMIT ?)";
                     txn.execute(purge, params![queue, SLICE])
@@ -205,7 +164,7 @@ impl Broker for EmbeddedBroker {
         Box::pin(async move {
             let (name, dead) = (queue.name.clone(), queue.undelivered());
             let found = self.db.write(move |txn| {
-                let Some(id) = queue_id(txn, &name)? else { return Ok(false) };
+                let Some(id) = messages::queue_id(txn, &name)? else { return Ok(false) };
                 let consumers = "SELECT count(*) FROM consumers WHERE queue = ?";
                 let consumers =
                     txn.first(consumers, [id], |row| row.get::<_, u64>(0))?.unwrap_or(0);
@@ -214,8 +173,8 @@ impl Broker for EmbeddedBroker {
                     let queue = name.clone();
                     return Err(Error::new(Kind::QueueMismatch { queue, cause }).into());
                 }
-                promote(txn, id)?;
-                let (dead, _) = queue_row(txn, &dead)?;
+                messages::promote(txn, id)?;
+                let (dead, _) = messages::queue_row(txn, &dead)?;
                 let delayed = "UPDATE messages SET queue = ? WHERE queue = ? AND due IS NOT NULL";
                 txn.execute(delayed, [dead, id])?;
                 Ok(true)
@@ -225,25 +184,31 @@ impl Broker for EmbeddedBroker {
             }
             let purged = self.purge(&queue.name).await?;
             let name = queue.name;
-            let gone = self.db.write(move |txn| {
+            let deleted = self.db.write(move |txn| {
                 let unused = "DELETE FROM queues WHERE name = ?1 AND NOT EXISTS \
                               (SELECT 1 FROM messages WHERE queue = queues.id) AND NOT EXISTS \
                               (SELECT 1 FROM consumers WHERE queue = queues.id)";
                 txn.execute(unused, [&name])
             });
-            gone.await?;
+            deleted.await?;
             Ok(Some(purged))
         })
     }
 
     fn consume(&self, queue: &Queue, prefetch: u16) -> Deliveries {
-        let room = if prefetch == 0 { u16::MAX } else { prefetch };
-        let (deliver, incoming) = mpsc::channel(usize::from(room));
-        let (tell, consuming) = watch::channel(false);
+        let capacity = if prefetch == 0 { u16::MAX } else { prefetch };
+        let (deliver, incoming) = mpsc::channel(usize::from(capacity));
+        let (consuming_sender, consuming) = watch::channel(false);
         let (stop, stopped) = oneshot::channel();
         let (db, queue) = (self.db.clone(), queue.clone());
-        let intake = Intake { db, queue, room: usize::from(room), deliver, consuming: tell };
-        self.spawn(intake.run(stopped, self.closing.clone()));
+        let reader = QueueReader {
+            db,
+            queue,
+            capacity: usize::from(capacity),
+            deliver,
+            consuming: consuming_sender,
+        };
+        self.spawn(reader.run(stopped, self.closing.clone()));
         Deliveries { incoming, consuming, stop: Some(stop) }
     }
 
@@ -251,19 +216,21 @@ impl Broker for EmbeddedBroker {
         Box::pin(async { Ok(format!("SQLite {}", rusqlite::version())) })
     }
 
-    /// Celery's workers are not here, and nobody broadcasts to them.
+    /// Celery's workers do not use this backend, and no control messages are broadcast.
     fn control(&self, _node: &str) -> Control {
         let (broadcast, incoming) = mpsc::channel(1);
-        let (answers, mut unheard) = mpsc::channel(1);
+        let (replies, mut replies_receiver) = mpsc::channel(1);
         let closing = self.closing.clone();
         self.tasks.spawn(async move {
-            let listening = async { while unheard.recv().await.is_some() {} };
+            let listening = async { while replies_receiver.recv().await.is_some() {} };
             closing.run_until_cancelled(listening).await;
             drop(broadcast);
         });
-        Control { incoming, answers }
+        Control { incoming, replies }
     }
+}
 
+impl Connection for EmbeddedBroker {
     fn connected(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.db.shared().availability.available())
     }
@@ -276,13 +243,13 @@ impl Broker for EmbeddedBroker {
         None
     }
 
-    /// Takes at most a second: what is not settled then goes back to its queue with the session.
+    /// Takes at most a second: messages that are unsettled then return to their queues with the session.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.closing.cancel();
             self.tasks.close();
             if timeout(CLOSE_DEADLINE, self.tasks.wait()).await.is_err() {
-                let what = "closing with unsettled messages, which are delivered again";
+                let what = "closed with unsettled messages; they are redelivered";
                 self.db.shared().warnings.warn(&self.db.shared().shown, &what);
                 self.give_up.cancel();
             }
@@ -294,72 +261,4 @@ impl Drop for EmbeddedBroker {
     fn drop(&mut self) {
         self.closing.cancel();
     }
-}
-
-fn put(txn: &mut Txn<'_>, parcel: &Parcel, head: &[u8]) -> Done<Recorded> {
-    let Parcel { message, queue, delay, .. } = parcel;
-    let (queue, max_priority) = queue_row(txn, queue)?;
-    let Message { id, body, properties, .. } = message;
-    let priority = properties.priority.map_or(0, i64::from).min(max_priority);
-    let delay = delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
-    let due = delay.filter(|delay| *delay > 0).map(|delay| txn.now.saturating_add(delay));
-    let insert = "INSERT INTO messages (queue, rank, due, head, body) VALUES (?, ?, ?, ?, ?)";
-    txn.execute(insert, params![queue, -priority, due, head, &body[..]])?;
-    txn.ring(Ring::Queue(queue));
-    Ok(Recorded::new(id.clone()))
-}
-
-fn queue_id(txn: &Txn<'_>, name: &str) -> Done<Option<i64>> {
-    txn.first("SELECT id FROM queues WHERE name = ?", [name], |row| row.get(0))
-}
-
-/// A queue's number and highest priority. It is made if it is not there.
-pub(super) fn queue_row(txn: &Txn<'_>, queue: &Queue) -> Done<(i64, i64)> {
-    let find = "SELECT id, max_priority FROM queues WHERE name = ?";
-    if let Some(found) = txn.first(find, [&queue.name], |row| Ok((row.get(0)?, row.get(1)?)))? {
-        return Ok(found);
-    }
-    let max_priority = i64::from(queue.max_priority.unwrap_or(0));
-    let insert = "INSERT INTO queues (name, max_priority) VALUES (?, ?)";
-    txn.execute(insert, params![queue.name, max_priority])?;
-    Ok((txn.inserted(), max_priority))
-}
-
-/// What was delayed until now arrives.
-pub(super) fn promote(txn: &Txn<'_>, queue: i64) -> Done<()> {
-    txn.execute("UPDATE messages SET due = NULL WHERE queue = ? AND due <= ?", [queue, txn.now])?;
-    Ok(())
-}
-
-/// Takes messages off the head of a queue, until there are enough or they are too large.
-pub(super) fn lease(
-    txn: &Txn<'_>,
-    queue: i64,
-    session: i64,
-    count: usize,
-    mut bytes: usize,
-) -> Done<Vec<Leased>> {
-    let mut select = txn.prepare(
-        "SELECT seq, handed_out, head, body FROM messages \
-         WHERE queue = ? AND due IS NULL AND holder IS NULL ORDER BY rank, seq LIMIT ?",
-    )?;
-    let count = i64::try_from(count).unwrap_or(i64::MAX);
-    let mut rows = select.query(params![queue, count])?;
-    let mut leased = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (head, body): (Vec<u8>, Vec<u8>) = (row.get(2)?, row.get(3)?);
-        let size = head.len() + body.len();
-        if size > bytes && !leased.is_empty() {
-            break;
-        }
-        bytes = bytes.saturating_sub(size);
-        let redelivered = row.get::<_, i64>(1)? > 0;
-        leased.push(Leased { seq: row.get(0)?, redelivered, head, body });
-    }
-    drop(rows);
-    let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";
-    for Leased { seq, .. } in &leased {
-        txn.execute(hold, [session, *seq])?;
-    }
-    Ok(leased)
 }

@@ -1,4 +1,4 @@
-//! Whether a database is sound: by SQLite's own check, and by what must hold between our tables.
+//! Checks a database: by SQLite's own check, and by the invariants between our tables.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use rusqlite::Connection;
 use super::file;
 use crate::error::Error;
 
-/// Faults of SQLite's own check that are listed.
+/// The most faults of SQLite's own check that are listed.
 const LISTED: usize = 20;
 
-/// What must hold, and a query for the number of rows for which it does not.
+/// Invariants, each with a query for the number of rows that violate it.
 const RULES: &[(&str, &str)] = &[
     (
         "every held message has a session (a worker returns others to their queue)",
@@ -44,23 +44,23 @@ const RULES: &[(&str, &str)] = &[
     ),
 ];
 
-/// One thing that was checked.
+/// One check and its result.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Checked {
-    /// What must hold.
-    pub(crate) what: &'static str,
-    /// What does not; empty if all is well.
-    pub(crate) faults: Vec<String>,
+pub struct Checked {
+    /// The invariant.
+    pub what: &'static str,
+    /// The violations; empty if there are none.
+    pub faults: Vec<String>,
 }
 
-/// Checks the database at `path`, and changes nothing. Other processes may go on.
+/// Checks the database at `path`, and changes nothing. Other processes may continue.
 ///
 /// # Errors
-/// There is no such file; it is not ours; it is newer; it cannot be read at all.
-pub(crate) fn check(path: &Path) -> Result<Vec<Checked>, Error> {
+/// The file does not exist; it is not ours; it is newer; it cannot be read at all.
+pub fn check(path: &Path) -> Result<Vec<Checked>, Error> {
     let connection = file::open_existing(path, false)?;
     let checked = || -> rusqlite::Result<Vec<Checked>> {
-        // One moment for all of them.
+        // All queries see the same snapshot.
         connection.execute_batch("BEGIN")?;
         let mut checked = vec![integrity(&connection)?];
         for (what, query) in RULES {

@@ -1,4 +1,4 @@
-//! The store's clock: of a file it never goes back, in memory it is the runtime's own.
+//! The store's clock: with a file it never goes back, in memory it is the runtime's own.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -8,18 +8,19 @@ use crate::clock;
 
 const DAY: i64 = 24 * 60 * 60 * 1000;
 
-/// Milliseconds since the epoch.
+/// A clock that returns milliseconds since the epoch.
 #[derive(Debug)]
 pub(super) struct Clock {
     began: i64,
     since: Instant,
-    /// How far the machine's clock has been set ahead meanwhile; nothing where it is not asked.
+    /// How far the machine's clock was set ahead since; `None` if the machine's clock is not used.
     ahead: Option<AtomicI64>,
 }
 
 impl Clock {
-    /// The machine's. When that is set back, ours goes on from where it is: `latest` is the last
-    /// that was read before this process. One that is more than a day ahead was wrong itself.
+    /// Creates a clock that follows the machine's. When that is set back, this one does not go back:
+    /// `latest` is the last time that an earlier process stored. A time more than a day ahead is taken
+    /// to be wrong.
     pub(super) fn of_machine(latest: Option<i64>) -> Self {
         let clock = Self::of_runtime();
         let ahead = latest.map_or(0, |latest| latest.saturating_sub(clock.began));
@@ -27,7 +28,7 @@ impl Clock {
         Self { ahead: Some(AtomicI64::new(ahead)), ..clock }
     }
 
-    /// The runtime's: where a test has paused that, this one is paused, too.
+    /// Creates a clock that follows the runtime's: while a test has paused that, this one is paused, too.
     pub(super) fn of_runtime() -> Self {
         Self { began: clock::now().as_millisecond(), since: Instant::now(), ahead: None }
     }
@@ -46,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_was_set_back_goes_on_from_where_it_was() {
+    fn a_clock_that_was_set_back_continues() {
         let wall = clock::now().as_millisecond();
         let hour = 60 * 60 * 1000;
         assert!(Clock::of_machine(Some(wall + hour)).now() >= wall + hour);

@@ -1,25 +1,25 @@
-//! Opening the file: whether it is ours, and may be used.
+//! Opening the file: checks that it is ours and may be used.
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::txn::{Done, Txn};
+use super::fault::{BUSY_TIMEOUT, TxResult};
+use super::txn::Txn;
 use crate::error::{Error, Kind};
 
-/// `CSGN`: by this, `file` and we tell our databases from others.
+/// `CSGN`: identifies our databases, for `file` and for us.
 const APPLICATION: i64 = 0x4353_474e;
-/// Of the tables in `schema.sql`.
+/// The version of the tables in `schema.sql`.
 const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
-/// Columns that files of this version may lack. Older processes go on working beside them: they name
-/// the columns that they read and write, and what they replace has none of these.
+/// Columns that files of this version may lack. Older processes can use the file at the same time:
+/// their statements name their columns, and the rows that they replace have `NULL` in these.
 const ADDED: [(&str, &str); 4] =
     [("parks", "digest"), ("left_by", "digest"), ("questions", "nonce"), ("ballots", "nonce")];
-/// How long another process may keep the file locked.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// Tables that files of this version may lack. Older processes write to none of them.
+const ADDED_TABLES: [&str; 2] = ["notes", "refusals"];
 const STATEMENTS: usize = 128;
 
 /// A database in memory, with its tables.
@@ -38,14 +38,14 @@ pub(super) fn in_memory(shown: &str) -> Result<Connection, Error> {
     })
 }
 
-/// Opens a file for writing, and makes its tables if it is new.
+/// Opens a file for writing, and creates its tables if it is new.
 pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     refuse_network(path)?;
     let what = || format!("the database {}", path.display());
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
         && !folder.is_dir()
     {
-        let cause = format!("there is no folder {}: make it first", folder.display());
+        let cause = format!("directory {} does not exist: create it first", folder.display());
         return Err(Kind::Storage { what: what(), cause }.into());
     }
     make_private(path);
@@ -54,7 +54,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     if version == 0 {
         create(&opened).map_err(|error| failed(path, &error))?;
     }
-    add_columns(&opened).map_err(|error| failed(path, &error))?;
+    add_missing(&opened).map_err(|error| failed(path, &error))?;
     Ok(opened)
 }
 
@@ -62,30 +62,30 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
 pub(super) fn open_for_reading(path: &Path) -> Result<Connection, Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags(path, flags).map_err(|error| failed(path, &error))?;
-    opened.busy_timeout(PATIENCE).map_err(|error| failed(path, &error))?;
+    opened.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed(path, &error))?;
     opened.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(opened)
 }
 
-/// Another process may have given the file newer tables while we run.
-pub(super) fn check_version(txn: &Txn<'_>) -> Done<()> {
+/// Checks that no other process has migrated the file to a newer version since it was opened.
+pub(super) fn check_version(txn: &Txn<'_>) -> TxResult<()> {
     let version = txn.first("PRAGMA user_version", [], |row| row.get(0))?;
     if version.is_some_and(|version: i64| version > VERSION) {
-        let cause = "a newer Countersign has migrated it: restart this one as that version";
+        let cause = "a newer Countersign has migrated it: upgrade this process";
         return Err(Error::new(Kind::Config(vec![cause.into()])).into());
     }
     Ok(())
 }
 
-/// Opens a file that is there, for a tool: nothing is made, and its pragmas stay as they are.
+/// Opens an existing file for a tool: creates nothing, and changes no pragmas.
 ///
 /// # Errors
-/// There is no such file; it is not ours; it is newer; it cannot be read, or written.
-#[cfg(feature = "cli")]
+/// The file does not exist; it is not ours; it is newer; it cannot be read, or written.
+#[cfg(feature = "unstable")]
 pub(super) fn open_existing(path: &Path, is_writing: bool) -> Result<Connection, Error> {
     if !path.is_file() {
         let what = format!("the database {}", path.display());
-        return Err(Kind::Storage { what, cause: "there is no such file".to_owned() }.into());
+        return Err(Kind::Storage { what, cause: "the file does not exist".to_owned() }.into());
     }
     let flags = if is_writing {
         OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -95,7 +95,7 @@ pub(super) fn open_existing(path: &Path, is_writing: bool) -> Result<Connection,
     let opened = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX);
     let opened = opened.map_err(|error| failed(path, &error))?;
     if version(&opened, path)? == 0 {
-        let fault = format!("{} is empty: no Countersign has used it yet", path.display());
+        let fault = format!("{} is empty: it is not a Countersign database yet", path.display());
         return Err(Kind::Config(vec![fault]).into());
     }
     if is_writing && opened.is_readonly("main").map_err(|error| failed(path, &error))? {
@@ -104,10 +104,10 @@ pub(super) fn open_existing(path: &Path, is_writing: bool) -> Result<Connection,
     Ok(opened)
 }
 
-/// Which version of our tables is in a file, 0 for an empty file. Changes nothing.
+/// Returns the version of our tables in a file, 0 for an empty file. Changes nothing.
 fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
     let read = || {
-        connection.busy_timeout(PATIENCE)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let (application, version) = (number("application_id")?, number("user_version")?);
         let tables = "SELECT count(*) FROM sqlite_schema";
@@ -122,7 +122,7 @@ fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
         Some("is a database of another program: name another file".to_owned())
     } else if version > VERSION {
         Some(format!(
-            "is of a newer Countersign (tables {version}, ours {VERSION}): upgrade this one"
+            "was written by a newer Countersign (schema {version}, supported: {VERSION}): upgrade this one"
         ))
     } else {
         None
@@ -133,16 +133,16 @@ fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
     }
 }
 
-/// Sets the connection up; says which version of the tables is there, 0 for none.
+/// Sets the connection up; returns the version of the existing tables, 0 for none.
 fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
     let version = version(connection, path)?;
-    // SQLite opens what it may not write for reading, without a word.
+    // SQLite silently opens a file that it may not write as read-only.
     if connection.is_readonly("main").map_err(|error| failed(path, &error))? {
         return Err(read_only(path));
     }
     connection.set_prepared_statement_cache_capacity(STATEMENTS);
-    // Before anything of a foreign file is changed, the above has refused it. How a file gives
-    // pages back is decided by what writes to it first.
+    // A foreign file was refused above, before anything is changed. The first write to a new file fixes
+    // its `auto_vacuum` mode.
     let incremental = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL; " } else { "" };
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
@@ -152,19 +152,19 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
     Ok(version)
 }
 
-/// Makes the file, if it is not there, so that only its user can read and write it. SQLite gives the
-/// files beside it the same mode. The mode of a file that is there is left alone.
+/// Creates the file, if it does not exist, so that only its user can read and write it. SQLite gives
+/// the log and index files the same mode. The mode of an existing file is not changed.
 #[cfg(unix)]
 fn make_private(path: &Path) {
     use std::os::unix::fs::OpenOptionsExt;
-    // Where this fails, opening it says why. No lock is lost: no process had the file open.
+    // If this fails, opening the file reports why. No lock is lost: no process had the file open.
     let _ = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
 }
 
 #[cfg(not(unix))]
 fn make_private(_: &Path) {}
 
-/// Several processes may try at once: the first makes the tables.
+/// Creates the tables. Several processes may try at the same time: the first one creates them.
 fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -176,14 +176,26 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch("COMMIT")
 }
 
-/// Several processes may try at once: the first adds what is missing.
-fn add_columns(connection: &Connection) -> rusqlite::Result<()> {
+/// Adds missing columns and tables. Several processes may try at the same time: the first one adds them.
+fn add_missing(connection: &Connection) -> rusqlite::Result<()> {
     let missing = || {
         let find = "SELECT count(*) FROM pragma_table_info(?) WHERE name = ?";
+        let is_missing = |table, column| {
+            connection.query_row(find, [table, column], |row| Ok(row.get::<_, i64>(0)? == 0))
+        };
         let mut missing = Vec::new();
         for (table, column) in ADDED {
-            let count: i64 = connection.query_row(find, [table, column], |row| row.get(0))?;
-            missing.extend((count == 0).then_some((table, column)));
+            if is_missing(table, column)? {
+                missing.push(format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"));
+            }
+        }
+        for table in ADDED_TABLES {
+            if is_missing(table, "seq")? {
+                missing.push(format!(
+                    "CREATE TABLE {table} (seq INTEGER PRIMARY KEY AUTOINCREMENT, \
+                     at INTEGER NOT NULL, fields TEXT NOT NULL)"
+                ));
+            }
         }
         Ok::<_, rusqlite::Error>(missing)
     };
@@ -191,8 +203,8 @@ fn add_columns(connection: &Connection) -> rusqlite::Result<()> {
         return Ok(());
     }
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    for (table, column) in missing()? {
-        connection.execute_batch(&format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"))?;
+    for statement in missing()? {
+        connection.execute_batch(&statement)?;
     }
     connection.execute_batch("COMMIT")
 }
@@ -201,15 +213,15 @@ pub(super) fn failed(path: &Path, error: &rusqlite::Error) -> Error {
     let what = format!("the database {}", path.display());
     let cause = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
-            let fault = "is no database, or a damaged one: name another file, or restore a copy";
+            let fault = "is not a database, or is damaged: name another file, or restore a backup";
             return Kind::Config(vec![format!("{} {fault}", path.display())]).into();
         }
-        Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged ({error}): restore a copy"),
+        Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged ({error}): restore a backup"),
         Some(ErrorCode::ReadOnly) => return read_only(path),
         Some(ErrorCode::CannotOpen) => format!("it cannot be opened: {error}"),
-        Some(ErrorCode::DiskFull) => "the disk is full: make room".to_owned(),
+        Some(ErrorCode::DiskFull) => "the disk is full: free some space".to_owned(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            format!("another process keeps it locked for {} s", PATIENCE.as_secs())
+            format!("another process has locked it for over {} s", BUSY_TIMEOUT.as_secs())
         }
         _ => error.to_string(),
     };
@@ -218,11 +230,11 @@ pub(super) fn failed(path: &Path, error: &rusqlite::Error) -> Error {
 
 fn read_only(path: &Path) -> Error {
     let what = format!("the database {}", path.display());
-    let cause = "it is read-only: its user must be able to write it and its folder";
+    let cause = "it is read-only: the process needs write permission for it and its directory";
     Kind::Storage { what, cause: cause.to_owned() }.into()
 }
 
-/// Processes of several machines would not see each other's locks.
+/// Refuses network file systems: processes on several hosts would not see each other's locks.
 fn refuse_network(path: &Path) -> Result<(), Error> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = fs::canonicalize(folder.unwrap_or(Path::new("."))).unwrap_or_default();
@@ -230,7 +242,7 @@ fn refuse_network(path: &Path) -> Result<(), Error> {
     match file_system(&mounts, &folder.to_string_lossy()).filter(|kind| is_network(kind)) {
         Some(kind) => {
             let fault = format!(
-                "{} is on a network file system ({kind}), where locks do not hold: name a file on \
+                "{} is on a network file system ({kind}), where file locks are unreliable: name a file on \
                  a local disk",
                 path.display()
             );
@@ -240,7 +252,7 @@ fn refuse_network(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The type of the file system that a folder is on, by a list of mounts as Linux writes it.
+/// Returns the type of the file system that a folder is on, by a list of mounts in Linux's format.
 fn file_system<'m>(mounts: &'m str, folder: &str) -> Option<&'m str> {
     let mut nearest: Option<(usize, &str)> = None;
     for mount in mounts.lines() {
@@ -249,7 +261,7 @@ fn file_system<'m>(mounts: &'m str, folder: &str) -> Option<&'m str> {
         let point = point.replace("\\040", " ");
         let inside = folder.strip_prefix(point.trim_end_matches('/'));
         let is_inside = inside.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        // Of two mounts on one point the later one is seen.
+        // Of two mounts on one point the later one is visible.
         if is_inside && nearest.is_none_or(|(length, _)| point.len() >= length) {
             nearest = Some((point.len(), kind));
         }
@@ -271,18 +283,21 @@ mod tests {
                           /dev/vdb /home/local xfs rw 0 0\n\
                           //nas/data /mnt/my\\040data cifs rw 0 0\n";
 
-    /// A file of the version before gets the columns, and that version goes on writing to it.
+    /// A file of an older version gets the columns and tables, and that version continues to write to it.
     #[test]
-    fn columns_are_added_to_an_older_file() {
+    fn columns_and_tables_are_added_to_an_older_file() {
         let path = std::env::temp_dir().join(format!("{}.db", uuid::Uuid::new_v4().simple()));
         let old = open(&path).unwrap();
         for (table, column) in ADDED {
             old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
         }
-        let park = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, \
+        for table in ADDED_TABLES {
+            old.execute_batch(&format!("DROP TABLE {table}")).unwrap();
+        }
+        let insert = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, \
                     ended, alarm, queue, message) VALUES ('t', 1, 1, '', '', NULL, NULL, 0, NULL, \
                     'q', NULL)";
-        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        old.prepare_cached(insert).unwrap().execute([]).unwrap();
         let new = [open(&path).unwrap(), open(&path).unwrap()];
         let digest = || -> Option<String> {
             new[1].query_row("SELECT digest FROM parks", [], |row| row.get(0)).unwrap()
@@ -291,9 +306,14 @@ mod tests {
         new[0].execute("UPDATE parks SET digest = 'one'", []).unwrap();
         old.prepare_cached("UPDATE parks SET number = 2").unwrap().execute([]).unwrap();
         assert_eq!(digest().as_deref(), Some("one"), "the same record");
-        old.prepare_cached(park).unwrap().execute([]).unwrap();
+        old.prepare_cached(insert).unwrap().execute([]).unwrap();
         assert_eq!(digest(), None, "another record");
         assert!(new[0].prepare("SELECT digest FROM left_by").is_ok());
+        let columns = |table: &str| -> String {
+            let find = "SELECT group_concat(name || type || pk) FROM pragma_table_info(?)";
+            new[0].query_row(find, [table], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(ADDED_TABLES.map(columns), [columns("audit"), columns("audit")]);
         drop((old, new));
         for suffix in ["", "-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{suffix}", path.display()));
@@ -301,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_mount_says_whether_a_folder_is_on_the_network() {
+    fn a_network_folder_is_found_by_its_nearest_mount() {
         let kind = |folder| file_system(MOUNTS, folder).is_some_and(is_network);
         assert!(kind("/home"));
         assert!(kind("/home/ana/data"));

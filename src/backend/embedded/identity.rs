@@ -1,17 +1,17 @@
-//! Whether the file that is open is still the one that its path names.
+//! Checks whether the open file is still the one that its path names.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-/// The file of a database, and the log beside it, as they were when they were opened. SQLite keeps
-/// both for as long as any process has the database open, so neither changes by itself.
-#[derive(Debug)]
+/// The identity of the database file and its log at the time of opening. SQLite keeps both while any
+/// process has the database open, so neither changes by itself.
+#[derive(Clone, Debug)]
 pub(super) struct Identity {
     database: Named,
     log: Named,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Named {
     path: PathBuf,
     /// Device and inode; `None` until the file was seen.
@@ -19,7 +19,7 @@ struct Named {
 }
 
 impl Identity {
-    /// Of a database that was just opened.
+    /// Reads the identity of a database that was just opened.
     pub(super) fn of(database: &Path) -> Self {
         let database = std::path::absolute(database).unwrap_or_else(|_| database.to_owned());
         let mut log = database.clone().into_os_string();
@@ -29,7 +29,8 @@ impl Identity {
         identity
     }
 
-    /// What has happened to the files, if they are not the ones that were opened. Two system calls.
+    /// Returns a text about the change, if the files are not the ones that were opened. Makes two system
+    /// calls.
     pub(super) fn fault(&mut self) -> Option<String> {
         self.database.fault().or_else(|| self.log.fault())
     }
@@ -49,7 +50,7 @@ impl Named {
             (Some(_), Err(error)) if error.kind() == ErrorKind::NotFound => {
                 return Some(format!("{} was deleted or moved", self.path.display()));
             }
-            // What cannot be looked at now may be there.
+            // An error other than "not found" does not prove that the file is gone.
             (Some(_), _) => {}
         }
         None

@@ -1,114 +1,117 @@
-//! Broker and store in one SQLite database, for one machine: the one folder that names `rusqlite`.
+//! Broker and store in one SQLite database, for one machine. Only this module names `rusqlite`.
 //!
-//! | file | what is in it |
+//! | file | content |
 //! |---|---|
-//! | `approvals` | questions and decisions, by the rules of `lifecycle/vote.rs` |
-//! | `audit` | what people did, and the seals on it |
+//! | `approvals` | approval requests and decisions, by the rules of `lifecycle/decision_rules.rs` |
+//! | `attempts` | claimed attempts, and tasks that ran when a worker died |
+//! | `audit` | the audit, and its seals |
 //! | `availability` | whether the database takes writes |
-//! | `backoff` | how long to wait before something is tried again |
 //! | `backup` | copying a database, and rewriting it without its unused pages |
-//! | `bells` | who is told when something has happened |
-//! | `broker` | queues and the messages in them |
-//! | `check` | whether a database is sound |
+//! | `broker` | the broker |
+//! | `check` | checking a database for damage |
 //! | `clock` | the store's clock |
-//! | `db` | the database: who may use it, and when it is durable |
+//! | `commit` | jobs that share a transaction, and its commit |
+//! | `db` | the database: access to it, and when writes are durable |
+//! | `documents` | the stored result documents |
+//! | `fault` | why a job in a transaction failed |
 //! | `file` | opening one; `schema.sql` has the tables |
+//! | `idempotency` | idempotency keys |
 //! | `identity` | whether the open file is still the one that its path names |
-//! | `intake` | consuming a queue, and settling what was delivered |
-//! | `journal` | what the runs of a task leave: steps and streams |
-//! | `life` | a process that dies where a test says so |
-//! | `marks` | attempts, crashes, idempotency keys, workers, revocations |
-//! | `outbox` | resume messages that nobody is known to have sent |
-//! | `parks` | parked tasks, by the rules of `lifecycle/park.rs` |
-//! | `questions` | questions and what was said to them, as they are stored |
-//! | `results` | results, and who waits for them |
-//! | `session` | under what a process holds messages, and what happens when it is gone |
-//! | `store` | the store, by the names of its seam |
-//! | `threads` | the thread that writes to a file, and the one that reads |
-//! | `txn` | a transaction, and the pieces of work that share it |
-//! | `upkeep` | hearing other processes, deleting what has expired |
-//! | `wal` | the log beside the file: its size, and moving it into the file |
+//! | `index` | finding failed tasks, suspended tasks, and ids by prefix |
+//! | `journal` | the results of finished steps |
+//! | `maintenance` | renewing sessions, deleting expired rows |
+//! | `marks` | small values with a name and an expiry |
+//! | `messages` | the rows of queues and messages |
+//! | `notifications` | notifications within this process |
+//! | `outbox` | resume messages that are not known to be sent |
+//! | `open` | opening the database that a URL names |
+//! | `peers` | the events that processes write for each other |
+//! | `queue_reader` | consuming a queue, and settling its deliveries |
+//! | `read_pool` | the connections of a file that read |
+//! | `requests` | storage of approval requests and votes |
+//! | `result_waits` | the waits for results |
+//! | `results` | results of tasks |
+//! | `retention` | how long the data of a task are kept |
+//! | `revocations` | marks on revoked tasks |
+//! | `session` | the session under which a process holds messages |
+//! | `session_rows` | the rows of sessions |
+//! | `shared` | the state that all threads share |
+//! | `simulated_process` | a process that a test stops or kills |
+//! | `simulation` | several simulated processes |
+//! | `store` | the store: its start, its retries, its end |
+//! | `store_info` | information about the store |
+//! | `streams` | streams of running tasks |
+//! | `suspension_records` | the stored records of suspended tasks |
+//! | `stored_clock` | the stored time of the clock |
+//! | `suspensions` | suspended tasks, by the rules of `lifecycle/suspension.rs` |
+//! | `txn` | a transaction |
+//! | `wal` | the write-ahead log: its size, and its checkpoint |
 //! | `warnings` | warnings that repeat |
+//! | `workers` | live workers, and the queues that they consume |
+//! | `writer` | the writer thread of a file |
 
 mod approvals;
+mod attempts;
 mod audit;
 mod availability;
-mod backoff;
-#[cfg(feature = "cli")]
+#[cfg(feature = "unstable")]
 mod backup;
-mod bells;
 mod broker;
-#[cfg(feature = "cli")]
+#[cfg(feature = "unstable")]
 mod check;
 mod clock;
+mod commit;
 mod db;
+mod documents;
+mod fault;
 mod file;
+mod idempotency;
 mod identity;
-mod intake;
+mod index;
 mod journal;
-mod life;
+mod maintenance;
 mod marks;
+mod messages;
+mod notifications;
+mod open;
 mod outbox;
-mod parks;
-mod questions;
+mod peers;
+mod queue_reader;
+mod read_pool;
+mod requests;
+mod result_waits;
 mod results;
+mod retention;
+mod revocations;
 mod session;
+mod session_rows;
+mod shared;
+mod simulated_process;
+#[cfg(feature = "faults")]
+mod simulation;
 mod store;
-mod threads;
+mod store_info;
+mod stored_clock;
+mod streams;
+mod suspension_records;
+mod suspensions;
 mod txn;
-mod upkeep;
 mod wal;
 mod warnings;
+mod workers;
+mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-#[cfg(feature = "cli")]
-pub(crate) use self::backup::{back_up, compact};
-#[cfg(feature = "cli")]
-pub(crate) use self::check::check;
+#[cfg(feature = "unstable")]
+pub use self::backup::{back_up, compact};
+#[cfg(feature = "unstable")]
+pub use self::check::check;
 #[cfg(feature = "faults")]
-pub use self::life::{Chances, Life, Stage};
+pub use self::simulated_process::{FaultChances, SimulatedProcess};
+#[cfg(feature = "faults")]
+pub use self::simulation::Simulation;
 
-use self::broker::EmbeddedBroker;
-use self::db::Db;
-use self::store::EmbeddedStore;
-use super::{Backends, Capability};
-use crate::address::sqlite::{self, Database};
-use crate::config::Config;
-use crate::error::{Error, Kind};
-
-const FILE_LACKS: &[Capability] = &[Capability::QueueTypes, Capability::RemoteControl];
-const MEMORY_LACKS: &[Capability] = &[
-    Capability::QueueTypes,
-    Capability::RemoteControl,
-    Capability::Durability,
-    Capability::SeveralProcesses,
-];
-
-/// Opens the database that this URL names: `sqlite::memory:`, or `sqlite:` and a path.
-pub(super) fn open(url: &str, config: &Config) -> Result<Backends, Error> {
-    let db = match sqlite::parse(url).map_err(|fault| Error::new(Kind::Config(vec![fault])))? {
-        Database::Memory => Db::in_memory()?,
-        Database::File(path) => Db::open(&path)?,
-    };
-    Ok(backends(db, config))
-}
-
-/// The file that this URL names; `None` when it is in memory, or names no database.
-pub(crate) fn file_of(url: &str) -> Option<PathBuf> {
-    match sqlite::parse(url) {
-        Ok(Database::File(path)) => Some(path),
-        Ok(Database::Memory) | Err(_) => None,
-    }
-}
-
-fn backends(db: Db, config: &Config) -> Backends {
-    let lacks = if db.shared().is_file { FILE_LACKS } else { MEMORY_LACKS };
-    let broker = EmbeddedBroker::start(db.clone());
-    let store = EmbeddedStore::start(db, config.result_expires);
-    Backends { broker: Arc::new(broker), store: Arc::new(store), lacks }
-}
+pub use self::open::file_of;
+pub(super) use self::open::open;

@@ -1,5 +1,5 @@
--- One file: the queues of a machine, and what became of their tasks. Times are in milliseconds
--- since the epoch.
+-- One file: the queues of a machine, and the results of their tasks. Times are in milliseconds since
+-- the epoch.
 
 CREATE TABLE queues (
   id INTEGER PRIMARY KEY,
@@ -10,11 +10,11 @@ CREATE TABLE queues (
 CREATE TABLE messages (
   seq INTEGER PRIMARY KEY,
   queue INTEGER NOT NULL,
-  -- Minus the priority.
+  -- The negated priority.
   rank INTEGER NOT NULL,
-  -- When it arrives; nothing once it has.
+  -- When a delayed message is due; NULL once it has arrived.
   due INTEGER,
-  -- The process that has it in its hands.
+  -- The session that holds the message.
   holder INTEGER,
   handed_out INTEGER NOT NULL DEFAULT 0,
   head BLOB NOT NULL,
@@ -24,7 +24,7 @@ CREATE INDEX ready ON messages (queue, rank, seq) WHERE due IS NULL AND holder I
 CREATE INDEX delayed ON messages (queue, due) WHERE due IS NOT NULL;
 CREATE INDEX held ON messages (holder) WHERE holder IS NOT NULL;
 
--- Processes that consume, until their time is over.
+-- Processes that consume, until their sessions expire.
 CREATE TABLE sessions (
   id INTEGER PRIMARY KEY,
   until INTEGER NOT NULL
@@ -44,7 +44,7 @@ CREATE TABLE results (
 );
 CREATE INDEX results_by_end ON results (expires) WHERE expires IS NOT NULL;
 
--- Attempts that were taken, crashes, idempotency keys, workers that are there.
+-- Claimed attempts, crashes, idempotency keys, live workers.
 CREATE TABLE marks (
   name TEXT PRIMARY KEY,
   value TEXT NOT NULL,
@@ -58,11 +58,11 @@ CREATE TABLE revoked (
   at INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- What the runs of a task leave: its journal, its stream, and until when they are kept.
+-- The data that the runs of a task store (journal and stream), and when they expire.
 CREATE TABLE left_by (
   task TEXT PRIMARY KEY,
   expires INTEGER NOT NULL,
-  -- Whose journal it is; added to files of older versions, see file.rs.
+  -- The owner of the journal; added to files of older versions, see file.rs.
   digest TEXT
 ) WITHOUT ROWID;
 CREATE INDEX left_by_end ON left_by (expires);
@@ -81,8 +81,8 @@ CREATE TABLE entries (
   json BLOB NOT NULL,
   PRIMARY KEY (task, number)
 ) WITHOUT ROWID;
--- The row of scope 'digest' says whose stream it is (execution), and which number came before it
--- (written).
+-- The row of scope 'digest' has the owner of the stream (execution), and the number before its first
+-- entry (written).
 CREATE TABLE heads (
   task TEXT NOT NULL,
   scope TEXT NOT NULL,
@@ -92,14 +92,14 @@ CREATE TABLE heads (
   PRIMARY KEY (task, scope)
 ) WITHOUT ROWID;
 
--- Parked tasks; see lifecycle/park.rs. Lists of ids are joined by blanks. What is long comes last.
--- Not WITHOUT ROWID: a row of more than a quarter of a page would take a page of its own.
+-- Suspended tasks; see lifecycle/suspension.rs. Lists of ids are joined by blanks. Long columns come
+-- last. Not WITHOUT ROWID: a row of more than a quarter of a page would take a page of its own.
 CREATE TABLE parks (
   task TEXT PRIMARY KEY,
   v INTEGER NOT NULL,
   number INTEGER NOT NULL,
   waits TEXT NOT NULL,
-  -- Everything that the task has asked.
+  -- All requests that the task has made.
   asked TEXT NOT NULL,
   holder TEXT,
   until INTEGER,
@@ -108,12 +108,12 @@ CREATE TABLE parks (
   queue TEXT NOT NULL,
   expires INTEGER,
   message TEXT,
-  -- Whose record it is; added to files of older versions, see file.rs.
+  -- The owner of the record; added to files of older versions, see file.rs.
   digest TEXT
 );
 CREATE INDEX parks_by_end ON parks (expires) WHERE expires IS NOT NULL;
 
--- Questions, and what was said to each; see lifecycle/vote.rs. A ballot outlives its question.
+-- Approval requests, and the votes on each; see lifecycle/decision_rules.rs. Votes outlive their request.
 CREATE TABLE questions (
   id TEXT PRIMARY KEY,
   digest TEXT NOT NULL,
@@ -124,15 +124,15 @@ CREATE TABLE questions (
   -- Their names, as JSON.
   approvers TEXT NOT NULL,
   editable INTEGER NOT NULL,
-  -- The asker has not withdrawn it.
+  -- The requester has not withdrawn it.
   open INTEGER NOT NULL,
   task TEXT,
   at INTEGER NOT NULL,
-  -- It is listed among the open ones, by this deadline.
+  -- The deadline by which it is listed among the open ones.
   listed INTEGER,
   expires INTEGER,
   document TEXT NOT NULL,
-  -- Which request it is; added to files of older versions, see file.rs.
+  -- Identifies the request; added to files of older versions, see file.rs.
   nonce TEXT
 );
 CREATE INDEX questions_listed ON questions (listed, id) WHERE listed IS NOT NULL;
@@ -140,7 +140,7 @@ CREATE INDEX questions_by_end ON questions (expires) WHERE expires IS NOT NULL;
 CREATE TABLE ballots (
   id TEXT PRIMARY KEY,
   digest TEXT NOT NULL,
-  -- Pairs of who and by which decision, as JSON.
+  -- Pairs of approver and decision, as JSON.
   votes TEXT NOT NULL,
   -- The decision that counts, if there is one.
   decision TEXT,
@@ -151,21 +151,34 @@ CREATE TABLE ballots (
   warned INTEGER,
   expires INTEGER,
   document TEXT,
-  -- Of the request that it is about; added to files of older versions, see file.rs.
+  -- The nonce of the request that was voted on; added to files of older versions, see file.rs.
   nonce TEXT
 ) WITHOUT ROWID;
 CREATE INDEX ballots_by_end ON ballots (expires) WHERE expires IS NOT NULL;
--- Resume messages that nobody is known to have sent.
+-- Resume messages that are not known to be sent.
 CREATE TABLE outbox (
   entry TEXT PRIMARY KEY,
   at INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX outbox_by_age ON outbox (at);
 
+-- Decisions, votes, withdrawals and extensions: the sealed entries.
 CREATE TABLE audit (
   seq INTEGER PRIMARY KEY AUTOINCREMENT,
   at INTEGER NOT NULL,
   -- Pairs of name and value, as JSON.
+  fields TEXT NOT NULL
+);
+-- Other actions of users and workers, and refused attempts to decide. Each table has its own limit;
+-- both are added to files of older versions, see file.rs.
+CREATE TABLE notes (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  at INTEGER NOT NULL,
+  fields TEXT NOT NULL
+);
+CREATE TABLE refusals (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  at INTEGER NOT NULL,
   fields TEXT NOT NULL
 );
 CREATE TABLE seals (
@@ -174,14 +187,14 @@ CREATE TABLE seals (
   count INTEGER NOT NULL,
   mac TEXT NOT NULL
 );
--- Who may seal: one at a time.
+-- The process that may seal: one at a time.
 CREATE TABLE sealer (
   one INTEGER PRIMARY KEY CHECK (one = 1),
   holder TEXT NOT NULL,
   until INTEGER NOT NULL
 );
 
--- What happened lately, for the other processes: they look at it when the file has changed.
+-- Recent events, for the other processes: they read them when the file has changed.
 CREATE TABLE rings (
   seq INTEGER PRIMARY KEY,
   session INTEGER NOT NULL,

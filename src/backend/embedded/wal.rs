@@ -1,5 +1,5 @@
-//! The log beside the file, to which every commit is written first. SQLite moves it into the file
-//! now and then, but never past what an open reader still sees.
+//! The write-ahead log, to which every commit is written first. SQLite checkpoints it into the file
+//! regularly, but never past the snapshot of an open reader.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,19 +7,19 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tracing::debug;
 
-use super::db::Shared;
+use super::shared::Shared;
 
-/// Larger than this, the log is warned of, in bytes. SQLite begins it anew at about 4 MiB, and cuts
+/// The size in bytes from which the log is reported. SQLite restarts it at about 4 MiB, and truncates
 /// it to 64 MiB when it has grown.
 const LIMIT: u64 = 128 * 1024 * 1024;
-/// How long a process that ends waits for others, to move the log into the file.
-const FOLD_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a process that ends waits for others before it gives up the checkpoint.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The log of one database.
 #[derive(Debug)]
 pub(super) struct Wal {
     path: PathBuf,
-    /// The size from which it is warned of again.
+    /// The size from which the next warning is logged.
     limit: u64,
 }
 
@@ -29,17 +29,17 @@ impl Wal {
         Self { path, limit: LIMIT }
     }
 
-    /// Moves the log into the file and empties it. A process that ends does this, so that what is in
-    /// the file is complete where others still have it open.
-    pub(super) fn fold(&self, connection: &Connection) {
-        let fold = || {
-            connection.busy_timeout(FOLD_PATIENCE)?;
+    /// Checkpoints the log into the file and truncates it. A process that ends does this, so that the
+    /// file is complete while others still have it open.
+    pub(super) fn checkpoint(&self, connection: &Connection) {
+        let checkpoint = || {
+            connection.busy_timeout(CHECKPOINT_TIMEOUT)?;
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))
         };
-        match fold() {
+        match checkpoint() {
             Ok(0) => {}
-            Ok(_) => debug!("{} is in use, and stays as it is", self.path.display()),
-            Err(error) => debug!("{} stays as it is: {error}", self.path.display()),
+            Ok(_) => debug!("cannot truncate {}: it is in use", self.path.display()),
+            Err(error) => debug!("cannot truncate {}: {error}", self.path.display()),
         }
     }
 
@@ -68,7 +68,7 @@ impl Wal {
     }
 }
 
-/// Other processes that read right now, as Linux lists their locks: number and name.
+/// Returns the other processes that read now, as Linux lists their locks: process id and name.
 fn readers(log: &std::path::Path) -> Vec<String> {
     let index = log.to_string_lossy().replace("-wal", "-shm");
     let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
@@ -83,8 +83,8 @@ fn readers(log: &std::path::Path) -> Vec<String> {
     named.collect()
 }
 
-/// The processes, other than ours, that hold one of SQLite's locks for readers: in a list of locks
-/// as Linux writes it, bytes 123 to 127 of the file with this inode.
+/// Returns the processes, other than ours, that hold one of SQLite's reader locks: in a list of locks
+/// in Linux's format, bytes 123 to 127 of the file with this inode.
 fn holders(locks: &str, inode: u64, ours: u32) -> impl Iterator<Item = u32> {
     locks.lines().filter_map(move |line| {
         let fields: Vec<_> = line.split_whitespace().collect();
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_reads_is_known_by_the_locks() {
+    fn readers_are_found_by_their_locks() {
         let locks = "1: POSIX  ADVISORY  READ  4242 08:01:77 124 124\n\
                      2: POSIX  ADVISORY  READ  4242 08:01:77 128 128\n\
                      3: POSIX  ADVISORY  WRITE 4243 08:01:77 120 120\n\

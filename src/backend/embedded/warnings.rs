@@ -9,24 +9,24 @@ use tracing::warn;
 
 const FIRST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(300);
-/// Different warnings that are remembered.
+/// The number of different warnings that are remembered.
 const REMEMBERED: usize = 64;
 
-/// What has been warned of lately.
+/// The warnings that were logged recently.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(Mutex<HashMap<String, Logged>>);
 
 #[derive(Debug)]
 struct Logged {
     at: Instant,
-    /// Until this much later the same is only counted.
+    /// Until this much later the same warning is only counted.
     interval: Duration,
     omitted: u64,
 }
 
 impl Warnings {
-    /// Logs that `what` failed, and why: the first time, and then after 5 s, 10 s, 20 s and so on up
-    /// to 5 min. Says how often it failed in between.
+    /// Logs that `what` failed, and why: the first time, and then after 5 s, 10 s, 20 s and so on up to
+    /// 5 min. Includes the number of failures in between.
     pub(super) fn warn(&self, what: &str, cause: &dyn fmt::Display) {
         let text = format!("{what}: {cause}");
         match self.count(&text, Instant::now()) {
@@ -36,19 +36,19 @@ impl Warnings {
         }
     }
 
-    /// Whether to log this now: how often it was left out since it was logged last.
+    /// Decides whether to log now: returns how many were omitted since the last log line, or `None`.
     fn count(&self, text: &str, now: Instant) -> Option<u64> {
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What has not failed for twice its interval works again.
+        // A failure that did not repeat for twice its interval counts as resolved.
         logged.retain(|_, it| now.duration_since(it.at) <= it.interval * 2);
-        if let Some(known) = logged.get_mut(text) {
-            if now.duration_since(known.at) < known.interval {
-                known.omitted += 1;
+        if let Some(entry) = logged.get_mut(text) {
+            if now.duration_since(entry.at) < entry.interval {
+                entry.omitted += 1;
                 return None;
             }
-            known.at = now;
-            known.interval = (known.interval * 2).min(LONGEST);
-            return Some(std::mem::take(&mut known.omitted));
+            entry.at = now;
+            entry.interval = (entry.interval * 2).min(LONGEST);
+            return Some(std::mem::take(&mut entry.omitted));
         }
         if logged.len() < REMEMBERED {
             logged.insert(text.to_owned(), Logged { at: now, interval: FIRST, omitted: 0 });
@@ -63,19 +63,20 @@ mod tests {
 
     #[test]
     fn the_same_warning_is_logged_at_growing_intervals() {
-        let (warnings, begun) = (Warnings::default(), Instant::now());
-        let at =
-            |tenths: u64| warnings.count("disk full", begun + Duration::from_millis(tenths * 100));
+        let (warnings, started) = (Warnings::default(), Instant::now());
+        let at = |tenths: u64| {
+            warnings.count("disk full", started + Duration::from_millis(tenths * 100))
+        };
         let logged: Vec<_> =
             (0..1200).filter_map(|at_| at(at_).map(|omitted| (at_, omitted))).collect();
         assert_eq!(logged, [(0, 0), (50, 49), (150, 99), (350, 199), (750, 399)]);
-        assert_eq!(warnings.count("another", begun), Some(0));
+        assert_eq!(warnings.count("another", started), Some(0));
     }
 
     #[test]
-    fn what_works_again_is_logged_at_once_when_it_fails_again() {
-        let (warnings, begun) = (Warnings::default(), Instant::now());
-        assert_eq!(warnings.count("disk full", begun), Some(0));
-        assert_eq!(warnings.count("disk full", begun + Duration::from_secs(60)), Some(0));
+    fn a_new_failure_after_a_success_is_logged_at_once() {
+        let (warnings, started) = (Warnings::default(), Instant::now());
+        assert_eq!(warnings.count("disk full", started), Some(0));
+        assert_eq!(warnings.count("disk full", started + Duration::from_secs(60)), Some(0));
     }
 }

@@ -1,4 +1,4 @@
-//! Broker addresses in the terms of lapin.
+//! Broker addresses as lapin's types.
 
 use std::fmt;
 
@@ -7,11 +7,11 @@ use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserIn
 use crate::address;
 use crate::address::amqp::{self, AmqpAddress};
 
-/// What RabbitMQ proposes unless it is configured otherwise. lapin, which keeps buffers of 32
-/// frames, leaves those that it need not grow untouched until they are used.
+/// RabbitMQ's default proposal. lapin allocates buffers of 32 frames; pages that it does not use stay
+/// untouched.
 pub(super) const FRAME_MAX: u32 = 131_072;
 
-/// One broker node, and how to log in to it. Displays without the password.
+/// A broker node and its credentials. `Display` and `Debug` omit the password.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) uri: AMQPUri,
@@ -19,7 +19,7 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Reads `amqp://user:pw@host:port/vhost`, or several of them joined by `;`.
+    /// Parses `amqp://user:pw@host:port/vhost`, or several URLs joined by `;`.
     pub(super) fn parse_list(urls: &str, heartbeat: u16) -> Result<Vec<Self>, String> {
         let read = |url| amqp::parse(url).map_err(|error| format!("broker URL: {error}"));
         let nodes = address::each(urls).into_iter().map(read);

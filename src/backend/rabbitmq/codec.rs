@@ -1,4 +1,4 @@
-//! [`Message`] to and from lapin's properties and tables.
+//! Converts between [`Message`] and lapin's properties and tables.
 
 use std::borrow::Cow;
 
@@ -14,17 +14,17 @@ use crate::protocol::{Headers, Message, Properties, RAW_HEADERS, UNREADABLE};
 use crate::task::TaskId;
 
 const PERSISTENT: u8 = 2;
-/// The most bytes of a short string.
+/// The maximum length of a short string in bytes.
 const MAX_SHORT: usize = 255;
-/// Bytes that could not be read are kept up to this size: they are sent on as text.
-const MAX_KEPT: usize = 44 * 1024;
+/// Unreadable bytes are kept up to this size: they are forwarded as text.
+const MAX_RAW: usize = 44 * 1024;
 
-/// Reads a delivery. Its header table is the one that [`frame::rewrite_header`] has made. What could
-/// not be read is named in header [`UNREADABLE`], and its bytes are in [`RAW_HEADERS`].
+/// Decodes a delivery. Its header table is the one that [`frame::rewrite_header`] produced. Header
+/// [`UNREADABLE`] names the parts that could not be read, and [`RAW_HEADERS`] holds their bytes.
 pub(super) fn decode(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
     let headers = properties.headers().as_ref().map_or_else(Map::new, read_headers);
-    let kept = Properties {
+    let decoded = Properties {
         content_type: text(properties.content_type()),
         content_encoding: text(properties.content_encoding()),
         correlation_id: text(properties.correlation_id()),
@@ -39,16 +39,16 @@ pub(super) fn decode(properties: &BasicProperties, body: Vec<u8>) -> Message {
     };
     let id = match headers.get("id").and_then(Value::as_str) {
         Some(id) if !id.is_empty() => TaskId::from(id),
-        _ => kept
+        _ => decoded
             .correlation_id
             .as_deref()
-            .or(kept.message_id.as_deref())
+            .or(decoded.message_id.as_deref())
             .map_or_else(TaskId::random, TaskId::from),
     };
-    Message { id, headers, body: body.into(), properties: kept }
+    Message { id, headers, body: body.into(), properties: decoded }
 }
 
-/// Writes what is published. Fails when a text is too long for AMQP's short strings.
+/// Encodes a message for publishing. Fails when a text is too long for a short string of AMQP.
 pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
     let Properties {
         content_type,
@@ -56,10 +56,10 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
         correlation_id,
         reply_to,
         expiration,
-        // Read by `message_id_of`.
+        // `message_id_of` reads it.
         message_id: _,
         app_id,
-        // RabbitMQ refuses a user id that is not the connection's own.
+        // RabbitMQ rejects a user id that differs from the connection's user.
         user_id: _,
         kind,
         priority,
@@ -97,13 +97,13 @@ pub(super) fn encode(message: &Message) -> Result<BasicProperties, String> {
     Ok(properties)
 }
 
-/// The message id that `message` is published under, and returned by.
+/// The message id under which `message` is published; a returned message carries the same id.
 pub(super) fn message_id_of(message: &Message) -> Cow<'_, str> {
     identifier(message.properties.message_id.as_deref().unwrap_or(message.id.as_str()))
 }
 
-/// A property holds 255 bytes, and a task's id may have more. The whole id is in header `id`, under which
-/// the result is stored; the property then holds a UUID that is always the same for that id.
+/// The property holds 255 bytes, and a task id may be longer. Header `id` holds the whole id, under
+/// which the result is stored; the property then holds a UUID that is always the same for that id.
 fn identifier(text: &str) -> Cow<'_, str> {
     if text.len() <= MAX_SHORT {
         return Cow::Borrowed(text);
@@ -112,7 +112,7 @@ fn identifier(text: &str) -> Cow<'_, str> {
     Cow::Owned(id.hyphenated().to_string())
 }
 
-/// A short string, which holds 255 bytes (AMQP 0-9-1, section 4.2.5.3).
+/// Converts to a short string, which holds 255 bytes (AMQP 0-9-1, section 4.2.5.3).
 pub(super) fn short(text: &str) -> Result<ShortString, String> {
     ShortString::try_new(text).map_err(|_| format!("longer than 255 bytes: {text:.40}..."))
 }
@@ -124,14 +124,14 @@ fn read_headers(table: &FieldTable) -> Headers {
     };
     let raw = bytes(frame::RAW_TABLE).unwrap_or_default();
     let Table { mut headers, fault } = Table::decode(raw);
-    // Only set here: a producer's own says nothing.
+    // Only this function sets it: a producer's own value is removed.
     headers.remove(UNREADABLE);
     let reason = bytes(frame::REASON).map(|reason| String::from_utf8_lossy(reason).into_owned());
     let reasons: Vec<_> = reason.into_iter().chain(fault).collect();
     if !reasons.is_empty() {
         headers.insert(UNREADABLE.into(), Value::String(reasons.join("; ")));
         let raw = bytes(frame::RAW_PROPERTIES).unwrap_or(raw);
-        if raw.len() <= MAX_KEPT {
+        if raw.len() <= MAX_RAW {
             headers.insert(RAW_HEADERS.into(), Value::String(STANDARD.encode(raw)));
         }
     }
@@ -182,14 +182,14 @@ mod tests {
         let Value::Object(headers) = headers else { unreachable!() };
         let table = write_table(&headers).unwrap();
         let mut bytes = [0; 1024];
-        let room = std::io::Cursor::new(&mut bytes[..]);
-        let (_, size) = gen_field_table(&table)(room.into()).unwrap().into_inner();
+        let buffer = std::io::Cursor::new(&mut bytes[..]);
+        let (_, size) = gen_field_table(&table)(buffer.into()).unwrap().into_inner();
         let size = usize::try_from(size).unwrap();
         assert_eq!(Table::decode(&bytes[4..size]), Table { headers, fault: None });
     }
 
     #[test]
-    fn an_id_over_255_bytes_is_mapped_to_one_uuid_and_kept_in_its_header() {
+    fn an_id_over_255_bytes_is_mapped_to_a_uuid_and_its_header_retains_it() {
         let id = "x".repeat(300);
         let headers = Headers::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
         let properties = Properties { correlation_id: Some(id.clone()), ..Properties::default() };

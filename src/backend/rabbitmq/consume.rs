@@ -1,4 +1,4 @@
-//! Consuming one queue over as many channels as it takes, and settling what was delivered.
+//! Consumes one queue over successive channels, and settles the deliveries.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -18,37 +18,37 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::link::{Link, Live};
-use super::topology::Undeclared;
-use super::{codec, ladder, topology};
+use super::connection::{ConnectionHandle, OpenConnection};
+use super::topology::DeclareError;
+use super::{codec, delayed_delivery, topology};
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::lifecycle::{AckLedger, Frame, Settlement};
 
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
-const PROBE_PAUSE: Duration = Duration::from_secs(15);
-const REOPEN_PAUSE: Duration = Duration::from_millis(500);
-/// How long a refused consumer may wait before it is tried again.
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const PROBE_INTERVAL: Duration = Duration::from_secs(15);
+const REOPEN_DELAY: Duration = Duration::from_millis(500);
+/// The longest delay before a refused consumer is retried.
+const REFUSED_DELAY: Duration = Duration::from_secs(30);
 const OPEN_DEADLINE: Duration = Duration::from_secs(30);
-/// Ack frames waited for at once: awaiting each one alone costs three to five times the CPU.
+/// Concurrent ack frames: awaiting them one by one costs three to five times the CPU.
 const ACKS_IN_FLIGHT: usize = 64;
 const ACK_BATCH: usize = 512;
 
-/// The answer to a stop: sent once the broker has promised to deliver no more.
+/// The request to stop; the reply is sent once the broker has confirmed that it delivers no more.
 pub(super) type Stop = oneshot::Receiver<oneshot::Sender<()>>;
 
-pub(super) struct Intake {
-    pub(super) link: Link,
+pub(super) struct QueueConsumer {
+    pub(super) handle: ConnectionHandle,
     pub(super) queue: Queue,
     pub(super) prefetch: u16,
-    /// How long the broker may be silent: a shorter pause of it redelivers nothing.
+    /// The longest silence of the broker: a shorter pause causes no redelivery.
     pub(super) silence_limit: Duration,
     pub(super) deliver: mpsc::Sender<Delivery>,
     pub(super) consuming: watch::Sender<bool>,
     pub(super) acks: TaskTracker,
 }
 
-enum Ended {
+enum ConsumeEnd {
     Stopped,
     Lost(String),
     /// The broker's user may not consume the queue.
@@ -56,51 +56,51 @@ enum Ended {
     Abandoned,
 }
 
-impl Intake {
-    /// Delivers until it is stopped. A lost channel is opened again; what it had delivered is
-    /// stale then, and comes again.
+impl QueueConsumer {
+    /// Delivers until it is stopped. Reopens a lost channel; its deliveries are then stale, and the
+    /// broker redelivers them.
     pub(super) async fn run(self, mut stop: Stop) {
-        let mut pause = REOPEN_PAUSE;
+        let mut delay = REOPEN_DELAY;
         loop {
             let live = tokio::select! {
                 biased;
-                stopped = &mut stop => return answer(stopped),
-                live = self.link.live() => match live {
+                stopped = &mut stop => return confirm_stop(stopped),
+                live = self.handle.live() => match live {
                     Some(live) => live,
                     None => return,
                 },
             };
-            match self.session(&live, &mut stop).await {
-                Ended::Stopped | Ended::Abandoned => return,
-                Ended::Lost(why) => {
-                    pause = REOPEN_PAUSE;
+            match self.consume_once(&live, &mut stop).await {
+                ConsumeEnd::Stopped | ConsumeEnd::Abandoned => return,
+                ConsumeEnd::Lost(why) => {
+                    delay = REOPEN_DELAY;
                     warn!("lost the consumer of {}: {why}", self.queue.name);
                 }
-                // Logged once, where it is noted.
-                Ended::Refused => pause = (pause * 2).min(REFUSED_PAUSE),
+                // The refusal is logged once, where it is noted.
+                ConsumeEnd::Refused => delay = (delay * 2).min(REFUSED_DELAY),
             }
-            let pause = rand::rng().random_range(pause / 4..pause);
+            let delay = rand::rng().random_range(delay / 4..delay);
             tokio::select! {
                 biased;
-                stopped = &mut stop => return answer(stopped),
-                () = sleep(pause) => {}
+                stopped = &mut stop => return confirm_stop(stopped),
+                () = sleep(delay) => {}
             }
         }
     }
 
-    async fn session(&self, live: &Live, stop: &mut Stop) -> Ended {
+    async fn consume_once(&self, live: &OpenConnection, stop: &mut Stop) -> ConsumeEnd {
         let what = format!("consuming {}", self.queue.name);
         let opened = timeout(self.silence_limit.max(OPEN_DEADLINE), self.open(live)).await;
         let (channel, consumer) = match opened {
             Ok(Ok(opened)) => opened,
-            Ok(Err(Undeclared::Unknown(why))) => return Ended::Lost(why),
-            Ok(Err(Undeclared::Refused(why))) => {
+            Ok(Err(DeclareError::Unknown(why))) => return ConsumeEnd::Lost(why),
+            Ok(Err(DeclareError::Refused(why))) => {
                 live.refusals.note(&what, &why);
-                return Ended::Refused;
+                return ConsumeEnd::Refused;
             }
             Err(_) => {
-                self.link.broken(live.generation);
-                return Ended::Lost("no answer".into());
+                self.handle.broken(live.generation);
+                return ConsumeEnd::Lost("no reply".into());
             }
         };
         live.refusals.clear(&what);
@@ -108,29 +108,34 @@ impl Intake {
         self.consuming.send_replace(true);
         let (settlements, settled) = mpsc::unbounded_channel();
         let lost = CancellationToken::new();
-        self.acks.spawn(write_acks(channel.clone(), settled, lost.clone()));
+        let (acking, is_lost) = (channel.clone(), lost.clone());
+        self.acks.spawn(async move {
+            if write_acks(&acking, settled, is_lost).await {
+                let _ = timeout(CANCEL_DEADLINE, acking.close(200, "OK".into())).await;
+            }
+        });
         let ended = self.deliver(live, &channel, consumer, settlements, stop).await;
         self.consuming.send_replace(false);
-        if matches!(ended, Ended::Lost(_)) {
+        if matches!(ended, ConsumeEnd::Lost(_)) {
             lost.cancel();
         }
         ended
     }
 
-    /// Makes sure that the queue exists and that delayed messages arrive in it, then consumes it.
-    async fn open(&self, live: &Live) -> Result<(Channel, Consumer), Undeclared> {
+    /// Ensures that the queue exists and that delayed messages reach it, then consumes it.
+    async fn open(&self, live: &OpenConnection) -> Result<(Channel, Consumer), DeclareError> {
         let connection = &live.connection;
-        topology::declare(connection, &self.queue).await?;
+        topology::declare(&live.channels, &self.queue).await?;
         let delays = format!("delayed delivery to {}", self.queue.name);
-        match ladder::bind(connection, &self.queue).await {
+        match delayed_delivery::bind(&live.channels, &self.queue).await {
             Ok(()) => live.refusals.clear(&delays),
-            // Tasks without a delay need none of it.
-            Err(Undeclared::Refused(why)) => live.refusals.note(&delays, &why),
+            // Tasks without a delay do not need the delay exchanges.
+            Err(DeclareError::Refused(why)) => live.refusals.note(&delays, &why),
             Err(unknown) => return Err(unknown),
         }
         let levels = live.clone();
         tokio::spawn(async move {
-            if let Err(Undeclared::Unknown(why)) = levels.declare_levels().await {
+            if let Err(DeclareError::Unknown(why)) = levels.declare_levels().await {
                 debug!("cannot declare the delayed-delivery exchanges: {why}");
             }
         });
@@ -153,69 +158,69 @@ impl Intake {
 
     async fn deliver(
         &self,
-        live: &Live,
+        live: &OpenConnection,
         channel: &Channel,
         mut consumer: Consumer,
         settlements: mpsc::UnboundedSender<Settlement>,
         stop: &mut Stop,
-    ) -> Ended {
-        let mut wedged = pin!(self.wedged(live, channel));
+    ) -> ConsumeEnd {
+        let mut detect_stall = pin!(self.detect_stall(live, channel));
         loop {
             let next = tokio::select! {
                 biased;
                 stopped = &mut *stop => {
                     self.cancel(channel, consumer, &settlements).await;
-                    answer(stopped);
-                    return Ended::Stopped;
+                    confirm_stop(stopped);
+                    return ConsumeEnd::Stopped;
                 }
                 next = consumer.next() => next,
-                why = &mut wedged => return Ended::Lost(why),
+                why = &mut detect_stall => return ConsumeEnd::Lost(why),
             };
             let delivery = match next {
                 Some(Ok(delivery)) => receive(delivery, &settlements),
-                Some(Err(error)) => return Ended::Lost(error.to_string()),
+                Some(Err(error)) => return ConsumeEnd::Lost(error.to_string()),
                 // The broker ended the subscription: the queue was deleted, or its leader moved.
-                None => return Ended::Lost("the broker cancelled it".into()),
+                None => return ConsumeEnd::Lost("the broker cancelled it".into()),
             };
-            // There is room for every unsettled delivery of a channel, so this waits only while
-            // stale ones of the channel before are still being taken out.
+            // The worker's channel has capacity for every unsettled delivery. So this waits only while stale
+            // deliveries of the previous channel are being taken out.
             tokio::select! {
                 biased;
                 sent = self.deliver.send(delivery) => if sent.is_err() {
-                    return Ended::Abandoned;
+                    return ConsumeEnd::Abandoned;
                 },
                 stopped = &mut *stop => {
                     self.cancel(channel, consumer, &settlements).await;
-                    answer(stopped);
-                    return Ended::Stopped;
+                    confirm_stop(stopped);
+                    return ConsumeEnd::Stopped;
                 }
-                why = &mut wedged => return Ended::Lost(why),
+                why = &mut detect_stall => return ConsumeEnd::Lost(why),
             }
         }
     }
 
-    /// Completes when the channel does not answer any more. A channel can be dead while its
-    /// connection looks healthy, and its consumer says nothing then. The connection is replaced: a new
-    /// channel on it would not answer either.
-    async fn wedged(&self, live: &Live, channel: &Channel) -> String {
+    /// Completes when the channel no longer responds. A channel can be dead while its connection looks
+    /// healthy, and its consumer then reports nothing. Replaces the connection, because a new channel
+    /// on it would not respond either.
+    async fn detect_stall(&self, live: &OpenConnection, channel: &Channel) -> String {
         let queue = codec::short(&self.queue.name).unwrap_or_default();
-        let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         loop {
-            sleep(PROBE_PAUSE).await;
-            let probe = channel.queue_declare(queue.clone(), look, FieldTable::default());
+            sleep(PROBE_INTERVAL).await;
+            let probe = channel.queue_declare(queue.clone(), passive, FieldTable::default());
             match timeout(self.silence_limit, probe).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => return error.to_string(),
                 Err(_) => {
-                    self.link.broken(live.generation);
-                    return "its channel does not answer".into();
+                    self.handle.broken(live.generation);
+                    return "its channel does not respond".into();
                 }
             }
         }
     }
 
-    /// Stops the flow: once this returns, no delivery comes any more, and those that were on
-    /// their way have been given back.
+    /// Cancels the consumer. After it returns, no more deliveries arrive. Those that were in flight are
+    /// in the worker's channel, or requeued if it had no capacity.
     async fn cancel(
         &self,
         channel: &Channel,
@@ -224,7 +229,7 @@ impl Intake {
     ) {
         let cancel = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         if !matches!(timeout(CANCEL_DEADLINE, cancel).await, Ok(Ok(()))) {
-            debug!("no answer to the cancellation of {}", self.queue.name);
+            debug!("no reply to the cancellation of {}", self.queue.name);
             return;
         }
         while let Some(Ok(delivery)) = consumer.next().await {
@@ -233,7 +238,7 @@ impl Intake {
     }
 }
 
-fn answer(stopped: Result<oneshot::Sender<()>, oneshot::error::RecvError>) {
+fn confirm_stop(stopped: Result<oneshot::Sender<()>, oneshot::error::RecvError>) {
     if let Ok(stopped) = stopped {
         let _ = stopped.send(());
     }
@@ -248,23 +253,23 @@ pub(super) fn receive(
     Delivery::new(message, delivery.redelivered, receipt)
 }
 
-/// Writes acks until every delivery of the channel is settled, or the channel is lost; then closes
-/// it. An ack that never leaves here costs a redelivery, nothing else.
+/// Writes acks until every delivery of the channel is settled; then returns true. Returns false when the
+/// channel is lost. A lost ack only causes a redelivery.
 pub(super) async fn write_acks(
-    channel: Channel,
+    channel: &Channel,
     mut settled: mpsc::UnboundedReceiver<Settlement>,
     lost: CancellationToken,
-) {
+) -> bool {
     let mut ledger = AckLedger::default();
     let mut batch = Vec::with_capacity(ACK_BATCH);
     let mut writes = FuturesUnordered::new();
     loop {
         tokio::select! {
             biased;
-            () = lost.cancelled() => return,
+            () = lost.cancelled() => return false,
             Some(written) = writes.next() => if let Err(error) = written {
                 debug!("acks are lost with their channel: {error}");
-                return;
+                return false;
             },
             count = settled.recv_many(&mut batch, ACK_BATCH), if writes.len() < ACKS_IN_FLIGHT => {
                 if count == 0 {
@@ -272,7 +277,7 @@ pub(super) async fn write_acks(
                 }
                 for frame in ledger.settle(&mut batch) {
                     let mut write = Box::pin(write(channel.clone(), frame));
-                    // Polled once here, each frame is queued in the ledger's order.
+                    // Polling once queues the frame, in the ledger's order.
                     if poll!(&mut write).is_pending() {
                         writes.push(write);
                     }
@@ -280,8 +285,11 @@ pub(super) async fn write_acks(
             }
         }
     }
-    while writes.next().await.is_some() {}
-    let _ = timeout(CANCEL_DEADLINE, channel.close(200, "OK".into())).await;
+    let mut is_open = true;
+    while let Some(written) = writes.next().await {
+        is_open &= written.is_ok();
+    }
+    is_open
 }
 
 async fn write(channel: Channel, frame: Frame) -> Result<(), lapin::Error> {

@@ -1,8 +1,8 @@
-//! Celery's remote control: a mailbox of our own on its fanout exchange, and answers to callers.
+//! Celery's remote control: a mailbox of our own on its fanout exchange, and replies to callers.
 //!
-//! The mailbox has a channel to itself, and each answer too: what goes wrong here touches no task.
-//! Its name is unique, so that two workers with one node name do not lock each other out, and a
-//! worker not itself, while the broker still holds the mailbox of its lost connection.
+//! The mailbox has its own channel, and so has each reply: an error here affects no task. The mailbox
+//! name is unique. So two workers with the same node name do not lock each other out, and a
+//! reconnecting worker does not wait until the broker deletes the mailbox of its lost connection.
 
 use std::time::Duration;
 
@@ -18,42 +18,42 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::codec;
-use super::link::{Link, Live};
-use crate::protocol::control::{Answer, REPLY_EXCHANGE};
+use super::connection::{ConnectionHandle, OpenConnection};
+use crate::protocol::control::{ControlReply, REPLY_EXCHANGE};
 use crate::protocol::{Message, Properties};
 use crate::task::TaskId;
 
 const EXCHANGE: &str = "celery.pidbox";
-/// As Celery declares it: gone 10 s after its worker, and requests wait for 5 minutes at most.
+/// As Celery declares it: it expires 10 s after its worker, and requests wait for 5 minutes at most.
 const EXPIRES_MS: i32 = 10_000;
 const MESSAGE_TTL_MS: i32 = 300_000;
 /// Requests that the worker has not taken yet; the others wait in the mailbox.
 const PREFETCH: u16 = 64;
 const DEADLINE: Duration = Duration::from_secs(5);
-const REOPEN_PAUSE: Duration = Duration::from_secs(1);
-const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+const REOPEN_DELAY: Duration = Duration::from_secs(1);
+const REFUSED_DELAY: Duration = Duration::from_secs(30);
 
 /// The mailbox of one worker.
 pub(super) struct Mailbox {
     pub(super) node: String,
-    pub(super) consuming: Link,
-    pub(super) publishing: Link,
+    pub(super) consuming: ConnectionHandle,
+    pub(super) publishing: ConnectionHandle,
     pub(super) deliver: mpsc::Sender<Message>,
-    pub(super) answers: mpsc::Receiver<Answer>,
+    pub(super) replies: mpsc::Receiver<ControlReply>,
 }
 
 impl Mailbox {
-    /// Serves until the link is closed, or nobody listens any more.
+    /// Serves until the connection handle is closed, or the receiver is dropped.
     pub(super) async fn run(self) {
-        let link = self.consuming.clone();
+        let handle = self.consuming.clone();
         tokio::select! {
-            () = link.closed() => {}
+            () = handle.closed() => {}
             () = self.keep_open() => {}
         }
     }
 
     async fn keep_open(mut self) {
-        let mut said = None;
+        let mut last_error = None;
         while let Some(live) = self.consuming.live().await {
             let opened = timeout(DEADLINE, open(&live, &self.node)).await;
             match opened {
@@ -62,21 +62,22 @@ impl Mailbox {
                     if self.serve(consumer).await.is_none() {
                         return;
                     }
-                    sleep(REOPEN_PAUSE).await;
+                    sleep(REOPEN_DELAY).await;
                 }
                 Ok(Err(why)) => {
-                    if said.as_ref() != Some(&why) {
-                        warn!("no remote control for Celery clients, trying again: {why}");
-                        said = Some(why);
+                    if last_error.as_ref() != Some(&why) {
+                        warn!("cannot listen to remote control by Celery; retrying: {why}");
+                        last_error = Some(why);
                     }
-                    sleep(REFUSED_PAUSE).await;
+                    sleep(REFUSED_DELAY).await;
                 }
-                Err(_) => sleep(REOPEN_PAUSE).await,
+                Err(_) => sleep(REOPEN_DELAY).await,
             }
         }
     }
 
-    /// Passes requests on and sends answers, until the channel is lost; `None` when nobody listens.
+    /// Forwards requests and sends replies until the channel is lost. Returns `None` when the receiver
+    /// is dropped.
     async fn serve(&mut self, mut consumer: Consumer) -> Option<()> {
         let mut next = None;
         loop {
@@ -85,35 +86,35 @@ impl Mailbox {
                     Some(Ok(delivery)) => next = Some(delivery),
                     Some(Err(_)) | None => return Some(()),
                 },
-                room = self.deliver.reserve(), if next.is_some() => {
-                    let room = room.ok()?;
+                permit = self.deliver.reserve(), if next.is_some() => {
+                    let permit = permit.ok()?;
                     if let Some(delivery) = next.take() {
-                        room.send(codec::decode(&delivery.properties, delivery.data));
+                        permit.send(codec::decode(&delivery.properties, delivery.data));
                         if delivery.acker.ack(BasicAckOptions::default()).await.is_err() {
                             return Some(());
                         }
                     }
                 }
-                answer = self.answers.recv() => self.answer(answer?).await,
+                reply = self.replies.recv() => self.send_reply(reply?).await,
             }
         }
     }
 
-    /// An answer that cannot be sent at once is of no use to its caller.
-    async fn answer(&self, answer: Answer) {
+    /// Sends a reply, or drops it if it cannot be sent at once: a late reply is useless to the caller.
+    async fn send_reply(&self, reply: ControlReply) {
         let Some(live) = self.publishing.current() else { return };
         if live.blocked.borrow().is_some() {
             return;
         }
-        match timeout(DEADLINE, send(&live, answer)).await {
+        match timeout(DEADLINE, send(&live, reply)).await {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => debug!("an answer was not sent: {why}"),
-            Err(_) => debug!("an answer was not sent in time"),
+            Ok(Err(why)) => debug!("cannot send a reply of remote control: {why}"),
+            Err(_) => debug!("cannot send a reply of remote control: timed out"),
         }
     }
 }
 
-async fn open(live: &Live, node: &str) -> Result<(Channel, Consumer), String> {
+async fn open(live: &OpenConnection, node: &str) -> Result<(Channel, Consumer), String> {
     let unique = uuid::Uuid::new_v4().simple().to_string();
     let queue = codec::short(&format!("{node}.{}.{EXCHANGE}", &unique[..8]))?;
     let mut arguments = FieldTable::default();
@@ -140,11 +141,11 @@ async fn open(live: &Live, node: &str) -> Result<(Channel, Consumer), String> {
     open.await.map_err(|error| error.to_string())
 }
 
-async fn send(live: &Live, answer: Answer) -> Result<(), String> {
+async fn send(live: &OpenConnection, reply: ControlReply) -> Result<(), String> {
     let message = Message {
         id: TaskId::random(),
-        headers: answer.headers,
-        body: answer.body,
+        headers: reply.headers,
+        body: reply.body,
         properties: Properties {
             content_type: Some("application/json".into()),
             content_encoding: Some("utf-8".into()),
@@ -152,7 +153,7 @@ async fn send(live: &Live, answer: Answer) -> Result<(), String> {
         },
     };
     let properties = codec::encode(&message)?;
-    let key = codec::short(&answer.routing_key)?;
+    let key = codec::short(&reply.routing_key)?;
     let send = async {
         let channel = live.connection.create_channel().await?;
         let options = BasicPublishOptions::default();

@@ -1,9 +1,8 @@
-//! Frames from the broker, made safe for lapin's parser.
+//! Makes frames from the broker safe for lapin's parser.
 //!
-//! lapin parses a header table by recursion without a limit, and refuses a whole connection for one
-//! short string that is not UTF-8. So the table of each content header is handed to it as a single
-//! byte string, which `codec.rs` decodes under limits of our own, and short strings are repaired
-//! in place.
+//! lapin parses a header table by recursion without a limit, and drops a whole connection for one short
+//! string that is not UTF-8. So the table of each content header is passed to lapin as a single byte
+//! string, which `codec.rs` decodes under its own limits, and short strings are repaired in place.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -15,15 +14,15 @@ pub(super) const HEADER: u8 = 2;
 pub(super) const BODY: u8 = 3;
 pub(super) const HEARTBEAT: u8 = 8;
 pub(super) const FRAME_END: u8 = 0xce;
-/// Type, channel, size.
+/// The frame header: type, channel, size.
 pub(super) const PREFIX: usize = 7;
-/// What a frame has around its payload: the prefix, and the end byte.
+/// The bytes of a frame around its payload: the prefix and the end byte.
 pub(super) const OVERHEAD: usize = PREFIX + 1;
 
-/// Names in the header table that lapin sees. A producer cannot set them: its own table is one
-/// value in that one.
+/// Names in the header table that lapin sees. A producer cannot set them: its own table is one value in
+/// this one.
 pub(super) const RAW_TABLE: &str = "x-raw-headers";
-/// The property flags and list, where they could not be parsed.
+/// The property flags and list, if they could not be parsed.
 pub(super) const RAW_PROPERTIES: &str = "x-raw-properties";
 /// Why the message cannot be read.
 pub(super) const REASON: &str = "x-unreadable";
@@ -35,7 +34,7 @@ const HAS_TABLE: u16 = 1 << 13;
 /// Flags that AMQP 0-9-1 does not define; the lowest announces more flags.
 const UNDEFINED: u16 = 0b11;
 const MAX_REASON: usize = 1024;
-/// How much of a value is shown in a reason.
+/// How many bytes of a value a reason quotes.
 const SHOWN: usize = 64;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -67,8 +66,8 @@ const PROPERTIES: [(&str, Field); 14] = [
     ("cluster_id", Field::ShortString),
 ];
 
-/// Where a field of a payload is, without the length before it; `None` when the payload ends
-/// within it.
+/// Returns the range of a field in a payload, without its length prefix; `None` when the payload ends
+/// within the field.
 fn field(payload: &[u8], at: usize, field: Field) -> Option<Range<usize>> {
     let rest = payload.get(at..)?;
     let (start, size) = match field {
@@ -86,8 +85,8 @@ fn field(payload: &[u8], at: usize, field: Field) -> Option<Range<usize>> {
     (range.end <= payload.len()).then_some(range)
 }
 
-/// The arguments of a method that a broker sends; `None` for any other. lapin would parse those too, and
-/// the tables in them.
+/// Returns the arguments of a method that a broker sends; `None` for any other method. lapin would
+/// parse the other methods too, and the tables in them.
 fn arguments(class: u16, method: u16) -> Option<&'static [Field]> {
     use Field::{Bits, Long, LongLong, LongString, Short, ShortString, Table};
     Some(match (class, method) {
@@ -115,10 +114,10 @@ fn arguments(class: u16, method: u16) -> Option<&'static [Field]> {
     })
 }
 
-/// What a method frame said, as far as it matters here.
+/// A method frame, as far as the guard needs it.
 #[derive(Debug, PartialEq)]
 pub(super) enum Method {
-    /// `connection.tune`, with the broker's limit for frames; 0 is none.
+    /// `connection.tune` with the broker's frame limit; 0 means no limit.
     Tune(u32),
     Other,
 }
@@ -126,7 +125,8 @@ pub(super) enum Method {
 /// Repairs the short strings of a method frame's payload.
 ///
 /// # Errors
-/// No broker sends it, it does not end where it should, or its table is nested too deep for lapin.
+/// No broker sends this method, the frame has the wrong length, or its table is nested too deep for
+/// lapin.
 pub(super) fn check_method(payload: &mut [u8]) -> Result<Method, String> {
     let size = payload.len();
     let number = |at: usize| Some(u16::from_be_bytes([*payload.get(at)?, *payload.get(at + 1)?]));
@@ -160,16 +160,16 @@ pub(super) fn check_method(payload: &mut [u8]) -> Result<Method, String> {
     }
 }
 
-/// The properties of a content header, looked at.
+/// The checked properties of a content header.
 struct Properties {
-    /// The table with its length, or the place where it would be.
+    /// The range of the table with its length, or the place where it would be.
     table: Range<usize>,
-    /// Which short strings had to be repaired, and what they were.
+    /// The names of the repaired short strings, and the start of their original bytes.
     repaired: Option<String>,
 }
 
-/// Looks at the property list behind `flags`, and repairs its short strings. `None` when it does
-/// not end where the payload ends.
+/// Checks the property list after `flags`, and repairs its short strings. Returns `None` when the list
+/// does not end at the end of the payload.
 fn check_properties(flags: u16, list: &mut [u8]) -> Option<Properties> {
     if flags & UNDEFINED != 0 {
         return None;
@@ -199,11 +199,11 @@ fn check_properties(flags: u16, list: &mut [u8]) -> Option<Properties> {
     (at == list.len()).then_some(Properties { table, repaired })
 }
 
-/// Writes to `out` a content-header frame that lapin can parse whatever is in `payload`, no longer
-/// than `limit` bytes. Whatever could not be kept as it was is named in the message's [`REASON`].
+/// Writes to `out` a content-header frame that lapin can parse whatever `payload` holds, at most
+/// `limit` bytes long. The message's [`REASON`] names every part that could not be kept.
 ///
 /// # Errors
-/// The payload is too short to say how large the body is.
+/// The payload is too short to hold the size of the body.
 pub(super) fn rewrite_header(
     channel: [u8; 2],
     payload: &mut [u8],
@@ -225,7 +225,7 @@ pub(super) fn rewrite_header(
     out.extend_from_slice(&BASIC);
     out.extend_from_slice(&[0; 2]);
     out.extend_from_slice(&fixed[4..]);
-    let room = limit.saturating_sub(out.len() - start + 1);
+    let remaining = limit.saturating_sub(out.len() - start + 1);
 
     let (flags, list) = properties.split_at_mut(properties.len().min(2));
     let flags = flags.try_into().map(|bytes: &mut [u8; 2]| u16::from_be_bytes(*bytes));
@@ -236,13 +236,14 @@ pub(super) fn rewrite_header(
     match checked {
         Some((flags, checked)) => {
             add(&mut reasons, checked.repaired.as_deref());
-            write_properties(flags, list, checked.table, reasons, room, out);
+            write_properties(flags, list, checked.table, reasons, remaining, out);
         }
         None => {
             add(&mut reasons, Some("its property list is malformed"));
             out.extend_from_slice(&HAS_TABLE.to_be_bytes());
-            let kept = &properties[..properties.len().min(room.saturating_sub(2 * MAX_REASON))];
-            write_table(&[(RAW_PROPERTIES, kept), (REASON, reasons.as_bytes())], out);
+            let retained =
+                &properties[..properties.len().min(remaining.saturating_sub(2 * MAX_REASON))];
+            write_table(&[(RAW_PROPERTIES, retained), (REASON, reasons.as_bytes())], out);
         }
     }
     let size = u32::try_from(out.len() - start - PREFIX).unwrap_or(u32::MAX);
@@ -263,7 +264,7 @@ fn write_properties(
     list: &[u8],
     table: Range<usize>,
     mut reasons: String,
-    room: usize,
+    remaining: usize,
     out: &mut Vec<u8>,
 ) {
     let has_table = flags & HAS_TABLE != 0;
@@ -277,10 +278,10 @@ fn write_properties(
     out.extend_from_slice(before);
     let raw = list.get(table.start + 4..table.end).unwrap_or_default();
     let names = RAW_TABLE.len() + REASON.len() + 16;
-    let room = room.saturating_sub(2 + before.len() + after.len() + names);
+    let remaining = remaining.saturating_sub(2 + before.len() + after.len() + names);
     let shrunk;
-    let raw = if raw.len() + reasons.len() > room {
-        let (kept, dropped) = shrink(raw, room.saturating_sub(MAX_REASON));
+    let raw = if raw.len() + reasons.len() > remaining {
+        let (retained, dropped) = shrink(raw, remaining.saturating_sub(MAX_REASON));
         let size = raw.len();
         add(
             &mut reasons,
@@ -288,7 +289,7 @@ fn write_properties(
                 "its header table of {size} bytes does not fit into a frame; dropped: {dropped}"
             )),
         );
-        shrunk = kept;
+        shrunk = retained;
         shrunk.as_slice()
     } else {
         raw
@@ -316,9 +317,9 @@ fn write_table(entries: &[(&str, &[u8])], out: &mut Vec<u8>) {
     }
 }
 
-/// The entries of a table without its largest ones, within `room` bytes, and the names of those. What
-/// says whose message it is goes last.
-fn shrink(table: &[u8], room: usize) -> (Vec<u8>, String) {
+/// Returns the entries of a table that fit into `remaining` bytes, without the largest ones, and the names
+/// of those. The entries that identify the message are removed last.
+fn shrink(table: &[u8], remaining: usize) -> (Vec<u8>, String) {
     let mut entries = Vec::new();
     let mut rest = table;
     while let Some(entry) = table::next_entry(&mut rest) {
@@ -333,7 +334,7 @@ fn shrink(table: &[u8], room: usize) -> (Vec<u8>, String) {
     });
     let mut size: usize = entries.iter().map(|(_, range)| range.len()).sum();
     let mut dropped = String::new();
-    while size > room
+    while size > remaining
         && let Some(largest) = by_size.pop()
     {
         let (name, range) = &entries[largest];
@@ -341,8 +342,8 @@ fn shrink(table: &[u8], room: usize) -> (Vec<u8>, String) {
         add(&mut dropped, Some(&name[..name.len().min(SHOWN)].escape_ascii().to_string()));
     }
     by_size.sort_unstable();
-    let kept = by_size.into_iter().flat_map(|index| &table[entries[index].1.clone()]).copied();
-    (kept.collect(), dropped)
+    let retained = by_size.into_iter().flat_map(|index| &table[entries[index].1.clone()]).copied();
+    (retained.collect(), dropped)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What fuzzing and its corpus call: the guard on bytes, and the reading of what it lets through.
+//! Entry points for fuzzing and its corpus: the guard, and the decoding of frames that it passes.
 
 use lapin::BasicProperties;
 
@@ -6,23 +6,23 @@ use super::codec;
 use super::guard::Frames;
 use crate::protocol::Message;
 
-/// Passes `bytes` through the guard in chunks of `chunk` bytes. Returns what lapin would read, and why
-/// it would read no more.
+/// Passes `bytes` through the guard in chunks of `chunk` bytes. Returns the bytes that lapin would
+/// read, and the error that would end its reading.
 #[must_use]
 pub fn guard_frames(bytes: &[u8], chunk: usize) -> (Vec<u8>, Option<String>) {
     let mut frames = Frames::new();
-    let (mut seen, mut room) = (Vec::new(), vec![0; 4096]);
+    let (mut seen, mut buffer) = (Vec::new(), vec![0; 4096]);
     for mut rest in bytes.chunks(chunk.max(1)) {
         while !rest.is_empty() {
-            let space = frames.room();
+            let space = frames.spare_capacity();
             let size = rest.len().min(space.len());
             space[..size].copy_from_slice(&rest[..size]);
             frames.filled(size);
             rest = &rest[size..];
             loop {
-                match frames.take(&mut room) {
+                match frames.take(&mut buffer) {
                     Ok(0) => break,
-                    Ok(size) => seen.extend_from_slice(&room[..size]),
+                    Ok(size) => seen.extend_from_slice(&buffer[..size]),
                     Err(error) => return (seen, Some(error.to_string())),
                 }
             }
@@ -31,7 +31,7 @@ pub fn guard_frames(bytes: &[u8], chunk: usize) -> (Vec<u8>, Option<String>) {
     (seen, None)
 }
 
-/// The message of a delivery with these properties.
+/// Decodes the message of a delivery with these properties.
 #[must_use]
 pub fn read_message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     codec::decode(properties, body)

@@ -1,5 +1,5 @@
-//! What stands between a broker's bytes and lapin: each incoming frame is looked at, and made safe or
-//! refused, before lapin parses it.
+//! A filter between the broker's socket and lapin: it checks each incoming frame, and repairs or
+//! refuses it before lapin parses it.
 
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
@@ -11,13 +11,14 @@ use tokio::io::{AsyncRead as TokioRead, AsyncWrite as TokioWrite, ReadBuf};
 use super::address::FRAME_MAX;
 use super::frame::{self, BODY, FRAME_END, HEADER, HEARTBEAT, METHOD, Method, OVERHEAD, PREFIX};
 
-/// Read from the socket at once.
+/// Bytes per read from the socket.
 const BUFFER: usize = 64 * 1024;
-/// The largest method or content header that is looked at. A larger one ends the connection.
+/// The largest method or content header that is inspected. A larger one ends the connection.
 const MAX_INSPECTED: usize = 1024 * 1024;
-/// Both sides must take frames of this size (AMQP 0-9-1, section 4.2.3).
+/// Both sides must accept frames of this size (AMQP 0-9-1, section 4.2.3).
 const MIN_FRAME_MAX: usize = 4096;
-/// From this many bytes of a body on, they are read from the socket to where lapin wants them.
+/// When at least this many bytes of a body remain, they are read from the socket directly into lapin's
+/// buffer.
 const DIRECT: usize = 4096;
 
 /// A stream whose incoming frames are safe to parse.
@@ -46,13 +47,13 @@ impl<S: TokioRead + Unpin> AsyncRead for Guard<S> {
                 return Poll::Ready(Ok(written));
             }
             let direct = frames.passing().min(out.len());
-            let mut room = if direct >= DIRECT {
+            let mut buffer = if direct >= DIRECT {
                 ReadBuf::new(&mut out[..direct])
             } else {
-                ReadBuf::new(frames.room())
+                ReadBuf::new(frames.spare_capacity())
             };
-            ready!(Pin::new(&mut *stream).poll_read(cx, &mut room))?;
-            let read = room.filled().len();
+            ready!(Pin::new(&mut *stream).poll_read(cx, &mut buffer))?;
+            let read = buffer.filled().len();
             if read == 0 {
                 return Poll::Ready(Ok(0));
             }
@@ -92,18 +93,18 @@ impl<S: TokioWrite + Unpin> AsyncWrite for Guard<S> {
 }
 
 /// Incoming frames, in pieces of any size. Bodies pass through; methods and content headers are
-/// held until they are whole.
+/// buffered until they are complete.
 #[derive(Debug)]
 pub(super) struct Frames {
     input: Vec<u8>,
-    /// What of `input` is read and not yet handed on.
+    /// The start of the bytes of `input` that are read and not yet passed on.
     start: usize,
     end: usize,
-    /// How many bytes to hand on as they are.
+    /// How many bytes to pass on unchanged.
     pass: usize,
-    /// How many bytes the frame at `start` has, once it is known.
+    /// The size of the frame at `start`, once it is known.
     wanted: usize,
-    /// A rewritten frame, and how much of it was handed on.
+    /// A rewritten frame, and how many bytes of it were passed on.
     rewritten: Vec<u8>,
     sent: usize,
     frame_max: usize,
@@ -125,8 +126,8 @@ impl Frames {
         }
     }
 
-    /// Where to put what is read next: never empty.
-    pub(super) fn room(&mut self) -> &mut [u8] {
+    /// The buffer for the next read: never empty.
+    pub(super) fn spare_capacity(&mut self) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
             if self.input.len() > BUFFER && self.wanted <= BUFFER {
@@ -143,13 +144,13 @@ impl Frames {
         &mut self.input[self.end..]
     }
 
-    /// Says how much was put into the room.
+    /// Records how many bytes were read into the buffer.
     pub(super) fn filled(&mut self, size: usize) {
         self.end = (self.end + size).min(self.input.len());
     }
 
-    /// How many bytes may go from the socket to lapin untouched; 0 while there are others to be
-    /// handed on first.
+    /// How many bytes may go from the socket to lapin unchanged; 0 while other bytes must be passed on
+    /// first.
     fn passing(&self) -> usize {
         if self.start == self.end && self.sent == self.rewritten.len() { self.pass } else { 0 }
     }
@@ -158,21 +159,21 @@ impl Frames {
         self.pass -= size.min(self.pass);
     }
 
-    /// Moves safe bytes to `out`; 0 when more must be read first.
+    /// Moves safe bytes to `out`. Returns 0 when more must be read first.
     ///
     /// # Errors
-    /// A frame cannot be made safe. What was before it has been handed on by then.
+    /// A frame cannot be made safe. The bytes before it have been passed on by then.
     pub(super) fn take(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let mut written = 0;
         while written < out.len() {
-            let room = &mut out[written..];
+            let remaining = &mut out[written..];
             if self.sent < self.rewritten.len() {
-                let size = copy(&self.rewritten[self.sent..], room);
+                let size = copy(&self.rewritten[self.sent..], remaining);
                 self.sent += size;
                 written += size;
             } else if self.pass > 0 {
                 let end = self.end.min(self.start.saturating_add(self.pass));
-                let size = copy(&self.input[self.start..end], room);
+                let size = copy(&self.input[self.start..end], remaining);
                 if size == 0 {
                     break;
                 }
@@ -183,7 +184,7 @@ impl Frames {
                 match self.next_frame() {
                     Ok(true) => {}
                     Ok(false) => break,
-                    // Returned at the next read: the bytes before it are good.
+                    // The error is returned at the next read, because the bytes before it are good.
                     Err(_) if written > 0 => break,
                     Err(why) => return Err(io::Error::new(ErrorKind::InvalidData, why)),
                 }
@@ -192,14 +193,14 @@ impl Frames {
         Ok(written)
     }
 
-    /// Looks at the frame at `start`, and makes bytes of it ready to be handed on; `false` when more
-    /// of it must be read first. An error leaves everything as it is.
+    /// Checks the frame at `start`, and makes bytes of it ready to be passed on. Returns `false` when
+    /// more of it must be read first. An error changes nothing.
     fn next_frame(&mut self) -> Result<bool, String> {
         let input = &mut self.input[self.start..self.end];
         let Some(kind) = input.first().copied() else { return Ok(false) };
         if !self.has_begun {
             if kind == b'A' {
-                // The broker speaks another version, says which, and closes.
+                // The broker speaks another protocol version, names it, and closes.
                 self.pass = usize::MAX;
                 return Ok(true);
             }

@@ -1,8 +1,8 @@
 //! Publishing: persistent, mandatory, confirmed.
 //!
-//! One task owns the publish channel and polls every confirm. That is what makes a returned
-//! message certain: lapin may hand it out with the confirm of another message, but never with one
-//! that resolves later, so everything that has resolved is looked at before anything is answered.
+//! One task owns the publish channel and polls every confirm, so that each returned message is
+//! detected. lapin may report a returned message with the confirm of another message, but never with
+//! one that resolves later. So the task inspects all resolved confirms before it answers any caller.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -16,22 +16,23 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::debug;
 
-use super::job::{self, Answer, Job, Letter, Waiter};
-use super::ladder;
-use super::link::{Link, Live};
-use super::topology::{self, ACCESS_REFUSED, Undeclared};
+use super::connection::{ConnectionHandle, OpenConnection};
+use super::delayed_delivery;
+use super::publish_job::{self, EncodedMessage, PendingConfirm, PublishJob, PublishResult};
+use super::topology::{self, ACCESS_REFUSED, DeclareError};
 use crate::error::{Error, Kind};
 
-/// Confirms waited for at once.
+/// The most confirms to wait for at once.
 const WINDOW: usize = 1024;
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-const REOPEN_PAUSE: Duration = Duration::from_millis(50);
+const REOPEN_DELAY: Duration = Duration::from_millis(50);
 const EXPIRY_TICK: Duration = Duration::from_millis(100);
 
-/// What the broker answered.
+/// The broker's reply.
 struct Confirmed {
     accepted: bool,
-    /// The message id of a returned message that came with this answer. It need not be this one's.
+    /// The message id of a returned message that lapin reported with this confirm. It may be the id of
+    /// another message.
     returned: Option<String>,
 }
 
@@ -45,59 +46,59 @@ impl Confirmed {
     }
 }
 
-/// What became of one attempt.
-enum Fate {
+/// The outcome of one attempt.
+enum PublishOutcome {
     Confirmed(Confirmed),
-    /// It was not taken, and is not tried again here.
+    /// The broker rejected it; it is not retried here.
     Refused(Error),
-    /// The connection or the channel broke: it may or may not have arrived.
+    /// The connection or the channel broke: the message may or may not have arrived.
     Unknown(String),
     Expired,
-    /// Its deadline had passed before it was sent.
+    /// The deadline had passed before the message was sent.
     Late,
 }
 
-/// Publishes jobs until the sender of them is gone and the last one is answered.
-pub(super) async fn run(link: Link, mut jobs: mpsc::Receiver<Job>) {
+/// Publishes jobs until their sender is dropped and the last one is answered.
+pub(super) async fn run(handle: ConnectionHandle, mut jobs: mpsc::Receiver<PublishJob>) {
     let mut backlog = VecDeque::new();
-    while let Some(live) = connected(&link, &mut jobs, &mut backlog).await {
-        let session = match open(&live).await {
+    while let Some(live) = connected(&handle, &mut jobs, &mut backlog).await {
+        let publisher = match open(&live).await {
             Ok(channel) => {
-                let (declared, laddered) = (HashSet::new(), HashSet::new());
-                Session { channel, live, declared, laddered }
+                let (declared, delays_declared) = (HashSet::new(), HashSet::new());
+                ChannelPublisher { channel, live, declared, delays_declared }
             }
             Err(why) => {
                 debug!("cannot open a publish channel: {why}");
-                link.broken(live.generation);
-                link.gone(live.generation).await;
+                handle.broken(live.generation);
+                handle.replaced(live.generation).await;
                 continue;
             }
         };
-        let generation = session.live.generation;
-        match session.serve(&link, &mut jobs, &mut backlog).await {
-            Served::Closed => return,
-            Served::ChannelLost => sleep(REOPEN_PAUSE).await,
-            Served::ConnectionLost => {
-                link.broken(generation);
-                link.gone(generation).await;
+        let generation = publisher.live.generation;
+        match publisher.serve(&handle, &mut jobs, &mut backlog).await {
+            ServeEnd::Closed => return,
+            ServeEnd::ChannelLost => sleep(REOPEN_DELAY).await,
+            ServeEnd::ConnectionLost => {
+                handle.broken(generation);
+                handle.replaced(generation).await;
             }
         }
     }
     for job in backlog {
-        job.waiter.fail(Kind::Closed);
+        job.pending.fail(Kind::Closed);
     }
 }
 
-/// Waits for a connection while deadlines go on passing.
+/// Waits for a connection. Jobs whose deadline passes fail in the meantime.
 async fn connected(
-    link: &Link,
-    jobs: &mut mpsc::Receiver<Job>,
-    backlog: &mut VecDeque<Job>,
-) -> Option<Live> {
+    handle: &ConnectionHandle,
+    jobs: &mut mpsc::Receiver<PublishJob>,
+    backlog: &mut VecDeque<PublishJob>,
+) -> Option<OpenConnection> {
     loop {
         tokio::select! {
             biased;
-            live = link.live() => return live,
+            live = handle.live() => return live,
             job = jobs.recv(), if backlog.len() < WINDOW => match job {
                 Some(job) => backlog.push_back(job),
                 None if backlog.is_empty() => return None,
@@ -108,19 +109,19 @@ async fn connected(
     }
 }
 
-async fn sleep_then(pause: Duration) -> Instant {
-    let then = Instant::now() + pause;
-    sleep_until(then).await;
-    then
+async fn sleep_then(delay: Duration) -> Instant {
+    let at = Instant::now() + delay;
+    sleep_until(at).await;
+    at
 }
 
-fn expire(backlog: &mut VecDeque<Job>, now: &mut Instant) {
+fn expire(backlog: &mut VecDeque<PublishJob>, now: &mut Instant) {
     for job in std::mem::take(backlog) {
-        if job.waiter.deadline <= *now { job.waiter.expire(None) } else { backlog.push_back(job) }
+        if job.pending.deadline <= *now { job.pending.expire(None) } else { backlog.push_back(job) }
     }
 }
 
-async fn open(live: &Live) -> Result<Channel, String> {
+async fn open(live: &OpenConnection) -> Result<Channel, String> {
     let open = async {
         let channel = live.connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -128,99 +129,106 @@ async fn open(live: &Live) -> Result<Channel, String> {
     };
     match timeout(OPEN_DEADLINE, open).await {
         Ok(opened) => opened.map_err(|error| error.to_string()),
-        Err(_) => Err("no answer".into()),
+        Err(_) => Err("no reply".into()),
     }
 }
 
-enum Served {
+enum ServeEnd {
     Closed,
     ChannelLost,
     ConnectionLost,
 }
 
-struct Session {
+struct ChannelPublisher {
     channel: Channel,
-    live: Live,
-    /// Queues known to exist, so that nothing is declared twice on one connection.
+    live: OpenConnection,
+    /// Queues known to exist, so that each is declared only once per connection.
     declared: HashSet<String>,
-    /// Queues that the delay ladder is known to lead to.
-    laddered: HashSet<String>,
+    /// Queues known to be bound to the delay exchanges.
+    delays_declared: HashSet<String>,
 }
 
-impl Session {
+impl ChannelPublisher {
     async fn serve(
         mut self,
-        link: &Link,
-        jobs: &mut mpsc::Receiver<Job>,
-        backlog: &mut VecDeque<Job>,
-    ) -> Served {
-        let mut flights: FuturesUnordered<_> =
+        handle: &ConnectionHandle,
+        jobs: &mut mpsc::Receiver<PublishJob>,
+        backlog: &mut VecDeque<PublishJob>,
+    ) -> ServeEnd {
+        let mut in_flight: FuturesUnordered<_> =
             backlog.drain(..).map(|job| self.send(job)).collect();
         let mut open = true;
-        let (mut taken_up, mut landed) = (Vec::new(), Vec::new());
-        while open || !flights.is_empty() {
-            let room = WINDOW - flights.len();
+        let (mut received, mut completed) = (Vec::new(), Vec::new());
+        while open || !in_flight.is_empty() {
+            let available = WINDOW - in_flight.len();
             tokio::select! {
                 biased;
-                Some(first) = flights.next() => {
-                    landed.push(first);
-                    // Confirms come in bursts: what resolves meanwhile is answered with this one.
+                Some(first) = in_flight.next() => {
+                    completed.push(first);
+                    // Confirms arrive in bursts: answer all that have resolved.
                     yield_now().await;
-                    while let Some(Some(next)) = flights.next().now_or_never() {
-                        landed.push(next);
+                    while let Some(Some(next)) = in_flight.next().now_or_never() {
+                        completed.push(next);
                     }
-                    if let Some(lost) = self.answer(&mut landed) {
-                        // The others' confirms fail now too, or never come: all are sent again.
-                        while let Some(other) = flights.next().await {
-                            landed.push(other);
+                    if let Some(lost) = self.complete_all(&mut completed) {
+                        // The other confirms now fail or never arrive: those messages are sent again.
+                        while let Some(other) = in_flight.next().await {
+                            completed.push(other);
                         }
-                        self.answer(&mut landed);
+                        self.complete_all(&mut completed);
                         return lost;
                     }
                 }
-                taken = jobs.recv_many(&mut taken_up, room), if open && room > 0 => {
-                    open = taken > 0;
-                    flights.extend(taken_up.drain(..).map(|job| self.send(job)));
+                count = jobs.recv_many(&mut received, available), if open && available > 0 => {
+                    open = count > 0;
+                    in_flight.extend(received.drain(..).map(|job| self.send(job)));
                 }
-                () = link.gone(self.live.generation), if flights.is_empty() => {
-                    return Served::ChannelLost;
+                () = handle.replaced(self.live.generation), if in_flight.is_empty() => {
+                    return ServeEnd::ChannelLost;
                 }
             }
         }
-        Served::Closed
+        ServeEnd::Closed
     }
 
     /// Starts one attempt. Its frames are written when it is first polled.
-    fn send(&self, job: Job) -> impl Future<Output = (Waiter, Fate)> + Send + use<> {
-        let Job { letter, waiter } = job;
-        let declare = !self.declared.contains(&waiter.queue.name);
-        let climb = waiter.is_delayed && !self.laddered.contains(&waiter.queue.name);
-        let live = (declare || climb).then(|| self.live.clone());
+    fn send(
+        &self,
+        job: PublishJob,
+    ) -> impl Future<Output = (PendingConfirm, PublishOutcome)> + Send + use<> {
+        let PublishJob { encoded, pending } = job;
+        let declare = !self.declared.contains(&pending.queue.name);
+        let needs_delay = pending.is_delayed && !self.delays_declared.contains(&pending.queue.name);
+        let live = (declare || needs_delay).then(|| self.live.clone());
         let channel = self.channel.clone();
         async move {
-            if waiter.deadline <= Instant::now() {
-                return (waiter, Fate::Late);
+            if pending.deadline <= Instant::now() {
+                return (pending, PublishOutcome::Late);
             }
             let attempt = async {
                 if let Some(live) = live {
-                    // Boxed: it is rare, and would make every attempt large.
-                    let prepared = prepare(&live, &waiter, declare, climb);
-                    if let Err(fate) = Box::pin(prepared).await {
-                        return fate;
+                    // Boxed, because it is rare and would enlarge every attempt.
+                    let prepared = prepare(&live, &pending, declare, needs_delay);
+                    if let Err(outcome) = Box::pin(prepared).await {
+                        return outcome;
                     }
                 }
-                publish(&channel, letter, &waiter).await
+                publish(&channel, encoded, &pending).await
             };
-            let fate = timeout_at(waiter.deadline, attempt).await.unwrap_or(Fate::Expired);
-            (waiter, fate)
+            let outcome =
+                timeout_at(pending.deadline, attempt).await.unwrap_or(PublishOutcome::Expired);
+            (pending, outcome)
         }
     }
 
-    /// Answers every caller whose message has landed. Says so when the channel is lost.
-    fn answer(&mut self, landed: &mut Vec<(Waiter, Fate)>) -> Option<Served> {
+    /// Answers the callers of completed messages. Returns how serving ended if the channel is lost.
+    fn complete_all(
+        &mut self,
+        completed: &mut Vec<(PendingConfirm, PublishOutcome)>,
+    ) -> Option<ServeEnd> {
         let mut returned: HashMap<String, usize> = HashMap::new();
-        for (_, fate) in landed.iter_mut() {
-            if let Fate::Confirmed(confirmed) = fate
+        for (_, outcome) in completed.iter_mut() {
+            if let PublishOutcome::Confirmed(confirmed) = outcome
                 && let Some(id) = confirmed.returned.take()
             {
                 *returned.entry(id).or_default() += 1;
@@ -228,105 +236,119 @@ impl Session {
         }
         let blocked = self.live.blocked.borrow().clone();
         let mut lost = None;
-        for (waiter, fate) in landed.drain(..) {
-            match fate {
-                Fate::Confirmed(Confirmed { accepted: false, .. }) => {
-                    let what = format!("task {}", waiter.id);
-                    let cause = format!("queue {} is full", waiter.queue.name);
-                    waiter.fail(Kind::Backpressure { what, cause });
+        for (pending, outcome) in completed.drain(..) {
+            match outcome {
+                PublishOutcome::Confirmed(Confirmed { accepted: false, .. }) => {
+                    let what = format!("task {}", pending.id);
+                    let cause = format!("queue {} is full", pending.queue.name);
+                    pending.fail(Kind::Backpressure { what, cause });
                 }
-                Fate::Confirmed(_) => self.confirm(waiter, &mut returned),
-                Fate::Refused(error) => waiter.end(Answer::Failed(error)),
-                Fate::Expired => {
-                    // Without an alarm to explain it, a silent broker is a broken connection.
+                PublishOutcome::Confirmed(_) => self.confirm(pending, &mut returned),
+                PublishOutcome::Refused(error) => pending.end(PublishResult::Failed(error)),
+                PublishOutcome::Expired => {
+                    // A broker that is silent without a resource alarm means a broken connection.
                     if blocked.is_none() {
-                        lost = Some(Served::ConnectionLost);
+                        lost = Some(ServeEnd::ConnectionLost);
                     }
-                    waiter.expire(blocked.clone());
+                    pending.expire(blocked.clone());
                 }
-                Fate::Late => waiter.expire(blocked.clone()),
-                Fate::Unknown(why) => {
-                    lost.get_or_insert(Served::ChannelLost);
-                    waiter.end(Answer::Unknown(why));
+                PublishOutcome::Late => pending.expire(blocked.clone()),
+                PublishOutcome::Unknown(why) => {
+                    lost.get_or_insert(ServeEnd::ChannelLost);
+                    pending.end(PublishResult::Unknown(why));
                 }
             }
         }
         lost
     }
 
-    fn confirm(&mut self, waiter: Waiter, returned: &mut HashMap<String, usize>) {
-        let queue = &waiter.queue.name;
-        match returned.get_mut(waiter.message_id.as_str()).filter(|times| **times > 0) {
+    fn confirm(&mut self, pending: PendingConfirm, returned: &mut HashMap<String, usize>) {
+        let queue = &pending.queue.name;
+        match returned.get_mut(pending.message_id.as_str()).filter(|times| **times > 0) {
             Some(times) => {
                 *times -= 1;
                 self.declared.remove(queue);
-                self.laddered.remove(queue);
+                self.delays_declared.remove(queue);
                 let route = queue.clone();
-                waiter.fail(Kind::Unroutable { route });
+                pending.fail(Kind::Unroutable { route });
             }
             None => {
                 if !self.declared.contains(queue) {
                     self.declared.insert(queue.clone());
                 }
-                if waiter.is_delayed && !self.laddered.contains(queue) {
-                    self.laddered.insert(queue.clone());
+                if pending.is_delayed && !self.delays_declared.contains(queue) {
+                    self.delays_declared.insert(queue.clone());
                 }
-                waiter.end(Answer::Confirmed);
+                pending.end(PublishResult::Confirmed);
             }
         }
     }
 }
 
-/// Makes sure that there is a way to the queue.
-async fn prepare(live: &Live, waiter: &Waiter, declare: bool, climb: bool) -> Result<(), Fate> {
-    let (connection, what) = (&live.connection, format!("publishing to {}", waiter.queue.name));
+/// Ensures that a route to the queue exists.
+async fn prepare(
+    live: &OpenConnection,
+    pending: &PendingConfirm,
+    declare: bool,
+    needs_delay: bool,
+) -> Result<(), PublishOutcome> {
+    let (channels, what) = (&live.channels, format!("publishing to {}", pending.queue.name));
     let preparing = async {
         if declare {
-            topology::declare(connection, &waiter.queue).await?;
+            topology::declare(channels, &pending.queue).await?;
         }
-        if climb {
+        if needs_delay {
             live.declare_levels().await?;
-            ladder::bind(connection, &waiter.queue).await?;
+            delayed_delivery::bind(channels, &pending.queue).await?;
         }
         live.refusals.clear(&what);
         Ok(())
     };
     preparing.await.map_err(|error| match error {
-        Undeclared::Refused(why) => {
+        DeclareError::Refused(why) => {
             live.refusals.note(&what, &why);
-            Fate::Refused(job::access_refused(&waiter.queue, why))
+            PublishOutcome::Refused(publish_job::access_refused(&pending.queue, why))
         }
-        Undeclared::Unknown(why) => Fate::Unknown(why),
+        DeclareError::Unknown(why) => PublishOutcome::Unknown(why),
     })
 }
 
-async fn publish(channel: &Channel, letter: Box<Letter>, waiter: &Waiter) -> Fate {
-    let Letter { exchange, key, properties, body } = *letter;
+async fn publish(
+    channel: &Channel,
+    encoded: Box<EncodedMessage>,
+    pending: &PendingConfirm,
+) -> PublishOutcome {
+    let EncodedMessage { exchange, key, properties, body } = *encoded;
     let to = exchange.clone();
     let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     match channel.basic_publish(exchange, key, options, &body, properties).await {
         Ok(confirm) => match confirm.await {
-            Ok(confirmation) => Fate::Confirmed(Confirmed::new(confirmation)),
-            Err(error) => unknown_or_refused(&error, waiter, to.as_str(), body.len()),
+            Ok(confirmation) => PublishOutcome::Confirmed(Confirmed::new(confirmation)),
+            Err(error) => unknown_or_refused(&error, pending, to.as_str(), body.len()),
         },
-        Err(error) => Fate::Unknown(error.to_string()),
+        Err(error) => PublishOutcome::Unknown(error.to_string()),
     }
 }
 
-/// A body over the broker's own limit closes the channel, and would do so each time.
+/// Classifies a channel error. A body over the broker's limit closes the channel at every attempt.
 ///
-/// So does an exchange that its user may not write to. The channel's other messages fail by the same
-/// error: only those to that exchange are refused.
-fn unknown_or_refused(error: &lapin::Error, waiter: &Waiter, to: &str, size: usize) -> Fate {
+/// So does an exchange that the user may not write to. The channel's other messages fail with the same
+/// error, so only messages to that exchange are refused.
+fn unknown_or_refused(
+    error: &lapin::Error,
+    pending: &PendingConfirm,
+    to: &str,
+    size: usize,
+) -> PublishOutcome {
     let text = error.to_string();
     let named = if to.is_empty() { "amq.default" } else { to };
     if topology::is(error, ACCESS_REFUSED) && text.contains(&format!("'{named}'")) {
         let why = topology::explain_refusal(error, "write");
-        return Fate::Refused(job::access_refused(&waiter.queue, why));
+        return PublishOutcome::Refused(publish_job::access_refused(&pending.queue, why));
     }
     if matches!(error.kind(), ErrorKind::ProtocolError(_)) && text.contains("max size") {
-        let what = format!("task {} ({size} bytes)", waiter.id);
-        return Fate::Refused(Kind::Codec { what, cause: text }.into());
+        let what = format!("task {} ({size} bytes)", pending.id);
+        return PublishOutcome::Refused(Kind::Codec { what, cause: text }.into());
     }
-    Fate::Unknown(text)
+    PublishOutcome::Unknown(text)
 }

@@ -1,111 +1,109 @@
-//! Declaring queues without ever colliding with what another client declared.
+//! Declares queues without conflicts with the declarations of other clients.
 
-use std::time::Duration;
-
+use lapin::ErrorKind;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::{Connection, ErrorKind};
 use tokio::time::timeout;
 
+use super::channel_pool::{ChannelPool, DECLARE_DEADLINE};
 use super::codec::short;
 use crate::backend::Queue;
 use crate::config::QueueType;
 
-/// A classic queue whose node is dead answers only after 64 s.
-pub(super) const DECLARE_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
-/// Why a queue is not there.
+/// Why a queue could not be declared.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Undeclared {
-    /// The broker refuses access, or its name cannot be written: asking again soon is of no use.
+pub(super) enum DeclareError {
+    /// The broker refuses access, or the name cannot be encoded: a quick retry is useless.
     #[error("{0}")]
     Refused(String),
-    /// Nobody knows.
+    /// Any other error; the queue may exist.
     #[error("{0}")]
     Unknown(String),
 }
 
-/// Makes sure that `queue` exists. One that exists is taken as it is, whatever its type and
-/// arguments; only a missing one is made, as `queue` says.
-pub(super) async fn declare(connection: &Connection, queue: &Queue) -> Result<(), Undeclared> {
-    match timeout(DECLARE_DEADLINE, declare_missing(connection, queue)).await {
+/// Ensures that `queue` exists. Accepts an existing queue with any type and arguments; declares a
+/// missing one as `queue` specifies.
+pub(super) async fn declare(channels: &ChannelPool, queue: &Queue) -> Result<(), DeclareError> {
+    match timeout(DECLARE_DEADLINE, declare_missing(channels, queue)).await {
         Ok(declared) => declared,
         Err(_) => {
-            let told = format!("no answer to the declaration of {}", queue.name);
-            Err(Undeclared::Unknown(told))
+            let reason = format!("no reply to the declaration of {}", queue.name);
+            Err(DeclareError::Unknown(reason))
         }
     }
 }
 
-async fn declare_missing(connection: &Connection, queue: &Queue) -> Result<(), Undeclared> {
-    let look = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let declared = match ask(connection, queue, look).await.map_err(Undeclared::Unknown)? {
-        Err(error) if is(&error, NOT_FOUND) => {
-            make(connection, queue).await.map_err(Undeclared::Unknown)?
-        }
-        looked => looked,
-    };
+async fn declare_missing(channels: &ChannelPool, queue: &Queue) -> Result<(), DeclareError> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared =
+        match declare_with(channels, queue, passive).await.map_err(DeclareError::Unknown)? {
+            Err(error) if is(&error, NOT_FOUND) => {
+                create(channels, queue).await.map_err(DeclareError::Unknown)?
+            }
+            result => result,
+        };
     declared.map_err(access_refused("configure"))
 }
 
-/// An error that says nothing of rights.
+/// Converts an error that is not about permissions.
 #[expect(clippy::needless_pass_by_value, reason = "so it can be given to map_err")]
-pub(super) fn undeclared(error: lapin::Error) -> Undeclared {
-    Undeclared::Unknown(error.to_string())
+pub(super) fn declare_error(error: lapin::Error) -> DeclareError {
+    DeclareError::Unknown(error.to_string())
 }
 
-/// Makes the error of an operation that needs `permission` one. The broker's own text names the object.
-pub(super) fn access_refused(permission: &'static str) -> impl Fn(lapin::Error) -> Undeclared {
+/// Converts errors of an operation that requires `permission`. The broker's own text names the object.
+pub(super) fn access_refused(permission: &'static str) -> impl Fn(lapin::Error) -> DeclareError {
     move |error| match is(&error, ACCESS_REFUSED) {
-        true => Undeclared::Refused(explain_refusal(&error, permission)),
-        false => undeclared(error),
+        true => DeclareError::Refused(explain_refusal(&error, permission)),
+        false => declare_error(error),
     }
 }
 
-/// Says which permission to grant.
+/// Adds the permission to grant.
 pub(super) fn explain_refusal(error: &lapin::Error, permission: &str) -> String {
     format!("{error}; grant the {permission} permission with `rabbitmqctl set_permissions`")
 }
 
-/// Whether a queue is as it should be.
+/// Whether a queue exists as specified.
 pub(super) enum Declared {
-    AsWished,
-    /// It exists with another type or other arguments; what the broker says.
-    Otherwise(String),
+    Matches,
+    /// It exists with another type or other arguments; the broker's text.
+    Differs(String),
 }
 
-/// Makes `queue`, or compares it with the one that exists.
-pub(super) async fn compare(connection: &Connection, queue: &Queue) -> Result<Declared, String> {
-    match timeout(DECLARE_DEADLINE, make(connection, queue)).await {
-        Ok(Ok(Ok(()))) => Ok(Declared::AsWished),
+/// Declares `queue`, or compares it with the existing one.
+pub(super) async fn compare(channels: &ChannelPool, queue: &Queue) -> Result<Declared, String> {
+    match timeout(DECLARE_DEADLINE, create(channels, queue)).await {
+        Ok(Ok(Ok(()))) => Ok(Declared::Matches),
         Ok(Ok(Err(error))) if is(&error, PRECONDITION_FAILED) => {
-            Ok(Declared::Otherwise(said(error)))
+            Ok(Declared::Differs(error_text(error)))
         }
-        Ok(Ok(Err(error))) => Err(said(error)),
+        Ok(Ok(Err(error))) => Err(error_text(error)),
         Ok(Err(why)) => Err(why),
-        Err(_) => Err(format!("no answer to the declaration of {}", queue.name)),
+        Err(_) => Err(format!("no reply to the declaration of {}", queue.name)),
     }
 }
 
-async fn make(connection: &Connection, queue: &Queue) -> Result<Result<(), lapin::Error>, String> {
+async fn create(channels: &ChannelPool, queue: &Queue) -> Result<Result<(), lapin::Error>, String> {
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    ask(connection, queue, durable).await
+    declare_with(channels, queue, durable).await
 }
 
-/// One declaration, on a channel of its own: a refused one closes its channel.
-async fn ask(
-    connection: &Connection,
+/// Sends one declaration. A refused one closes its channel.
+async fn declare_with(
+    channels: &ChannelPool,
     queue: &Queue,
     options: QueueDeclareOptions,
 ) -> Result<Result<(), lapin::Error>, String> {
     let name = short(&queue.name)?;
-    let channel = connection.create_channel().await.map_err(said)?;
-    match channel.queue_declare(name, options, arguments(queue)).await {
+    let borrowed = channels.take().await?;
+    match borrowed.channel.queue_declare(name, options, arguments(queue)).await {
         Ok(_) => {
-            let _ = channel.close(200, "OK".into()).await;
+            borrowed.put_back();
             Ok(Ok(()))
         }
         Err(error) => Ok(Err(error)),
@@ -133,6 +131,6 @@ pub(super) fn is(error: &lapin::Error, code: u16) -> bool {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "so it can be given to map_err")]
-fn said(error: lapin::Error) -> String {
+fn error_text(error: lapin::Error) -> String {
     error.to_string()
 }

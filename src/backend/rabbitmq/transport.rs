@@ -1,7 +1,7 @@
-//! Connecting to a broker: TCP or TLS below lapin, under one deadline.
+//! Opens broker connections: TCP or TLS below lapin, under one deadline.
 //!
-//! lapin runs a thread for each connection, which ends when its socket does. It does not end when
-//! the future of a connection attempt is dropped, so the socket is shut down then ([`Hangup`]).
+//! lapin runs a thread for each connection, which ends with its socket. Dropping the future of a
+//! connection attempt does not end the thread, so [`Hangup`] shuts the socket down.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -30,7 +30,7 @@ use tracing::debug;
 use super::address::Address;
 use super::guard::Guard;
 
-/// How servers are verified over TLS.
+/// How to verify servers over TLS.
 #[derive(Clone)]
 pub(super) struct Tls(Arc<ClientConfig>);
 
@@ -44,7 +44,7 @@ impl Tls {
     /// Trusts the system's certificate authorities, and those in `ca_pem`.
     ///
     /// # Errors
-    /// A line for people: `ca_pem` holds no certificate, or there is none at all.
+    /// One line for users: `ca_pem` holds no certificate, or there are no certificates at all.
     pub(super) fn new(ca_pem: Option<&str>) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         let system = rustls_native_certs::load_native_certs();
@@ -71,22 +71,22 @@ impl Tls {
     }
 }
 
-/// Shuts the socket of a connection down when it is dropped, even if the connection has other owners.
+/// Shuts down the socket of a connection on drop, even if the connection has other owners.
 #[derive(Debug)]
 pub(super) struct Hangup(Socket);
 
 impl Drop for Hangup {
     fn drop(&mut self) {
-        // An error says that it is down already.
+        // An error means that the socket is already shut down.
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 }
 
-/// Opens a connection and logs in. Dropped before it completes, it leaves nothing behind: no
-/// thread and no descriptor.
+/// Opens a connection and logs in. If the future is dropped before it completes, no thread and no file
+/// descriptor remains.
 ///
 /// # Errors
-/// The broker cannot be reached, cannot be trusted, or refuses.
+/// The broker cannot be reached, is not trusted, or refuses the login.
 pub(super) async fn connect(
     address: &Address,
     tls: Option<&Tls>,
@@ -100,7 +100,7 @@ pub(super) async fn connect(
         Runtime::new(runtime),
         async move |_, _| {
             let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // Asked a second time, lapin wants to connect again: the supervisor does that.
+            // A second call means that lapin wants to reconnect: the supervisor does that.
             let stream = stream.ok_or(io::Error::from(io::ErrorKind::ConnectionAborted))?;
             Ok(AsyncTcpStream::Plain(stream))
         },
@@ -109,10 +109,10 @@ pub(super) async fn connect(
     Ok((connection.await?, hangup))
 }
 
-/// Opens the stream to a broker, with TLS if its URL says so. Nothing is sent in AMQP yet.
+/// Opens the stream to a broker, with TLS if its URL requires it. Sends no AMQP frames.
 ///
 /// # Errors
-/// The host cannot be reached or cannot be trusted.
+/// The host cannot be reached or is not trusted.
 pub(super) async fn open(
     address: &Address,
     tls: Option<&Tls>,
@@ -134,7 +134,7 @@ pub(super) async fn open(
     Ok((stream, hangup))
 }
 
-/// A peer that is gone is noticed below AMQP too: by keepalive while nothing is sent, and by
+/// Detects a dead peer below AMQP, too: with keepalive while nothing is sent, and with a timeout on
 /// unacknowledged bytes otherwise, each within twice the heartbeat.
 fn tune(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
     let heartbeat = heartbeat.max(Duration::from_secs(1));
@@ -150,7 +150,7 @@ fn tune(stream: &TcpStream, heartbeat: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// The bytes of one connection, decrypted.
+/// The decrypted bytes of one connection.
 #[derive(Debug)]
 pub(super) enum BrokerStream {
     Plain(TcpStream),
@@ -208,7 +208,7 @@ impl AsyncWrite for BrokerStream {
     }
 }
 
-/// tokio's timers, and streams that are already connected.
+/// tokio's timers, with streams that are already connected.
 #[derive(Clone, Debug)]
 struct Sockets(Tokio);
 

@@ -1,4 +1,4 @@
-//! Where Redis is: the hosts of a URL list, with their secrets kept out of every log line.
+//! The hosts of a Redis URL list. Passwords never appear in log lines.
 
 use std::sync::Once;
 use std::time::Duration;
@@ -14,20 +14,20 @@ use crate::address;
 use crate::address::redis::{Certificates, Endpoint, RedisAddress};
 use crate::error::{Error, Kind};
 
-/// One host, ready to be connected to.
+/// One host and its client.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
     pub(super) client: Client,
-    /// The URL without user, password and query: for people.
+    /// The URL without user, password and query, for logs and errors.
     pub(super) shown: String,
 }
 
-/// All hosts of a URL list; any of them may be asked.
+/// All hosts of a URL list. Each connection attempt uses one of them.
 #[derive(Clone, Debug)]
 pub(super) struct Addresses(Vec<Address>);
 
 impl Addresses {
-    /// Reads URLs separated by `;`. All faults are reported at once.
+    /// Parses URLs separated by `;`. Returns all faults in one error.
     pub(super) fn parse(urls: &str, ca_pem: Option<&[u8]>) -> Result<Self, Error> {
         install_crypto();
         let mut faults = Vec::new();
@@ -41,12 +41,12 @@ impl Addresses {
         if faults.is_empty() { Ok(Self(addresses)) } else { Err(Kind::Config(faults).into()) }
     }
 
-    /// One of the hosts, at random.
+    /// Returns a random host.
     pub(super) fn pick(&self) -> Option<&Address> {
         self.0.choose(&mut rand::rng())
     }
 
-    /// All hosts: for people.
+    /// Returns all hosts, for logs and errors.
     pub(super) fn shown(&self) -> String {
         let shown: Vec<&str> = self.0.iter().map(|address| address.shown.as_str()).collect();
         shown.join(";")
@@ -81,7 +81,7 @@ impl Address {
     }
 }
 
-/// `ca_pem` is trusted unless the URL names other authorities.
+/// Builds a client. It trusts `ca_pem` unless the URL names other certificate authorities.
 fn client(
     info: ConnectionInfo,
     certificates: Option<Certificates>,
@@ -107,11 +107,11 @@ fn tcp_settings() -> TcpSettings {
     settings
 }
 
-/// Makes ring the process's provider of cryptography, unless the program has chosen one.
+/// Installs ring as the process's default crypto provider, unless the program has installed one.
 fn install_crypto() {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
-        // An error says that there is one already, which is as good.
+        // An error means that a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
 }

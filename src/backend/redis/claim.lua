@@ -1,8 +1,7 @@
-#!lua
--- Makes an idempotency key stand for a task, unless it stands for one already.
+-- Assigns an idempotency key to a task, unless the key is already assigned.
 -- KEYS[1] the key
 -- ARGV    task id, seconds to keep it
--- Returns what the key holds after that.
+-- Returns the value of the key after the call.
 local stored = redis.call('GET', KEYS[1])
 if stored then
   return stored

@@ -2,60 +2,67 @@
 
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use redis::{FromRedisValue, Pipeline};
 
-use super::{RedisStore, whole_seconds};
-use crate::backend::KeyedTask;
+use super::script::Script;
+use super::store::{RedisStore, whole_seconds};
+use crate::backend::{IdempotencyEntry, IdempotencyKeys};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
 
-const CLAIM: &str = include_str!("claim.lua");
-const MARK: &str = include_str!("mark.lua");
+impl IdempotencyKeys for RedisStore {
+    fn claim_key(
+        &self,
+        key: &str,
+        id: &TaskId,
+        keep: Duration,
+    ) -> BoxFuture<'_, Result<IdempotencyEntry, Error>> {
+        let (key, id) = (key.to_owned(), id.clone());
+        Box::pin(async move {
+            let reply = self.run_on_key(Script::ClaimKey, key.clone(), id, keep).await?;
+            let (sent, id) = match reply.split_once(' ') {
+                Some(("sent", id)) => (true, id),
+                Some(("unsent", id)) => (false, id),
+                _ => {
+                    let what = format!("idempotency key {key:?}");
+                    let cause =
+                        "its key in Redis has an unknown format; another program may have written it"
+                            .into();
+                    return Err(Kind::Codec { what, cause }.into());
+                }
+            };
+            Ok(IdempotencyEntry { id: TaskId::from(id), sent })
+        })
+    }
+
+    fn mark_key_sent(
+        &self,
+        key: &str,
+        id: &TaskId,
+        keep: Duration,
+    ) -> BoxFuture<'_, Result<(), Error>> {
+        let (key, id) = (key.to_owned(), id.clone());
+        Box::pin(async move { self.run_on_key(Script::MarkSent, key, id, keep).await.map(drop) })
+    }
+}
 
 impl RedisStore {
-    pub(super) async fn claim(
-        &self,
-        key: String,
-        id: TaskId,
-        keep: Duration,
-    ) -> Result<KeyedTask, Error> {
-        let answer = self.run_on_key(CLAIM, key.clone(), id, keep).await?;
-        let (sent, id) = match answer.split_once(' ') {
-            Some(("sent", id)) => (true, id),
-            Some(("unsent", id)) => (false, id),
-            _ => {
-                let what = format!("idempotency key {key:?}");
-                let cause = "somebody else has written under its name in Redis".into();
-                return Err(Kind::Codec { what, cause }.into());
-            }
-        };
-        Ok(KeyedTask { id: TaskId::from(id), sent })
-    }
-
-    pub(super) async fn mark_key(
-        &self,
-        key: String,
-        id: TaskId,
-        keep: Duration,
-    ) -> Result<(), Error> {
-        self.run_on_key(MARK, key, id, keep).await.map(drop)
-    }
-
     async fn run_on_key(
         &self,
-        script: &'static str,
+        script: Script,
         key: String,
         id: TaskId,
         keep: Duration,
     ) -> Result<String, Error> {
         let seconds = whole_seconds(keep).max(1);
-        let answers = self.ask_soon(move |session| {
+        let replies = self.request_with_timeout(move |connection| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVAL").arg(session.script(script)).arg(1).arg(format!("cs:key:{key}"));
+            eval.cmd("EVALSHA").arg(connection.hash(script)).arg(1).arg(format!("cs:key:{key}"));
             eval.arg(id.as_str()).arg(seconds);
             eval
         });
-        let answer = answers.await?.pop().map(String::from_redis_value);
-        Ok(answer.and_then(Result::ok).unwrap_or_default())
+        let reply = replies.await?.pop().map(String::from_redis_value);
+        Ok(reply.and_then(Result::ok).unwrap_or_default())
     }
 }

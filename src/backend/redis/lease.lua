@@ -1,8 +1,7 @@
-#!lua
--- Renews a claim on a parked task, or gives it back.
--- KEYS[1] the park record
--- ARGV    holder, lease in ms (0: give it back)
--- Returns 1 when the claim is the holder's.
+-- Renews the claim on a suspended task, or releases it.
+-- KEYS[1] the suspension record
+-- ARGV    holder, lease in ms (0: release)
+-- Returns 1 when the caller holds the claim.
 if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then
   return 0
 end

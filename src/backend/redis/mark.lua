@@ -1,5 +1,4 @@
-#!lua
--- Notes that the task of an idempotency key was confirmed. Its time begins anew.
+-- Records that the task of an idempotency key was confirmed. The retention starts again.
 -- KEYS[1] the key
 -- ARGV    task id, seconds to keep it
 local stored = redis.call('GET', KEYS[1])

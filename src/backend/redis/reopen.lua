@@ -1,10 +1,9 @@
-#!lua
--- Takes back the failure of a task that is to be run again, and notes who did. A task that succeeded
--- is left as it is, and so is one that was revoked, unless a new message supersedes it.
+-- Reverts the failure of a task that is to run again, and writes a note with the operator's name. A
+-- success stays as it is, and so does a revocation unless a new message supersedes it.
 -- KEYS[1] the task's key
--- KEYS[2] the audit stream
--- ARGV    how many entries the stream keeps about, then fields and values of the entry
--- Returns the status that was found; '' when there was none.
+-- KEYS[2] the stream of notes
+-- ARGV    approximate limit of the stream, then fields and values of the entry
+-- Returns the previous status; '' when there was none.
 local stored = redis.call('GET', KEYS[1])
 local status = ''
 if stored then

@@ -1,10 +1,9 @@
-#!lua
--- Takes or renews the right to seal, and adds a seal to the chain if it is the next.
+-- Acquires or renews the lease for sealing, and appends a seal if it is the next in the chain.
 -- KEYS[1] the seals
--- KEYS[2] who may seal
--- ARGV    holder, lease in ms, how many seals are kept about, and the seal, if there is one: number,
---         last entry, how many entries, mac
--- Returns 'held' when another has the right; else 'yours', and the newest seal.
+-- KEYS[2] the lease's holder
+-- ARGV    holder, lease in ms, approximate limit of seals, and optionally a seal: number, last entry,
+--         number of entries, mac
+-- Returns 'held' when another holder has the lease; otherwise 'yours' and the newest seal.
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then
   return { 'held' }

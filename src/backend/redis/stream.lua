@@ -1,7 +1,7 @@
-#!lua
--- Appends an entry to a task's stream, once: what was written before is known by its number.
+-- Appends an entry to a task's stream once: an entry that was written before is recognized by its
+-- number.
 -- KEYS[1] the stream; its ids are `<number>-0`
--- KEYS[2] its heads: `last`, the last number; `digest`, whose it is; for each scope
+-- KEYS[2] its heads: `last`, the last number; `digest`, the owner; for each scope
 --         `<run> <execution> <last number>`
 -- ARGV    scope, execution, number within the scope, kind, JSON, entries to keep, seconds to keep,
 --         digest of the task, 1 for a fresh run
@@ -17,12 +17,13 @@ if owner ~= digest then
   local is_replaced = owner and not (is_own and ARGV[9] ~= '1')
   local is_new = redis.call('EXISTS', KEYS[2]) == 0
   if is_replaced then
-    -- It is another task's, or an earlier life of this one left it. Numbers go on for its readers.
+    -- It belongs to another task, or an earlier run of the same id left it. Numbering continues for its
+    -- readers.
     local last = redis.call('HGET', KEYS[2], 'last') or newest()
     redis.call('DEL', KEYS[1], KEYS[2])
     redis.call('HSET', KEYS[2], 'last', last)
   end
-  -- A stream without an owner was begun by an older worker, and stays as it is.
+  -- A stream without an owner was started by an older worker, and stays as it is.
   if owner or is_new then
     redis.call('HSET', KEYS[2], 'digest', digest)
   end
@@ -39,7 +40,7 @@ if heads[1] then
       return 0
     end
   elseif number > 1 then
-    -- A later execution has taken this one's place.
+    -- A later execution has replaced this one.
     return 0
   else
     run, restarts = run + 1, true
@@ -65,7 +66,7 @@ if number > 0 then
 end
 redis.call('HSET', KEYS[2], ARGV[1], run .. ' ' .. ARGV[2] .. ' ' .. number,
   'last', last)
--- An hour more or less does not matter.
+-- A precision of one hour suffices, and saves most EXPIRE calls.
 if redis.call('TTL', KEYS[1]) + 3600 < tonumber(ARGV[7]) then
   redis.call('EXPIRE', KEYS[1], ARGV[7])
   redis.call('EXPIRE', KEYS[2], ARGV[7])

@@ -1,9 +1,9 @@
-//! The task that owns all waits. Pub/sub is a bell, never the truth: subscribe, then read, then
-//! wait; and after every reconnect subscribe and read again.
+//! The task that owns all waits. Notifications are hints: it subscribes, then reads, then waits; after
+//! every reconnect it subscribes and reads again.
 //!
-//! A result of our own task is taken from the push itself: its channel's name is a secret of
-//! those who were sent the task. Celery's channels can be guessed, so what comes there only
-//! makes us read the record.
+//! A result of the client's own task is taken from the push message itself: only processes that were
+//! sent the task know the name of its channel. If the caller chose the task's id, the message may be about
+//! an earlier task, and Celery's channels can be guessed: such messages only trigger a read of the record.
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -22,45 +22,47 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::Keys;
-use super::approvals::{ASKED, BELL};
-use super::early::Early;
-use super::link::{Link, PushHandler, Session};
-use super::revoked::{self, Rung};
+use super::approval_records::{DECIDED_CHANNEL, NEW_REQUEST_CHANNEL};
+use super::connection::{Connection, ConnectionHandle, PushHandler};
+use super::early_results::EarlyResults;
+use super::keys::Keys;
+use super::pool::ReadPool;
+use super::revocation_events::{self, RevocationEvent};
 use crate::approval::ApprovalId;
 use crate::backend::Origin;
-use crate::backend::waiters::{Answer, Waiters};
+use crate::backend::waiters::{ResultSender, Waiters};
 use crate::error::Kind;
+use crate::keyed_notify::KeyedNotify;
 use crate::protocol::Document;
 use crate::task::TaskId;
 
-/// Pushes that may wait for us. One that finds no room is dropped, and everything is read again.
+/// Push messages that may be queued. When one does not fit it is dropped, and everything is read again.
 const PUSHES: usize = 4096;
-const TAKEN_AT_ONCE: usize = 256;
-const READ_AT_ONCE: usize = 500;
+const MAX_RECEIVED: usize = 256;
+const MAX_READ: usize = 500;
 const READS_IN_FLIGHT: usize = 2;
-const SUBSCRIBED_AT_ONCE: usize = 1000;
-/// Rings that somebody may be slow to hear before he has to read all of them again.
-const RINGS: usize = 1024;
-const PAUSE: Duration = Duration::from_millis(200);
+const MAX_SUBSCRIBED: usize = 1000;
+/// Events that a slow receiver may fall behind before it has to re-read everything.
+const CHANNEL_CAPACITY: usize = 1024;
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// A wait that begins.
+/// A new wait.
 #[derive(Debug)]
 pub(super) struct Watch {
     pub(super) id: TaskId,
     pub(super) origin: Origin,
     pub(super) timeout: Option<Duration>,
-    pub(super) answer: Answer,
+    pub(super) reply: ResultSender,
 }
 
-/// What a connection pushes, as it comes.
+/// Push messages of a connection, in order.
 #[derive(Debug)]
 pub(super) struct Pushes {
     messages: mpsc::Receiver<PushInfo>,
     missed: Arc<Notify>,
 }
 
-/// A bounded way from a connection's task to ours.
+/// Returns a bounded channel from a connection's task to this one.
 pub(super) fn pushes() -> (PushHandler, Pushes) {
     let (sender, messages) = mpsc::channel(PUSHES);
     let missed = Arc::new(Notify::new());
@@ -73,62 +75,62 @@ pub(super) fn pushes() -> (PushHandler, Pushes) {
     (handler, pushes)
 }
 
-/// What rings in this process, whoever listens.
+/// Notifications inside this process.
 #[derive(Clone, Debug)]
-pub(super) struct Bells {
-    /// Where workers hear of marks on revoked tasks.
-    pub(super) revoked: broadcast::Sender<Rung>,
-    /// Where whoever waits for a decision hears of it; `None`: some may have been missed.
-    pub(super) decided: broadcast::Sender<Option<ApprovalId>>,
-    /// Likewise for new questions, which a process hears of only if it wants to.
-    asked: broadcast::Sender<Option<ApprovalId>>,
-    asked_wanted: Arc<Notify>,
+pub(super) struct Notifications {
+    /// Sends events about marks on revoked tasks to workers.
+    pub(super) revoked: broadcast::Sender<RevocationEvent>,
+    /// Wakes the waits for a decision on a request.
+    pub(super) decided: KeyedNotify<ApprovalId>,
+    /// Sends the ids of new requests if a receiver wants them; `None`: some may have been missed.
+    new_requests: broadcast::Sender<Option<ApprovalId>>,
+    new_requests_wanted: Arc<Notify>,
 }
 
-impl Bells {
-    pub(super) fn hear_asked(&self) -> broadcast::Receiver<Option<ApprovalId>> {
-        let rings = self.asked.subscribe();
-        self.asked_wanted.notify_one();
-        rings
+impl Notifications {
+    pub(super) fn subscribe_requests(&self) -> broadcast::Receiver<Option<ApprovalId>> {
+        let events = self.new_requests.subscribe();
+        self.new_requests_wanted.notify_one();
+        events
     }
 }
 
-impl Default for Bells {
+impl Default for Notifications {
     fn default() -> Self {
         Self {
-            revoked: broadcast::Sender::new(RINGS),
-            decided: broadcast::Sender::new(RINGS),
-            asked: broadcast::Sender::new(RINGS),
-            asked_wanted: Arc::default(),
+            revoked: broadcast::Sender::new(CHANNEL_CAPACITY),
+            decided: KeyedNotify::default(),
+            new_requests: broadcast::Sender::new(CHANNEL_CAPACITY),
+            new_requests_wanted: Arc::default(),
         }
     }
 }
 
-/// What the task needs to start.
+/// The parameters of the task.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) keys: Keys,
     pub(super) reply_channel: String,
     pub(super) reread: Duration,
-    pub(super) reader: Link,
-    pub(super) subscribed: Link,
+    pub(super) reader: ReadPool,
+    pub(super) subscribed: ConnectionHandle,
     pub(super) pushes: Pushes,
     pub(super) requests: mpsc::UnboundedReceiver<Watch>,
-    pub(super) bells: Bells,
+    pub(super) notifications: Notifications,
     pub(super) closing: CancellationToken,
 }
 
-/// The waits, and the work they make.
+/// The waits, and their pending work.
 struct Waits {
     keys: Keys,
     reply_channel: String,
-    reader: Link,
-    bells: Bells,
+    reader: ReadPool,
+    notifications: Notifications,
     waiters: Waiters,
-    early: Early,
-    session: Option<Session>,
-    /// The channel of new questions is to be subscribed to.
-    to_hear_asked: bool,
+    early: EarlyResults,
+    connection: Option<Connection>,
+    /// Whether to subscribe to the channel of new requests.
+    to_subscribe_requests: bool,
     to_read: Vec<TaskId>,
     to_subscribe: Vec<TaskId>,
     to_unsubscribe: Vec<TaskId>,
@@ -137,42 +139,42 @@ struct Waits {
     changes: FuturesUnordered<BoxFuture<'static, Change>>,
 }
 
-/// Records as they were read; `None`: not now.
+/// Records that were read; `None`: the read failed and is repeated.
 struct Read {
     ids: Vec<TaskId>,
     texts: Option<Vec<Option<Vec<u8>>>>,
 }
 
-/// A change of subscriptions that is done.
+/// A finished change of subscriptions.
 enum Change {
     Listening,
-    HearsAsked,
+    SubscribedToRequests,
     Subscribed(Vec<TaskId>),
     Unsubscribed,
 }
 
 impl Subscription {
-    /// Serves waits until it is closed.
+    /// Serves waits until the store is closed.
     pub(super) async fn run(self) {
         let Self { mut subscribed, mut pushes, mut requests, closing, reread, .. } = self;
         let mut waits = Waits {
             keys: self.keys,
             reply_channel: self.reply_channel,
             reader: self.reader,
-            bells: self.bells,
+            notifications: self.notifications,
             waiters: Waiters::default(),
-            early: Early::default(),
-            session: None,
-            to_hear_asked: false,
+            early: EarlyResults::default(),
+            connection: None,
+            to_subscribe_requests: false,
             to_read: Vec::new(),
             to_subscribe: Vec::new(),
             to_unsubscribe: Vec::new(),
             reads: FuturesUnordered::new(),
             changes: FuturesUnordered::new(),
         };
-        let (mut heard, mut asked) = (Vec::new(), Vec::new());
-        let mut sweep = pin!(sleep_until(soon(reread)));
-        let mut timer = pin!(sleep_until(soon(reread)));
+        let (mut received, mut watches) = (Vec::new(), Vec::new());
+        let mut sweep = pin!(sleep_until(jittered(reread)));
+        let mut timer = pin!(sleep_until(jittered(reread)));
         loop {
             waits.begin_work();
             if let Some(at) = waits.waiters.next_deadline()
@@ -181,21 +183,21 @@ impl Subscription {
                 timer.as_mut().reset(at);
             }
             tokio::select! {
-                _ = pushes.messages.recv_many(&mut heard, TAKEN_AT_ONCE) => {
-                    heard.drain(..).for_each(|push| waits.hear(push));
+                _ = pushes.messages.recv_many(&mut received, MAX_RECEIVED) => {
+                    received.drain(..).for_each(|push| waits.handle_push(push));
                 }
-                taken = requests.recv_many(&mut asked, TAKEN_AT_ONCE) => {
-                    if taken == 0 {
+                count = requests.recv_many(&mut watches, MAX_RECEIVED) => {
+                    if count == 0 {
                         break;
                     }
-                    asked.drain(..).for_each(|watch| waits.watch(watch));
+                    watches.drain(..).for_each(|watch| waits.watch(watch));
                 }
-                Some(read) = waits.reads.next(), if !waits.reads.is_empty() => waits.have_read(read),
+                Some(read) = waits.reads.next(), if !waits.reads.is_empty() => waits.finish_read(read),
                 Some(change) = waits.changes.next(), if !waits.changes.is_empty() => {
-                    waits.have_changed(change);
+                    waits.finish_change(change);
                 }
-                Some(session) = subscribed.changed() => waits.listen(session),
-                () = waits.bells.asked_wanted.notified() => waits.to_hear_asked = true,
+                Some(connection) = subscribed.changed() => waits.listen(connection),
+                () = waits.notifications.new_requests_wanted.notified() => waits.to_subscribe_requests = true,
                 () = pushes.missed.notified() => waits.read_all_and_marks(),
                 () = timer.as_mut(), if waits.waiters.next_deadline().is_some() => {
                     let left = waits.waiters.expire(Instant::now());
@@ -203,7 +205,7 @@ impl Subscription {
                 }
                 () = sweep.as_mut() => {
                     waits.sweep();
-                    sweep.as_mut().reset(soon(reread));
+                    sweep.as_mut().reset(jittered(reread));
                 }
                 () = closing.cancelled() => break,
             }
@@ -211,64 +213,65 @@ impl Subscription {
         waits.waiters.close();
         requests.close();
         while let Some(watch) = requests.recv().await {
-            let _ = watch.answer.send(Err(Kind::Closed.into()));
+            let _ = watch.reply.send(Err(Kind::Closed.into()));
         }
     }
 }
 
-/// About this long from now: not at the same time as every other process.
-fn soon(period: Duration) -> Instant {
+/// Returns a time about one period from now, with jitter, so that processes do not synchronize.
+fn jittered(period: Duration) -> Instant {
     Instant::now() + period.mul_f64(rand::rng().random_range(0.8..1.2))
 }
 
 impl Waits {
-    fn watch(&mut self, Watch { id, origin, timeout, answer }: Watch) {
+    fn watch(&mut self, Watch { id, origin, timeout, reply }: Watch) {
         if origin == Origin::Own
             && let Some(document) = self.early.take(&id)
         {
-            // A receiver that is gone has lost interest.
-            let _ = answer.send(Ok(Box::new(document)));
+            // An error means that the receiver is dropped.
+            let _ = reply.send(Ok(Box::new(document)));
             return;
         }
         let is_new = origin == Origin::Foreign && !self.waiters.is_foreign(&id);
-        self.waiters.add(id.clone(), origin, timeout, answer);
-        if is_new && self.session.is_some() {
+        self.waiters.add(id.clone(), origin, timeout, reply);
+        if is_new && self.connection.is_some() {
             self.to_subscribe.push(id);
         } else {
             self.to_read.push(id);
         }
     }
 
-    /// Begins anew on a new connection.
-    fn listen(&mut self, session: Session) {
+    /// Subscribes again on a new connection.
+    fn listen(&mut self, connection: Connection) {
         self.changes.clear();
         self.to_unsubscribe.clear();
-        self.to_hear_asked = self.bells.asked.receiver_count() > 0;
+        self.to_subscribe_requests = self.notifications.new_requests.receiver_count() > 0;
         self.to_subscribe = self.waiters.foreign_ids().cloned().collect();
-        self.session = Some(session.clone());
-        let channels = [&*self.reply_channel, revoked::CHANNEL, BELL].map(str::to_owned);
+        self.connection = Some(connection.clone());
+        let channels =
+            [&*self.reply_channel, revocation_events::CHANNEL, DECIDED_CHANNEL].map(str::to_owned);
         self.changes.push(Box::pin(async move {
-            if let Err(cause) = session.subscribe(&channels).await {
-                warn!(%cause, channel = channels[0], "cannot subscribe; trying again");
-                tokio::time::sleep(PAUSE).await;
-                session.discard();
-                // Another connection will come, and take this one's place.
+            if let Err(cause) = connection.subscribe(&channels).await {
+                warn!(%cause, channel = channels[0], "cannot subscribe; retrying");
+                tokio::time::sleep(RETRY_DELAY).await;
+                connection.discard();
+                // Wait forever: a new connection replaces this future.
                 std::future::pending::<()>().await;
             }
             Change::Listening
         }));
     }
 
-    fn have_changed(&mut self, change: Change) {
+    fn finish_change(&mut self, change: Change) {
         match change {
             Change::Listening => self.read_all_and_marks(),
-            Change::HearsAsked => drop(self.bells.asked.send(None)),
+            Change::SubscribedToRequests => drop(self.notifications.new_requests.send(None)),
             Change::Subscribed(ids) => self.to_read.extend(ids),
             Change::Unsubscribed => {}
         }
     }
 
-    fn have_read(&mut self, Read { ids, texts }: Read) {
+    fn finish_read(&mut self, Read { ids, texts }: Read) {
         let Some(texts) = texts else {
             self.to_read.extend(ids);
             return;
@@ -280,29 +283,32 @@ impl Waits {
         }
     }
 
-    fn hear(&mut self, push: PushInfo) {
+    fn handle_push(&mut self, push: PushInfo) {
         let mut parts = push.data.into_iter();
         let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
             (parts.next(), parts.next())
         else {
             return;
         };
-        if channel == revoked::CHANNEL.as_bytes() {
-            // Without a worker in this process nobody listens.
-            let _ = revoked::heard(&payload).map(|rung| self.bells.revoked.send(rung));
+        if channel == revocation_events::CHANNEL.as_bytes() {
+            // The send fails when there is no worker in this process.
+            let _ = revocation_events::parse_event(&payload)
+                .map(|event| self.notifications.revoked.send(event));
             return;
         }
-        if channel == BELL.as_bytes() {
+        if channel == DECIDED_CHANNEL.as_bytes() {
             let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
-            let _ = id.map(|id| self.bells.decided.send(Some(id)));
+            if let Some(id) = id {
+                self.notifications.decided.notify(&id);
+            }
             return;
         }
-        if channel == ASKED.as_bytes() {
+        if channel == NEW_REQUEST_CHANNEL.as_bytes() {
             let id = str::from_utf8(&payload).ok().and_then(ApprovalId::parse);
-            let _ = id.map(|id| self.bells.asked.send(Some(id)));
+            let _ = id.map(|id| self.notifications.new_requests.send(Some(id)));
             return;
         }
-        // Anything else that is published there is none of our business.
+        // Ignore messages in another format.
         let Ok(Head { task_id }) = serde_json::from_slice(&payload) else {
             return;
         };
@@ -310,6 +316,8 @@ impl Waits {
         if channel == self.reply_channel.as_bytes() {
             if self.waiters.is_own(&id) {
                 self.take(id, payload);
+            } else if self.waiters.is_waited(&id) {
+                self.to_read.push(id);
             } else {
                 self.early.keep(id, payload);
             }
@@ -322,7 +330,7 @@ impl Waits {
         }
     }
 
-    /// Gives a record to those who wait for it, if it is what they wait for.
+    /// Resolves the waits for a record, if it is terminal.
     fn take(&mut self, id: TaskId, text: Vec<u8>) {
         if let Some(document) = terminal(id, text)
             && self.waiters.resolve(&document)
@@ -335,15 +343,15 @@ impl Waits {
         self.to_read = self.waiters.ids().cloned().collect();
     }
 
-    /// Whatever was published may have been missed.
+    /// Re-reads everything, because notifications may have been missed.
     fn read_all_and_marks(&mut self) {
         self.read_all();
-        let _ = self.bells.revoked.send(Rung::ReadAll);
-        let _ = self.bells.decided.send(None);
-        let _ = self.bells.asked.send(None);
+        let _ = self.notifications.revoked.send(RevocationEvent::ReadAll);
+        self.notifications.decided.notify_all();
+        let _ = self.notifications.new_requests.send(None);
     }
 
-    /// The floor under everything: whatever was missed is found now.
+    /// The periodic re-read: finds everything that notifications missed.
     fn sweep(&mut self) {
         let left = self.waiters.forget_dropped();
         self.to_unsubscribe.extend(left);
@@ -352,49 +360,49 @@ impl Waits {
         }
     }
 
-    /// Begins reads and changes, as far as there is room for them.
+    /// Starts reads and changes, up to their limits.
     fn begin_work(&mut self) {
         while !self.to_read.is_empty() && self.reads.len() < READS_IN_FLIGHT {
-            let ids = portion(&mut self.to_read, READ_AT_ONCE, |id| self.waiters.is_waited(id));
+            let ids = portion(&mut self.to_read, MAX_READ, |id| self.waiters.is_waited(id));
             if ids.is_empty() {
                 continue;
             }
             let keys: Vec<String> = ids.iter().map(|id| self.keys.of(id)).collect();
             self.reads.push(Box::pin(read(self.reader.clone(), ids, keys)));
         }
-        let Some(session) = self.session.clone().filter(|_| self.changes.is_empty()) else {
+        let Some(connection) = self.connection.clone().filter(|_| self.changes.is_empty()) else {
             return;
         };
-        if std::mem::take(&mut self.to_hear_asked) {
+        if std::mem::take(&mut self.to_subscribe_requests) {
             self.changes.push(Box::pin(async move {
-                if let Err(cause) = session.subscribe(&[ASKED.to_owned()]).await {
-                    warn!(%cause, channel = ASKED, "cannot subscribe to new questions");
+                if let Err(cause) = connection.subscribe(&[NEW_REQUEST_CHANNEL.to_owned()]).await {
+                    warn!(%cause, channel = NEW_REQUEST_CHANNEL, "cannot subscribe to new approval requests");
                 }
-                Change::HearsAsked
+                Change::SubscribedToRequests
             }));
         } else if !self.to_subscribe.is_empty() {
             let waiters = &self.waiters;
-            let ids =
-                portion(&mut self.to_subscribe, SUBSCRIBED_AT_ONCE, |id| waiters.is_foreign(id));
+            let ids = portion(&mut self.to_subscribe, MAX_SUBSCRIBED, |id| waiters.is_foreign(id));
             let channels: Vec<String> = ids.iter().map(|id| self.keys.of(id)).collect();
             self.changes.push(Box::pin(async move {
                 if !channels.is_empty()
-                    && let Err(cause) = session.subscribe(&channels).await
+                    && let Err(cause) = connection.subscribe(&channels).await
                 {
-                    // A lost connection is made again; a refusal leaves the regular reading.
-                    warn!(%cause, channel = channels[0], "cannot subscribe to results of others");
+                    // A lost connection is replaced. When the server refuses, the periodic re-read
+                    // remains.
+                    warn!(%cause, channel = channels[0], "cannot subscribe to results of other clients");
                 }
                 Change::Subscribed(ids)
             }));
         } else if !self.to_unsubscribe.is_empty() {
             let waiters = &self.waiters;
             let left = |id: &TaskId| !waiters.is_foreign(id);
-            let ids = portion(&mut self.to_unsubscribe, SUBSCRIBED_AT_ONCE, left);
+            let ids = portion(&mut self.to_unsubscribe, MAX_SUBSCRIBED, left);
             let channels: Vec<String> = ids.iter().map(|id| self.keys.of(id)).collect();
             self.changes.push(Box::pin(async move {
                 if !channels.is_empty() {
-                    // A failure discards the connection, and the subscriptions with it.
-                    let _ = session.unsubscribe(&channels).await;
+                    // A failure discards the connection and its subscriptions.
+                    let _ = connection.unsubscribe(&channels).await;
                 }
                 Change::Unsubscribed
             }));
@@ -402,32 +410,34 @@ impl Waits {
     }
 }
 
-/// The last of these ids, those that still matter.
-fn portion(ids: &mut Vec<TaskId>, count: usize, matters: impl Fn(&TaskId) -> bool) -> Vec<TaskId> {
-    let portion = ids.drain(ids.len().saturating_sub(count)..).filter(|id| matters(id)).collect();
+/// Removes and returns the last `count` ids, without those that no longer matter.
+fn portion(
+    ids: &mut Vec<TaskId>,
+    count: usize,
+    is_relevant: impl Fn(&TaskId) -> bool,
+) -> Vec<TaskId> {
+    let portion =
+        ids.drain(ids.len().saturating_sub(count)..).filter(|id| is_relevant(id)).collect();
     if ids.is_empty() {
-        ids.shrink_to(READ_AT_ONCE);
+        ids.shrink_to(MAX_READ);
     }
     portion
 }
 
-async fn read(link: Link, ids: Vec<TaskId>, keys: Vec<String>) -> Read {
-    let texts = match link.session().await {
-        Some(session) => session.read(&keys).await.ok(),
-        None => None,
-    };
+async fn read(pool: ReadPool, ids: Vec<TaskId>, keys: Vec<String>) -> Read {
+    let texts = pool.get(&keys).await.ok();
     if texts.is_none() {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_DELAY).await;
     }
     Read { ids, texts }
 }
 
-/// The document in this text, if it ends a wait.
+/// Parses the document, if its state is terminal.
 fn terminal(id: TaskId, text: Vec<u8>) -> Option<Document> {
     Document::parse(id, Bytes::from(text)).ok().filter(|document| document.state.is_terminal())
 }
 
-/// The one field by which a published document is told from another.
+/// The field that identifies a published document.
 #[derive(Deserialize)]
 struct Head<'a> {
     #[serde(borrow)]

@@ -1,8 +1,8 @@
--- Takes entries of the outbox that are not known to be sent: a newer score hides them. Adds the
--- tasks whose requests are overdue.
+-- Returns entries of the outbox that are not known to be sent. Sets their score to now, which hides
+-- them from other sweepers. Adds the tasks whose requests are overdue.
 -- KEYS[1] the outbox
 -- KEYS[2] the index of open requests
--- ARGV    age in ms, how many, how long a request that is over is kept in seconds
+-- ARGV    age in ms, limit, retention of a finished request in seconds
 -- Returns the entries.
 local now = now_in_ms()
 local old = whole(now - tonumber(ARGV[1]))

@@ -1,72 +1,75 @@
-//! The protocol of parking and resuming, searched through: every order of every step of two workers,
-//! two deciders and a sweeper, with faults between any two steps. The store answers by the very
-//! functions that its scripts are compared with.
+//! A model check of the suspend and resume protocol: every order of every step of two workers, two deciders
+//! and a sweeper, with faults between any two steps. The model's store uses the same functions that its
+//! scripts are compared with.
 
-mod ends;
-mod errand;
+mod decider;
+mod liveness;
+mod mutant;
+mod observed_outcome;
+mod outbox_entry;
 mod pool;
-mod promises;
+mod properties;
+mod state;
 mod store;
-mod variant;
+mod transitions;
 mod worker;
-mod world;
 
 use std::collections::BTreeSet;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use ends::way_to_a_dead_end;
+use liveness::path_to_dead_end;
+use mutant::Mutant;
 use pool::Pool;
-use variant::Variant;
-use world::Faults;
+use state::Faults;
 
 const NONE: Faults =
-    Faults { crashes: 0, wipes: 0, drains: 0, stalls: 0, retries: 0, slow: 0, lives: 0 };
+    Faults { crashes: 0, wipes: 0, drains: 0, stalls: 0, retries: 0, slow: 0, generations: 0 };
 
-/// Searches all states, and prints how many there are.
-fn assert_promises_hold(limits: Faults) {
-    let pool = Pool { variant: Variant::Ours, limits };
+/// Searches all states, and prints their number.
+fn assert_properties_hold(limits: Faults) {
+    let pool = Pool { mutant: Mutant::Correct, limits };
     let checker = pool.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     println!("{} states with at most {limits:?}", checker.unique_state_count());
     checker.assert_properties();
 }
 
-/// Searches until `promise` is broken, and prints the way there.
-fn breaks(variant: Variant, limits: Faults, promise: &'static str) -> bool {
-    let pool = Pool { variant, limits };
-    let enough = HasDiscoveries::AnyOf(BTreeSet::from([promise]));
-    let found = pool.checker().finish_when(enough).spawn_bfs().join().discovery(promise);
-    let way = found.map(stateright::Path::into_actions);
-    println!("{variant:?}, {promise}: {way:#?}");
-    way.is_some()
+/// Searches for a violation of `property`, and prints the path to it.
+fn breaks(mutant: Mutant, limits: Faults, property: &'static str) -> bool {
+    let pool = Pool { mutant, limits };
+    let enough = HasDiscoveries::AnyOf(BTreeSet::from([property]));
+    let found = pool.checker().finish_when(enough).spawn_bfs().join().discovery(property);
+    let path = found.map(stateright::Path::into_actions);
+    println!("{mutant:?}, {property}: {path:#?}");
+    path.is_some()
 }
 
 #[test]
-fn the_promises_hold_when_a_process_dies() {
-    assert_promises_hold(Faults { crashes: 1, ..NONE });
+fn the_properties_hold_when_a_process_dies() {
+    assert_properties_hold(Faults { crashes: 1, ..NONE });
 }
 
 #[test]
-fn the_promises_hold_when_the_store_forgets_everything() {
-    assert_promises_hold(Faults { wipes: 1, ..NONE });
+fn the_properties_hold_when_the_store_loses_everything() {
+    assert_properties_hold(Faults { wipes: 1, ..NONE });
 }
 
 #[test]
-fn the_promises_hold_when_a_worker_drains_and_when_a_handler_fails() {
-    assert_promises_hold(Faults { drains: 1, ..NONE });
-    assert_promises_hold(Faults { retries: 1, ..NONE });
+fn the_properties_hold_when_a_worker_drains_and_when_a_handler_fails() {
+    assert_properties_hold(Faults { drains: 1, ..NONE });
+    assert_properties_hold(Faults { retries: 1, ..NONE });
 }
 
 #[test]
-fn a_task_can_always_come_to_its_end() {
+fn every_task_can_end() {
     for limits in [NONE, Faults { drains: 1, ..NONE }, Faults { crashes: 1, ..NONE }] {
-        assert_eq!(way_to_a_dead_end(&Pool { variant: Variant::Ours, limits }), None);
+        assert_eq!(path_to_dead_end(&Pool { mutant: Mutant::Correct, limits }), None);
     }
 }
 
 #[test]
 #[ignore = "long: searches millions of states"]
-fn the_promises_hold_when_much_goes_wrong() {
+fn the_properties_hold_despite_several_faults() {
     for limits in [
         Faults { stalls: 1, ..NONE },
         Faults { slow: 1, ..NONE },
@@ -74,14 +77,14 @@ fn the_promises_hold_when_much_goes_wrong() {
         Faults { crashes: 1, retries: 1, ..NONE },
         Faults { crashes: 2, ..NONE },
     ] {
-        assert_promises_hold(limits);
+        assert_properties_hold(limits);
     }
 }
 
 #[test]
 #[ignore = "long: searches millions of states"]
-fn a_task_can_always_come_to_its_end_when_much_goes_wrong() {
-    let ours = |limits| Pool { variant: Variant::Ours, limits };
+fn every_task_can_end_despite_several_faults() {
+    let ours = |limits| Pool { mutant: Mutant::Correct, limits };
     let crash = Faults { crashes: 1, ..NONE };
     for limits in [
         Faults { wipes: 1, ..NONE },
@@ -90,59 +93,59 @@ fn a_task_can_always_come_to_its_end_when_much_goes_wrong() {
         Faults { slow: 1, ..NONE },
         Faults { drains: 1, ..crash },
     ] {
-        assert_eq!(way_to_a_dead_end(&ours(limits)), None);
+        assert_eq!(path_to_dead_end(&ours(limits)), None);
     }
-    let for_ever = Pool { variant: Variant::ClaimForEver, limits: crash };
-    assert_ne!(way_to_a_dead_end(&for_ever), None);
+    let for_ever = Pool { mutant: Mutant::ClaimNeverExpires, limits: crash };
+    assert_ne!(path_to_dead_end(&for_ever), None);
 }
 
 #[test]
-fn whoever_leaves_something_out_breaks_a_promise() {
-    for (variant, promise) in [
-        (Variant::AckBeforePark, promises::NOT_LOST),
-        (Variant::WakeBeforeClaim, promises::NOT_SAID_LOST),
-        (Variant::WakeAfterPark, promises::NOT_LOST),
-        (Variant::GetThenSet, promises::ONE_DECISION),
-        (Variant::GetThenSet, promises::ONE_TRUTH),
-        (Variant::NoOutbox, promises::NO_WAIT),
-        (Variant::ClearBeforeSend, promises::NO_WAIT),
-        (Variant::ReadyUnnoted, promises::NO_WAIT),
-        (Variant::TtlOnPending, promises::NOT_SAID_LOST),
-        (Variant::NoClaim, promises::ONE_RUN),
-        (Variant::NoClaim, promises::ONE_RESUME),
-        (Variant::ClaimPerApproval, promises::ONE_RUN),
-        (Variant::LeasedAcked, promises::NOT_LOST),
-        (Variant::ClaimWithoutRead, promises::ONE_EFFECT),
-        (Variant::HoldWithoutRead, promises::ONE_EFFECT),
+fn every_mutant_breaks_a_property() {
+    for (mutant, property) in [
+        (Mutant::AckBeforeSuspend, properties::NOT_LOST),
+        (Mutant::WakeBeforeClaim, properties::NOT_REPORTED_LOST),
+        (Mutant::WakeAfterSuspend, properties::NOT_LOST),
+        (Mutant::GetThenSet, properties::ONE_DECISION),
+        (Mutant::GetThenSet, properties::SAME_OUTCOME),
+        (Mutant::NoOutbox, properties::NO_WAIT),
+        (Mutant::ClearBeforeSend, properties::NO_WAIT),
+        (Mutant::ReadyWithoutOutbox, properties::NO_WAIT),
+        (Mutant::TtlOnPending, properties::NOT_REPORTED_LOST),
+        (Mutant::NoClaim, properties::ONE_RUN),
+        (Mutant::NoClaim, properties::ONE_RESUME),
+        (Mutant::ClaimPerApproval, properties::ONE_RUN),
+        (Mutant::LeasedAcked, properties::NOT_LOST),
+        (Mutant::ClaimWithoutRead, properties::ONE_EFFECT),
+        (Mutant::HoldWithoutRead, properties::ONE_EFFECT),
     ] {
-        let is_broken = breaks(variant, Faults { crashes: 1, ..NONE }, promise);
-        assert!(is_broken, "{variant:?} is as good as ours: {promise}");
+        let is_broken = breaks(mutant, Faults { crashes: 1, ..NONE }, property);
+        assert!(is_broken, "{mutant:?} does not break this property: {property}");
     }
-    let silent = Pool { variant: Variant::NoWake, limits: NONE };
-    assert_ne!(way_to_a_dead_end(&silent), None);
+    let without_wake = Pool { mutant: Mutant::NoWake, limits: NONE };
+    assert_ne!(path_to_dead_end(&without_wake), None);
 }
 
-/// A second task has the id of the first one, whose late messages still come.
+/// A second task uses the id of the first one while late messages of the first one still arrive.
 #[test]
-fn the_promises_hold_when_an_id_is_used_again() {
-    let again = Faults { lives: 1, ..NONE };
-    assert_promises_hold(again);
-    assert_eq!(way_to_a_dead_end(&Pool { variant: Variant::Ours, limits: again }), None);
-    assert!(breaks(Variant::OneLife, again, promises::NOT_LOST));
+fn the_properties_hold_when_an_id_is_reused() {
+    let again = Faults { generations: 1, ..NONE };
+    assert_properties_hold(again);
+    assert_eq!(path_to_dead_end(&Pool { mutant: Mutant::Correct, limits: again }), None);
+    assert!(breaks(Mutant::OneGeneration, again, properties::NOT_LOST));
 }
 
 #[test]
 #[ignore = "long: searches millions of states"]
-fn the_promises_hold_when_an_id_is_used_again_and_a_process_dies() {
-    let again = Faults { lives: 1, crashes: 1, ..NONE };
-    assert_promises_hold(again);
-    assert!(breaks(Variant::NoDigest, again, promises::OWN_TASK));
+fn the_properties_hold_when_an_id_is_reused_and_a_process_dies() {
+    let again = Faults { generations: 1, crashes: 1, ..NONE };
+    assert_properties_hold(again);
+    assert!(breaks(Mutant::NoDigest, again, properties::OWN_TASK));
 }
 
-/// The wake message of a first park may come before the park is stored, or before the message of a
-/// worker that died in between comes again: the task has a record by then.
+/// The wake message of a first suspension may arrive before the suspension is stored, or before the message
+/// of a dead worker is redelivered: the task already has a record then.
 #[test]
-fn the_wake_of_a_first_park_may_come_early() {
-    assert!(breaks(Variant::WakeBeforeClaim, NONE, promises::NOT_SAID_LOST));
-    assert_promises_hold(NONE);
+fn the_wake_of_a_first_suspension_may_arrive_early() {
+    assert!(breaks(Mutant::WakeBeforeClaim, NONE, properties::NOT_REPORTED_LOST));
+    assert_properties_hold(NONE);
 }

@@ -10,10 +10,10 @@ use serde::forward_to_deserialize_any;
 use serde_json::value::RawValue;
 
 use super::{Arguments, TOKEN};
-use crate::protocol::kombu;
+use crate::protocol::tagged_json;
 
-/// Fills `T`. A newtype is looked into first, because it may hold [`Arguments`]: then it takes the
-/// whole call and not one argument of it.
+/// Deserializes `T`. First tries a newtype as a wrapper of [`Arguments`], which takes the whole call;
+/// otherwise the newtype is one argument.
 pub(super) fn read<T: DeserializeOwned>(arguments: &Arguments) -> Result<T, Fault> {
     match T::deserialize(Call { arguments, newtype: Newtype::LookInside }) {
         Err(Fault::NotWhole) => T::deserialize(Call { arguments, newtype: Newtype::OneArgument }),
@@ -21,11 +21,11 @@ pub(super) fn read<T: DeserializeOwned>(arguments: &Arguments) -> Result<T, Faul
     }
 }
 
-/// What is wrong with a call, in Python's words, after the function's name.
+/// An error in a call, in Python's words, without the function's name in front.
 #[derive(Debug)]
 pub(super) enum Fault {
-    Said(String),
-    /// A newtype was looked into, and it does not hold [`Arguments`].
+    Message(String),
+    /// The newtype does not contain [`Arguments`].
     NotWhole,
 }
 
@@ -33,29 +33,29 @@ impl Fault {
     fn takes(takes: usize, given: usize) -> Self {
         let plural = if takes == 1 { "" } else { "s" };
         let were = if given == 1 { "was" } else { "were" };
-        Self::Said(format!("takes {takes} positional argument{plural} but {given} {were} given"))
+        Self::Message(format!("takes {takes} positional argument{plural} but {given} {were} given"))
     }
 
     fn unexpected(name: &str) -> Self {
-        Self::Said(format!("got an unexpected keyword argument '{name}'"))
+        Self::Message(format!("got an unexpected keyword argument '{name}'"))
     }
 
     fn multiple(name: &str) -> Self {
-        Self::Said(format!("got multiple values for argument '{name}'"))
+        Self::Message(format!("got multiple values for argument '{name}'"))
     }
 
     fn value(argument: impl fmt::Display, error: &serde_json::Error) -> Self {
         let text = error.to_string();
         let place = format!(" at line {} column {}", error.line(), error.column());
         let text = text.strip_suffix(&place).unwrap_or(&text);
-        Self::Said(format!("argument {argument}: {text}"))
+        Self::Message(format!("argument {argument}: {text}"))
     }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Said(text) => f.write_str(text),
+            Self::Message(text) => f.write_str(text),
             Self::NotWhole => f.write_str("takes one positional argument"),
         }
     }
@@ -65,15 +65,15 @@ impl std::error::Error for Fault {}
 
 impl de::Error for Fault {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Said(message.to_string())
+        Self::Message(message.to_string())
     }
 
     fn missing_field(name: &'static str) -> Self {
-        Self::Said(format!("missing 1 required positional argument: '{name}'"))
+        Self::Message(format!("missing 1 required positional argument: '{name}'"))
     }
 
     fn invalid_length(given: usize, _: &dyn Expected) -> Self {
-        Self::Said(format!("missing 1 required positional argument: number {}", given + 1))
+        Self::Message(format!("missing 1 required positional argument: number {}", given + 1))
     }
 
     fn duplicate_field(name: &'static str) -> Self {
@@ -191,7 +191,9 @@ impl<'de> Deserializer<'de> for Call<'de> {
         self.no_keywords()?;
         match self.arguments.args.as_slice() {
             [] => Err(de::Error::invalid_length(0, &visitor)),
-            [one] => kombu::read(one, InNewtype(visitor)).map_err(|error| Fault::value(1, &error)),
+            [one] => {
+                tagged_json::read(one, InNewtype(visitor)).map_err(|error| Fault::value(1, &error))
+            }
             more => Err(Fault::takes(1, more.len())),
         }
     }
@@ -231,7 +233,7 @@ impl<'de> Deserializer<'de> for Call<'de> {
     }
 }
 
-/// Gives [`Arguments`] the whole call, and nothing to anybody else.
+/// Passes the whole call to [`Arguments`]; fails for any other type.
 struct Whole<'a>(&'a Arguments);
 
 impl<'de> Deserializer<'de> for Whole<'_> {
@@ -245,10 +247,10 @@ impl<'de> Deserializer<'de> for Whole<'_> {
         if name != TOKEN {
             return visitor.visit_newtype_struct(self);
         }
-        let said = |error: serde_json::Error| Fault::Said(error.to_string());
-        let text = serde_json::to_string(self.0).map_err(said)?;
+        let to_fault = |error: serde_json::Error| Fault::Message(error.to_string());
+        let text = serde_json::to_string(self.0).map_err(to_fault)?;
         let mut json = serde_json::Deserializer::from_reader(text.as_bytes());
-        visitor.visit_newtype_struct(&mut json).map_err(said)
+        visitor.visit_newtype_struct(&mut json).map_err(to_fault)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Fault> {
@@ -261,7 +263,7 @@ impl<'de> Deserializer<'de> for Whole<'_> {
     }
 }
 
-/// Reads what is inside a newtype, by the newtype's own visitor.
+/// Deserializes the content of a newtype with the newtype's own visitor.
 struct InNewtype<V>(V);
 
 impl<'de, V: Visitor<'de>> DeserializeSeed<'de> for InNewtype<V> {
@@ -288,7 +290,7 @@ impl<'de> SeqAccess<'de> for Positional<'de> {
             return Ok(None);
         };
         self.number += 1;
-        let read = kombu::read(value, seed);
+        let read = tagged_json::read(value, seed);
         read.map(Some).map_err(|error| Fault::value(self.number, &error))
     }
 
@@ -320,6 +322,7 @@ impl<'de, I: Iterator<Item = (&'de str, &'de RawValue)>> MapAccess<'de> for Name
         let Some((name, value)) = self.current.take() else {
             return Err(de::Error::custom("a value was read before its name"));
         };
-        kombu::read(value, seed).map_err(|error| Fault::value(format_args!("'{name}'"), &error))
+        tagged_json::read(value, seed)
+            .map_err(|error| Fault::value(format_args!("'{name}'"), &error))
     }
 }

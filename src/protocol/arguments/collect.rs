@@ -1,4 +1,4 @@
-//! A serializer that takes the outermost value apart into [`Arguments`].
+//! A serializer that splits the outermost value into [`Arguments`].
 
 use serde::ser::{
     Error as _, Impossible, Serialize, SerializeMap, SerializeSeq, SerializeStruct, SerializeTuple,
@@ -13,7 +13,7 @@ pub(super) fn collect<T: Serialize + ?Sized>(task: &T) -> Result<Arguments, Erro
     task.serialize(Collect { in_newtype: false })
 }
 
-/// Inside a newtype nothing but [`Arguments`] is taken apart; anything else is one argument.
+/// Inside a newtype only [`Arguments`] is split; any other value is one argument.
 #[derive(Clone, Copy)]
 struct Collect {
     in_newtype: bool,

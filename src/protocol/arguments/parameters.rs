@@ -1,11 +1,11 @@
-//! The names of a task type's fields, as its `Deserialize` states them.
+//! The names of a task type's fields, as passed by its `Deserialize` implementation.
 
 use std::fmt;
 
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-/// Ends the deserialization of a value that is not there. Has the names, if the type is a struct.
+/// Aborts the deserialization of a nonexistent value. Carries the field names if the type is a struct.
 #[derive(Debug)]
 struct Names(&'static [&'static str]);
 
@@ -15,7 +15,7 @@ pub(super) fn of<T: DeserializeOwned>() -> &'static [&'static str] {
 
 impl fmt::Display for Names {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("only the names of the fields were asked for")
+        f.write_str("only the names of the fields were requested")
     }
 }
 

@@ -11,7 +11,7 @@ fn call(args: &[&str], kwargs: &[(&str, &str)]) -> Arguments {
 }
 
 fn refusal<T: DeserializeOwned>(arguments: &Arguments) -> String {
-    let Err(failure) = arguments.read::<T>("demo.add") else { panic!("the call was taken") };
+    let Err(failure) = arguments.read::<T>("demo.add") else { panic!("the call was accepted") };
     assert_eq!((failure.exc_module.as_str(), failure.exc_type.as_str()), ("builtins", "TypeError"));
     failure.message()
 }
@@ -41,7 +41,7 @@ struct Wrapped(Arguments);
 struct Sum(Vec<i64>);
 
 #[test]
-fn a_struct_takes_arguments_by_place_and_by_name() {
+fn a_struct_takes_arguments_by_position_and_by_name() {
     let expected = Add { x: 1, y: 2 };
     for arguments in
         [call(&["1", "2"], &[]), call(&["1"], &[("y", "2")]), call(&[], &[("y", "2"), ("x", "1")])]
@@ -51,7 +51,7 @@ fn a_struct_takes_arguments_by_place_and_by_name() {
 }
 
 #[test]
-fn a_call_that_does_not_fit_is_refused_in_pythons_words() {
+fn a_call_with_wrong_arguments_fails_with_pythons_message() {
     for (arguments, expected) in [
         (call(&["1"], &[]), "add() missing 1 required positional argument: 'y'"),
         (call(&["1", "2", "3"], &[]), "add() takes 2 positional arguments but 3 were given"),
@@ -134,7 +134,7 @@ fn arguments_themselves_pass_through_untouched() {
 }
 
 #[test]
-fn a_task_is_collected_by_its_shape() {
+fn a_task_is_encoded_by_its_shape() {
     let named = Arguments::of(&Add { x: 1, y: 2 }).unwrap();
     assert_eq!(named.kwargs.keys().collect::<Vec<_>>(), ["x", "y"]);
     assert_eq!(named.read::<Add>("f").unwrap(), Add { x: 1, y: 2 });
@@ -148,7 +148,7 @@ fn a_task_is_collected_by_its_shape() {
 }
 
 #[test]
-fn an_integer_that_does_not_fit_is_never_made_a_float() {
+fn an_integer_out_of_range_is_never_converted_to_a_float() {
     let big = "1180591620717411303424";
     assert!(refusal::<Add>(&call(&["1", big], &[])).starts_with("add() argument 'y'"));
     assert!(refusal::<Add>(&call(&["1", "1.0"], &[])).contains("floating point"));
@@ -158,7 +158,7 @@ fn an_integer_that_does_not_fit_is_never_made_a_float() {
 }
 
 #[test]
-fn what_no_rust_value_can_hold_is_a_failure() {
+fn a_value_that_no_rust_type_can_hold_is_refused() {
     assert!(refusal::<(String,)>(&call(&[r#""\ud800""#], &[])).contains("hex escape"));
     assert!(refusal::<(f64,)>(&call(&["1e400"], &[])).contains("out of range"));
     let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));

@@ -1,4 +1,4 @@
-//! From signatures to the envelopes that are sent.
+//! Turns signatures into the envelopes to send.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use serde_json::{Map, Value};
 
 use super::{Child, FollowUp, FollowUps};
 use crate::error::Failure;
-use crate::protocol::signature::{Kind, Signature, garbled};
+use crate::protocol::signature::{Kind, Signature, decode_error};
 use crate::protocol::{Arguments, Envelope, Headers, Limits, Lineage};
 use crate::task::TaskId;
 
-/// Collects what is to be sent.
+/// Collects the tasks to send.
 pub(super) struct Plan<'a> {
     task: &'a Envelope,
     now: Timestamp,
@@ -25,7 +25,7 @@ impl<'a> Plan<'a> {
         Self { task, now, follow_ups: FollowUps::default() }
     }
 
-    /// Adds one signature, which is to get `arguments` before its own, and before `rest`.
+    /// Adds one signature, which gets `arguments` in front of its own, and is followed by `rest`.
     pub(super) fn add(
         &mut self,
         signature: Signature,
@@ -65,12 +65,12 @@ impl<'a> Plan<'a> {
             Kind::Task => self.send(signature, place, arguments, rest).map(Some),
             Kind::Chain => self.chain(signature, place, arguments, rest),
             Kind::Group => self.group(&signature, place, arguments, rest),
-            Kind::Chord => Err(unsupported("a chord is to follow the task")),
+            Kind::Chord => Err(unsupported("a callback is a chord")),
         }
     }
 
-    /// Sends the first of a chain, with the others as what is to follow it. Its result is that of
-    /// its last task.
+    /// Sends the first task of a chain; the others follow it through its `embed`. The result of the chain is
+    /// that of its last task.
     fn chain(
         &mut self,
         chain: Signature,
@@ -102,13 +102,13 @@ impl<'a> Plan<'a> {
                 first.options.insert(name, value);
             }
         }
-        let mut behind = rest.to_vec();
+        let mut later = rest.to_vec();
         for step in steps.iter().rev() {
-            behind.push(step.write()?);
+            later.push(step.write()?);
         }
-        let mut given = if chain.immutable { Vec::new() } else { arguments.to_vec() };
-        given.extend(chain.args);
-        self.start(first, place, &given, &behind)?;
+        let mut args = if chain.immutable { Vec::new() } else { arguments.to_vec() };
+        args.extend(chain.args);
+        self.start(first, place, &args, &later)?;
         Ok(result)
     }
 
@@ -120,7 +120,7 @@ impl<'a> Plan<'a> {
         rest: &[Box<RawValue>],
     ) -> Result<Option<Child>, Failure> {
         if !rest.is_empty() || group.option::<Value>("chord")?.is_some() {
-            return Err(unsupported("a group that something waits for is to follow the task"));
+            return Err(unsupported("a callback is a group with a chord body"));
         }
         let id = group.id()?.unwrap_or_else(|| self.derived(place));
         let mut members = Vec::new();
@@ -130,8 +130,8 @@ impl<'a> Plan<'a> {
             let options = options.filter(|(_, value)| value.get() != "null");
             member.options.extend(options.map(|(name, value)| (name.clone(), value.clone())));
         }
-        let given = if group.immutable { &[] } else { arguments };
-        self.members(&id, members, place, given).map(Some)
+        let arguments = if group.immutable { &[] } else { arguments };
+        self.members(&id, members, place, arguments).map(Some)
     }
 
     /// Sends the members of a group.
@@ -145,7 +145,7 @@ impl<'a> Plan<'a> {
         let mut children = Vec::with_capacity(members.len());
         for (index, mut member) in members.into_iter().enumerate() {
             if member.option::<Value>("chord")?.is_some() {
-                return Err(unsupported("the header of a chord is to follow the task"));
+                return Err(unsupported("a callback is part of the header of a chord"));
             }
             member.set_missing("group_id", id)?;
             member.set("group_index", &index)?;
@@ -209,7 +209,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The steps of a chain, those of chains in it among them. A group of one is that one.
+/// Flattens nested chains into steps. A group of one task becomes that task.
 fn flatten(parts: Vec<Signature>, steps: &mut Vec<Signature>) -> Result<(), Failure> {
     for part in parts {
         match part.kind() {
@@ -224,7 +224,7 @@ fn flatten(parts: Vec<Signature>, steps: &mut Vec<Signature>) -> Result<(), Fail
     Ok(())
 }
 
-/// The members of a group, those of groups in it among them.
+/// Flattens nested groups into members.
 fn unroll(parts: Vec<Signature>, members: &mut Vec<Signature>) -> Result<(), Failure> {
     for part in parts {
         match part.kind() {
@@ -235,19 +235,19 @@ fn unroll(parts: Vec<Signature>, members: &mut Vec<Signature>) -> Result<(), Fai
     Ok(())
 }
 
-/// The queue that a signature names. By Celery's convention an exchange is called as its queue.
+/// Returns the queue that a signature names. By Celery's convention an exchange has the name of its queue.
 fn queue(signature: &Signature) -> Result<Option<String>, Failure> {
     let name = |option| Ok(signature.option::<String>(option)?.filter(|name| !name.is_empty()));
     let queue = name("queue")?.or(name("routing_key")?);
     match name("exchange")? {
         Some(exchange) if queue.as_ref().is_some_and(|queue| *queue != exchange) => {
-            Err(unsupported(&format!("a task is to be sent to exchange {exchange:?}")))
+            Err(unsupported(&format!("a callback names exchange {exchange:?}")))
         }
         exchange => Ok(queue.or(exchange)),
     }
 }
 
-/// Headers without a field of their own: those that the producer set, and the stamps.
+/// Returns the headers without an envelope field of their own: those set by the producer, and the stamps.
 fn custom_headers(signature: &Signature) -> Result<Headers, Failure> {
     let mut headers: Headers = signature.option("headers")?.unwrap_or_default();
     for name in ["shadow", "replaced_task_nesting", "stamped_headers"] {
@@ -266,7 +266,7 @@ fn custom_headers(signature: &Signature) -> Result<Headers, Failure> {
     Ok(headers)
 }
 
-/// The `embed` of a task that is made from a signature.
+/// Creates the `embed` of a task that is made from a signature.
 fn embed(signature: &Signature, rest: &[Box<RawValue>]) -> Result<Box<RawValue>, Failure> {
     let some = |list: Vec<Box<RawValue>>| (!list.is_empty()).then_some(list);
     let chain = if rest.is_empty() { signature.signatures("chain")? } else { rest.to_vec() };
@@ -276,7 +276,7 @@ fn embed(signature: &Signature, rest: &[Box<RawValue>]) -> Result<Box<RawValue>,
         chain: some(chain),
         chord: signature.options.get("chord").map(|json| &**json),
     };
-    to_raw_value(&written).map_err(|error| garbled("what is to follow", &error))
+    to_raw_value(&written).map_err(|error| decode_error("a callback", &error))
 }
 
 #[derive(Serialize)]
@@ -292,6 +292,7 @@ fn seconds(limit: Option<f64>) -> Option<Duration> {
 }
 
 pub(super) fn unsupported(what: &str) -> Failure {
-    let told = format!("{what}, which this version of Countersign cannot do: run it in Celery");
-    Failure::new("builtins", "NotImplementedError", told)
+    let message =
+        format!("{what}, which Countersign does not support: run this workflow in Celery");
+    Failure::new("builtins", "NotImplementedError", message)
 }

@@ -31,7 +31,7 @@ fn args(task: &FollowUp) -> String {
 }
 
 #[test]
-fn nothing_follows_what_celery_writes_by_default() {
+fn the_default_embed_has_no_follow_up_tasks() {
     for embed in [json!({}), Value::Null, json!({"callbacks": [], "chain": null})] {
         assert!(Canvas::read(&task(&embed).embed).unwrap().is_none(), "{embed}");
     }
@@ -40,7 +40,7 @@ fn nothing_follows_what_celery_writes_by_default() {
 }
 
 #[test]
-fn the_next_of_a_chain_is_its_last_and_carries_the_rest() {
+fn the_next_task_of_a_chain_is_its_last_element_and_carries_the_rest() {
     let next = json!({"task": "b", "args": [2], "kwargs": {"k": 1}, "options": {
         "task_id": "t2", "reply_to": "oid", "queue": "other", "priority": 4, "countdown": 3,
         "expires": 10, "link_error": [{"task": "e"}], "time_limit": 7, "soft_time_limit": null,
@@ -70,7 +70,7 @@ fn the_next_of_a_chain_is_its_last_and_carries_the_rest() {
 }
 
 #[test]
-fn numbers_that_no_float_holds_come_through_unchanged() {
+fn numbers_beyond_the_precision_of_a_float_are_unchanged() {
     let big = "123456789012345678901234567890";
     let embed = format!(r#"{{"callbacks": [{{"task": "b", "args": [{big}]}}]}}"#);
     let mut task = task(&Value::Null);
@@ -90,7 +90,7 @@ fn an_immutable_signature_gets_no_result() {
 }
 
 #[test]
-fn what_has_no_id_gets_the_same_one_every_time() {
+fn a_missing_id_is_derived_and_always_the_same() {
     let embed = json!({"callbacks": [{"task": "b"}, {"task": "c"}], "chain": [{"task": "d"}]});
     let ids = || sent(&embed).into_iter().map(|task| task.envelope.id).collect::<Vec<_>>();
     let (first, again) = (ids(), ids());
@@ -102,7 +102,7 @@ fn what_has_no_id_gets_the_same_one_every_time() {
 }
 
 #[test]
-fn a_chain_that_follows_is_unrolled_before_the_rest() {
+fn a_chain_in_a_chain_is_flattened_before_the_rest() {
     let inner = json!({"task": "celery.chain", "kwargs": {"tasks": [
         {"task": "b"}, {"task": "celery.chain", "kwargs": {"tasks": [{"task": "c"}]}}]},
         "options": {"task_id": "last", "link_error": [{"task": "e"}]}});
@@ -150,7 +150,7 @@ fn errbacks_are_called_with_the_failed_id() {
 }
 
 #[test]
-fn whoever_waits_for_what_will_not_run_is_known() {
+fn the_ids_of_tasks_that_never_run_are_returned() {
     let task_of = |id| json!({"task": "x", "options": {"task_id": id}});
     let chord = json!({"task": "celery.chord", "options": {"task_id": "g"}, "kwargs": {
         "header": {"task": "celery.group", "kwargs": {"tasks": [task_of("h1"), task_of("h2")]}},
@@ -161,7 +161,7 @@ fn whoever_waits_for_what_will_not_run_is_known() {
 }
 
 #[test]
-fn a_chord_is_refused_before_its_task_runs_and_passed_on_behind_another() {
+fn a_chord_is_refused_before_its_task_runs_and_sent_on_after_another_task() {
     let chord = json!({"task": "celery.chord", "kwargs": {"header": [], "body": {"task": "b"}}});
     for embed in [
         json!({"chord": {"task": "b"}}),
@@ -177,7 +177,7 @@ fn a_chord_is_refused_before_its_task_runs_and_passed_on_behind_another() {
 }
 
 #[test]
-fn what_cannot_be_read_is_the_failure_of_its_task() {
+fn an_unreadable_signature_fails_its_task() {
     for embed in [
         json!(5),
         json!({"callbacks": 5}),

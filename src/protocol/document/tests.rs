@@ -15,14 +15,14 @@ fn text(document: &Document) -> &str {
     std::str::from_utf8(&document.json).unwrap()
 }
 
-/// The expected texts are Celery 5.7's own, but for their blanks.
+/// The expected texts are those of Celery 5.7, except for white space.
 #[test]
 fn documents_have_the_fields_of_celery_in_its_order() {
     let mut task = task();
-    let answer: Box<RawValue> = serde_json::from_str("[1, 2]").unwrap();
+    let result: Box<RawValue> = serde_json::from_str("[1, 2]").unwrap();
     let success = Document::success(
         &task,
-        &answer,
+        &result,
         &[Child { id: TaskId::from("c1"), parent: None, members: None }],
         now(),
     );
@@ -41,6 +41,10 @@ fn documents_have_the_fields_of_celery_in_its_order() {
         text(&Document::failed(&task, &failure, now())),
         r#"{"status":"FAILURE","result":{"exc_type":"ValueError","exc_message":["boom",2],"exc_module":"builtins"},"traceback":"Trace","children":[],"date_done":"2026-11-21T11:37:03.361864+00:00","group_id":"g","parent_id":"p","task_id":"t1"}"#
     );
+    assert_eq!(
+        text(&Document::started(&task, 7, "w@h")),
+        r#"{"status":"STARTED","result":{"hostname":"w@h","pid":7},"traceback":null,"children":[],"date_done":null,"group_id":"g","parent_id":"p","task_id":"t1"}"#
+    );
     assert!(text(&Document::retry(&task, &failure, now())).contains(r#""date_done":null"#));
     let revoked = Document::revoked(&task, "expired", now());
     assert!(text(&revoked).contains(
@@ -49,11 +53,11 @@ fn documents_have_the_fields_of_celery_in_its_order() {
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn a_written_document_is_read_back() {
     let task = task();
-    let answer: Box<RawValue> = serde_json::from_str("[1,2]").unwrap();
+    let result: Box<RawValue> = serde_json::from_str("[1,2]").unwrap();
     let read = |document: Document| Document::parse(TaskId::from("?"), document.json).unwrap();
-    let success = read(Document::success(&task, &answer, &[], now()));
+    let success = read(Document::success(&task, &result, &[], now()));
     assert_eq!((success.id.as_str(), &success.state), ("t1", &State::Success));
     assert_eq!(success.output::<Vec<u8>>().unwrap(), [1, 2]);
     assert!(success.output::<String>().is_err());
@@ -71,7 +75,7 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn failures_of_others_are_read_whatever_their_shape() {
+fn failures_in_any_form_are_read() {
     let failure = |result: &str| {
         let json = format!(r#"{{"status": "FAILURE", "result": {result}}}"#);
         Document::parse(TaskId::from("t"), json.into()).unwrap().failure()
@@ -88,7 +92,7 @@ fn failures_of_others_are_read_whatever_their_shape() {
 }
 
 #[test]
-fn a_document_of_any_state_is_read_and_garbage_is_not() {
+fn a_document_of_any_state_is_read_and_an_invalid_one_is_not() {
     let parse = |json: &'static str| Document::parse(TaskId::from("t"), Bytes::from(json));
     let custom = parse(r#"{"status": "WAITING_APPROVAL", "result": {"x": 1}}"#).unwrap();
     assert_eq!(custom.state, State::Custom("WAITING_APPROVAL".into()));
@@ -102,7 +106,7 @@ fn a_document_of_any_state_is_read_and_garbage_is_not() {
 }
 
 #[test]
-fn an_answer_with_tagged_values_reaches_its_type() {
+fn a_result_with_tagged_values_is_read_as_its_type() {
     let json = r#"{"status": "SUCCESS", "result": {"__type__": "decimal", "__value__": "1.5"}}"#;
     let document = Document::parse(TaskId::from("t"), json.into()).unwrap();
     assert_eq!(document.output::<String>().unwrap(), "1.5");

@@ -1,4 +1,4 @@
-//! The tools of the other tests, tried on their own.
+//! Tests of the test tools.
 
 use std::time::Duration;
 
@@ -22,23 +22,23 @@ async fn echo_server() -> (String, JoinHandle<()>) {
     (address, serving)
 }
 
-async fn say(peer: &mut TcpStream, word: &[u8]) -> std::io::Result<Vec<u8>> {
+async fn exchange(peer: &mut TcpStream, word: &[u8]) -> std::io::Result<Vec<u8>> {
     peer.write_all(word).await?;
-    let mut heard = vec![0; word.len()];
-    peer.read_exact(&mut heard).await?;
-    Ok(heard)
+    let mut received = vec![0; word.len()];
+    peer.read_exact(&mut received).await?;
+    Ok(received)
 }
 
 #[tokio::test]
-async fn a_proxy_cuts_what_is_open_and_serves_what_comes_after() {
+async fn a_proxy_cuts_open_connections_and_accepts_new_ones() {
     let (address, _serving) = echo_server().await;
     let proxy = Proxy::start(address).await;
     let mut first = TcpStream::connect(proxy.address()).await.unwrap();
-    assert_eq!(say(&mut first, b"one").await.unwrap(), b"one");
+    assert_eq!(exchange(&mut first, b"one").await.unwrap(), b"one");
     proxy.cut();
     assert!(matches!(first.read(&mut [0; 8]).await, Ok(0) | Err(_)));
     let mut second = TcpStream::connect(proxy.address()).await.unwrap();
-    assert_eq!(say(&mut second, b"two").await.unwrap(), b"two");
+    assert_eq!(exchange(&mut second, b"two").await.unwrap(), b"two");
 }
 
 #[tokio::test]
@@ -46,35 +46,35 @@ async fn a_blackhole_holds_bytes_back_until_it_is_healed() {
     let (address, _serving) = echo_server().await;
     let proxy = Proxy::start(address).await;
     let mut peer = TcpStream::connect(proxy.address()).await.unwrap();
-    assert_eq!(say(&mut peer, b"one").await.unwrap(), b"one");
+    assert_eq!(exchange(&mut peer, b"one").await.unwrap(), b"one");
     proxy.blackhole();
     peer.write_all(b"two").await.unwrap();
-    let mut heard = [0; 3];
-    let early = timeout(Duration::from_millis(50), peer.read(&mut heard)).await;
+    let mut received = [0; 3];
+    let early = timeout(Duration::from_millis(50), peer.read(&mut received)).await;
     assert!(early.is_err(), "a blackhole let bytes through");
     proxy.heal();
-    peer.read_exact(&mut heard).await.unwrap();
-    assert_eq!(&heard, b"two");
+    peer.read_exact(&mut received).await.unwrap();
+    assert_eq!(&received, b"two");
 }
 
 #[tokio::test]
 async fn a_server_comes_back_on_its_port_with_its_data() {
     assert!(servers().ca_file.exists());
     let mut redis = Server::redis().await;
-    ask(&redis.address(), "SET key kept").await;
+    send_command(&redis.address(), "SET key kept").await;
     redis.stop().await;
     assert!(TcpStream::connect(redis.address()).await.is_err());
     redis.start().await;
-    assert!(ask(&redis.address(), "GET key").await.contains("kept"));
+    assert!(send_command(&redis.address(), "GET key").await.contains("kept"));
     redis.kill().await;
     assert!(TcpStream::connect(redis.address()).await.is_err());
 }
 
-async fn ask(address: &str, command: &str) -> String {
+async fn send_command(address: &str, command: &str) -> String {
     let mut peer = TcpStream::connect(address).await.unwrap();
     let request = format!("AUTH not-to-be-printed\r\n{command}\r\nQUIT\r\n");
     peer.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    peer.read_to_string(&mut answer).await.unwrap();
-    answer
+    let mut reply = String::new();
+    peer.read_to_string(&mut reply).await.unwrap();
+    reply
 }

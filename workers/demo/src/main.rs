@@ -1,19 +1,9 @@
-//! The demo worker, and the template to copy: one task a file, registered in one place.
-
-mod mark;
-mod tasks;
+//! The demo worker. Its tasks are in the library, so that `countersign dev` runs them as well.
 
 use std::process::ExitCode;
 
-use countersign::Policy;
-use mark::{Mark, Marks, mark};
+use countersign_demo::{register, register_mark};
 
 fn main() -> ExitCode {
-    countersign::run_worker("demo", |worker| {
-        let marks = std::env::var("DEMO_MARKS_URL");
-        let marks =
-            Marks::new(marks.as_deref().unwrap_or(worker.client().config().store_url.reveal()));
-        tasks::register(worker)
-            .handle(move |_, task: Mark| mark(marks.clone(), task), Policy::default())
-    })
+    countersign::run_worker("demo", |worker| register_mark(register(worker)))
 }

@@ -1,16 +1,18 @@
-//! `demo.mark(key, value, pause_s=0)`: appends to a Redis list, waits, and answers the list's length
-//! after the append. Tests count runs with it. `DEMO_MARKS_URL` names the Redis of the lists, where
-//! tests restart the one that stores results.
+//! `demo.mark(key, value, pause_s=0)`: appends to a Redis list, waits, and returns the list's length
+//! after the append. Tests count runs with it. Tests that restart the Redis with the results set
+//! `DEMO_MARKS_URL` to another Redis for the lists.
 
 use std::time::Duration;
 
-use countersign::{Task, TaskResult};
-use redis::AsyncCommands;
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use countersign::{ContextWith, Task, TaskResult};
+use deadpool_redis::{Manager, Pool};
+use redis::{AsyncCommands, AsyncConnectionConfig};
 use serde::{Deserialize, Serialize};
 
-/// Longer than tests stop a worker for: a response that arrives during the stop is still read.
+/// Longer than any test suspends the worker process, so that a response that arrives then is still read.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The size of the pool.
+const CONNECTIONS: usize = 16;
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Mark {
@@ -26,25 +28,28 @@ impl Task for Mark {
     type Output = u64;
 }
 
-/// Where marks are made: connected at the first one.
-#[derive(Clone)]
-pub(crate) struct Marks(Result<ConnectionManager, String>);
+/// The state of the demo worker: a pool of connections for marks. Connections are opened on demand.
+#[derive(Debug)]
+pub struct Marks(Result<Pool, String>);
 
 impl Marks {
-    /// Lists live in the Redis of this URL (the first one, if it names several).
+    /// Uses the Redis of this URL for the lists (the first one, if it names several).
     pub(crate) fn new(url: &str) -> Self {
         let first = url.split(';').next().unwrap_or_default();
-        let connection = redis::Client::open(first).and_then(|client| {
-            let config = ConnectionManagerConfig::new();
-            let config = config.set_response_timeout(Some(RESPONSE_TIMEOUT));
-            ConnectionManager::new_lazy_with_config(client, config)
-        });
-        Self(connection.map_err(|error| error.to_string()))
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(RESPONSE_TIMEOUT));
+        let manager = Manager::new_with_config(first, config).map_err(|error| error.to_string());
+        let pool = |manager| Pool::builder(manager).max_size(CONNECTIONS).build();
+        Self(manager.and_then(|manager| pool(manager).map_err(|error| error.to_string())))
     }
 }
 
-pub(crate) async fn mark(marks: Marks, Mark { key, value, pause_s }: Mark) -> TaskResult<u64> {
-    let length: u64 = marks.0?.rpush(key, value).await?;
+pub(crate) async fn mark(
+    ctx: ContextWith<Marks>,
+    Mark { key, value, pause_s }: Mark,
+) -> TaskResult<u64> {
+    let pool = ctx.state().0.as_ref().map_err(String::clone)?;
+    // Returned to the pool before the pause.
+    let length: u64 = pool.get().await?.rpush(key, value).await?;
     let pause = Duration::try_from_secs_f64(pause_s)?;
     if !pause.is_zero() {
         tokio::time::sleep(pause).await;

@@ -1,9 +1,11 @@
-//! The embedded backend against itself: in memory the clock is the runtime's, and stands still
-//! until a test moves it.
+//! Tests of the embedded backend alone: in memory the clock is the runtime's, and stands still until a
+//! test advances it.
 
 mod approvals;
 mod audit;
+mod draw;
 mod file;
+mod outcome_summary;
 mod rules;
 mod sessions;
 
@@ -12,8 +14,11 @@ use std::time::Duration;
 
 use super::db::Db;
 use super::store::EmbeddedStore;
-use crate::approval::{Action, ApprovalId, Question};
-use crate::backend::{Approvals, Asked, Parking};
+use crate::approval::{Action, ApprovalId, ApprovalRequest};
+use crate::backend::{
+    ApprovalRecord, Approvals, Connection as _, Journals as _, Outbox as _, Results as _,
+    StoreInfo as _, SuspendRequest, Suspensions as _,
+};
 use crate::protocol::{Arguments, Envelope, TaskDigest};
 use crate::task::TaskId;
 
@@ -44,29 +49,29 @@ impl Drop for Folder {
     }
 }
 
-/// A question of a task, about its action in this version, open for an hour.
-fn question(task: &TaskId, name: &str, version: u32, quorum: u32) -> Question {
-    Question {
+/// An approval request of a task, about its action in this version, open for an hour.
+fn request_of(task: &TaskId, name: &str, version: u32, quorum: u32) -> ApprovalRequest {
+    ApprovalRequest {
         id: ApprovalId::of(task, name, 0),
         task: Some(task.clone()),
         action: Action { name: "pay".into(), version, args: serde_json::json!({"to": name}) },
         editable: true,
         requester: Some("rita".into()),
         quorum,
-        expires_in: 3_600_000,
-        ..Question::new(name)
+        expires_in: Duration::from_hours(1),
+        ..ApprovalRequest::new(name)
     }
 }
 
-/// These questions; `None` for one that nobody asks.
-async fn read(store: &EmbeddedStore, ids: &[ApprovalId]) -> Vec<Option<Asked>> {
-    let found = store.asked(ids).await.unwrap();
+/// Reads these requests; `None` for one that does not exist.
+async fn read(store: &EmbeddedStore, ids: &[ApprovalId]) -> Vec<Option<ApprovalRecord>> {
+    let found = store.approvals(ids).await.unwrap();
     found.into_iter().map(|found| found.readable().unwrap()).collect()
 }
 
-/// The park of a task that waits for these, held by `a` for a minute.
-fn parking(task: &TaskId, number: u64, questions: Vec<Question>) -> Parking {
-    Parking {
+/// The suspension of a task that waits for these requests, held by `a` for a minute.
+fn suspend_request(task: &TaskId, number: u64, requests: Vec<ApprovalRequest>) -> SuspendRequest {
+    SuspendRequest {
         id: task.clone(),
         number,
         digest: TaskDigest::from("one".to_owned()),
@@ -74,7 +79,7 @@ fn parking(task: &TaskId, number: u64, questions: Vec<Question>) -> Parking {
         lease: Duration::from_secs(60),
         message: Envelope::new("t", Arguments::default()).encode(),
         queue: "q".into(),
-        questions,
+        requests,
         alarm: None,
         abandoned: Vec::new(),
     }

@@ -1,27 +1,31 @@
-//! Whatever happens in whatever order: the store answers as the pure functions do on records that
-//! were never written down.
+//! In any order of calls, the store returns the same as the pure functions do.
 
 use std::array::from_fn;
 
 use serde_json::json;
 use tokio::time::advance;
 
+use super::draw::Draw;
+use super::outcome_summary::{OutcomeSummary, summarize};
 use super::*;
-use crate::approval::{Answer, Choice, Decision, Ruling, Standing};
-use crate::backend::{Forget, Parked, Store, Taken};
-use crate::lifecycle::park::{self, Due, Park, Take};
-use crate::lifecycle::vote::{self, Ballot, Extension, Terms, Vote};
+use crate::approval::{ApprovalStatus, DecideResult, Decision, DecisionKind};
+use crate::backend::{ClaimResult, Forget, SuspendResult};
+use crate::lifecycle::decision_rules::{self, DecisionRecord, Extension, RequestTerms, Vote};
+use crate::lifecycle::suspension::{self, ClaimOutcome, Due, Suspension};
 use crate::lifecycle::warning;
-use crate::protocol::{TaskDigest, Ticket, TicketKind};
+use crate::protocol::{SuspendHeader, SuspendKind, TaskDigest};
 
+const KINDS: [SuspendKind; 3] = [SuspendKind::Original, SuspendKind::Resume, SuspendKind::Wake];
+/// Approvals come most often.
+const CHOICES: [DecisionKind; 4] =
+    [DecisionKind::Approve, DecisionKind::Approve, DecisionKind::Reject, DecisionKind::Withdraw];
 const ROUNDS: usize = 200;
 const STEPS: usize = 60;
 const LEASE: i64 = 3_600_000;
 const DAY: i64 = 24 * 3_600_000;
 const HOLDERS: [&str; 2] = ["a", "b"];
-/// Tasks that have the same id.
-const TASKS: [&str; 2] = ["one", "two"];
-/// In which the time passes. The last one is longer than anything is kept.
+const TASKS: [&str; 2] = ["one", "two"]; // with the same id
+/// Steps by which the time advances. The last one is longer than any record is kept.
 const JUMPS: [Duration; 5] = [
     Duration::from_millis(1),
     Duration::from_secs(15 * 60),
@@ -31,100 +35,88 @@ const JUMPS: [Duration; 5] = [
 ];
 const PEOPLE: [&str; 5] = ["ana", "bob", "rita", "policy:a", "policy:b"];
 
-/// Numbers that look random, and are the same in every run.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-
-    fn of<T: Copy>(&mut self, items: &[T]) -> T {
-        items[self.below(items.len())]
-    }
-}
-
-/// One question, and what was said to it.
+/// One request and its votes.
 #[derive(Clone, Default)]
 struct Known {
-    terms: Option<Terms>,
-    ballot: Ballot,
+    terms: Option<RequestTerms>,
+    record: DecisionRecord,
     warned: Option<u8>,
-    /// Until then what was said is kept.
-    kept: i64,
+    /// When the votes expire.
+    retained_until: i64,
     listed: Option<i64>,
-    /// When the question is forgotten, and nothing of what was said to it.
-    gone: Option<i64>,
+    /// When the request expires; its votes do not.
+    expires: Option<i64>,
 }
 
 impl Known {
-    fn standing(&self, now: i64) -> Option<Standing> {
-        self.terms.as_ref().map(|terms| vote::standing(terms, &self.ballot, now))
+    fn status(&self, now: i64) -> Option<ApprovalStatus> {
+        self.terms.as_ref().map(|terms| decision_rules::status(terms, &self.record, now))
     }
 
     fn is_open(&self, now: i64) -> bool {
-        matches!(self.standing(now), Some(Standing::Open(_)))
+        matches!(self.status(now), Some(ApprovalStatus::Open(_)))
     }
 
-    /// Something is written down: for as long as the request can be decided, and a month more.
+    /// Extends the expiry of the votes: for as long as the request can be decided, and a month more.
     fn keep(&mut self, now: i64) {
-        let deadline = self.terms.as_ref().map(|terms| vote::deadline(terms, &self.ballot));
-        self.kept = deadline.unwrap_or(now).max(now) + 30 * DAY;
+        let deadline =
+            self.terms.as_ref().map(|terms| decision_rules::deadline(terms, &self.record));
+        self.retained_until = deadline.unwrap_or(now).max(now) + 30 * DAY;
     }
 
     fn since(&self, now: i64) -> i64 {
-        self.terms.as_ref().map_or(0, |terms| vote::since(terms, &self.ballot, now))
+        self.terms
+            .as_ref()
+            .map_or(0, |terms| decision_rules::status_since(terms, &self.record, now))
     }
 }
 
-/// One task and its two questions.
+/// One task and its two requests.
 #[derive(Default)]
 struct Model {
-    park: Option<Park>,
+    suspension: Option<Suspension>,
     alarm: Option<i64>,
     has_message: bool,
-    asked: Vec<usize>,
+    requested: Vec<usize>,
     known: [Known; 2],
     /// The number of requests that were made. Each has its own nonce.
     requests: u32,
-    /// When the note of the task's end is forgotten.
-    gone: Option<i64>,
+    /// When the record of the task's end expires.
+    expires: Option<i64>,
 }
 
 impl Model {
     fn due(&self, waits: &[usize], now: i64) -> Due {
-        Due::of(waits.iter().map(|n| self.known[*n].standing(now)), self.alarm, now)
+        Due::of(waits.iter().map(|n| self.known[*n].status(now)), self.alarm, now)
     }
 
-    fn ask(&mut self, n: usize, question: &Question, now: i64) {
-        let awaits = self.asked.contains(&n);
+    fn add_request(&mut self, n: usize, approval: &ApprovalRequest, now: i64) {
+        let awaits = self.requested.contains(&n);
         if !awaits {
-            self.asked.push(n);
+            self.requested.push(n);
         }
         let known = &mut self.known[n];
-        let (digest, ballot) = (question.digest(), &known.ballot);
-        let stays = |terms| vote::stays(terms, ballot, &digest, awaits, now);
-        if known.terms.as_ref().is_some_and(stays) {
+        let (digest, record) = (approval.digest(), &known.record);
+        let is_unchanged =
+            |terms| decision_rules::is_unchanged(terms, record, &digest, awaits, now);
+        if known.terms.as_ref().is_some_and(is_unchanged) {
             return;
         }
         let deadline = now + 3_600_000;
         self.requests += 1;
-        known.terms = Some(Terms {
+        known.terms = Some(RequestTerms {
             digest,
             nonce: Some(self.requests.to_string()),
-            asked_at: now,
+            requested_at: now,
             deadline,
-            quorum: question.quorum,
-            requester: question.requester.clone(),
+            quorum: approval.quorum,
+            requester: approval.requester.clone(),
             self_approval: false,
-            approvers: question.approvers.clone(),
+            approvers: approval.approvers.clone(),
             editable: true,
             withdrawn: false,
         });
-        (known.listed, known.gone) = (Some(deadline), None);
+        (known.listed, known.expires) = (Some(deadline), None);
     }
 
     fn withdraw(&mut self, n: usize, now: i64) -> bool {
@@ -137,37 +129,37 @@ impl Model {
     }
 
     fn end(&mut self, digest: Option<&TaskDigest>, now: i64) -> Vec<usize> {
-        if !park::end(&mut self.park, digest) {
+        if !suspension::end(&mut self.suspension, digest) {
             return Vec::new();
         }
-        let asked = std::mem::take(&mut self.asked);
-        let withdrawn = asked.iter().copied().filter(|n| self.withdraw(*n, now)).collect();
-        for n in asked {
-            (self.known[n].listed, self.known[n].gone) = (None, Some(now + 7 * DAY));
+        let requested = std::mem::take(&mut self.requested);
+        let withdrawn = requested.iter().copied().filter(|n| self.withdraw(*n, now)).collect();
+        for n in requested {
+            (self.known[n].listed, self.known[n].expires) = (None, Some(now + 7 * DAY));
         }
-        (self.has_message, self.gone) = (false, Some(now + park::ENDED_KEPT));
+        (self.has_message, self.expires) = (false, Some(now + suspension::ENDED_RETENTION));
         withdrawn
     }
 
     fn forget(&mut self, now: i64) {
-        if self.gone.is_some_and(|gone| gone <= now) {
-            (self.park, self.alarm, self.gone) = (None, None, None);
+        if self.expires.is_some_and(|expires| expires <= now) {
+            (self.suspension, self.alarm, self.expires) = (None, None, None);
         }
         for known in &mut self.known {
-            if known.kept <= now {
-                (known.ballot, known.warned) = (Ballot::default(), None);
+            if known.retained_until <= now {
+                (known.record, known.warned) = (DecisionRecord::default(), None);
             }
-            known.terms.take_if(|_| known.gone.is_some_and(|gone| gone <= now));
+            known.terms.take_if(|_| known.expires.is_some_and(|expires| expires <= now));
         }
     }
 }
 
-/// One task under both, step by step.
+/// One task in the store and in the model, step by step.
 struct Pair {
     store: EmbeddedStore,
     id: TaskId,
     /// Each in two versions.
-    questions: [[Question; 2]; 2],
+    requests: [[ApprovalRequest; 2]; 2],
     model: Model,
 }
 
@@ -176,16 +168,16 @@ impl Pair {
         let id = TaskId::from(format!("task-{round}"));
         let quorum = 1 + u32::try_from(draw.below(2)).unwrap();
         let approvers = if draw.below(3) == 0 { vec!["ana".into(), "bob".into()] } else { vec![] };
-        let questions = from_fn(|n| {
+        let requests = from_fn(|n| {
             from_fn(|version| {
                 let version = u32::try_from(version).unwrap();
                 let quorum = if n == 0 { quorum } else { 1 };
                 let name = ["first", "second"][n];
                 let approvers = approvers.clone();
-                Question { approvers, ..question(&id, name, version, quorum) }
+                ApprovalRequest { approvers, ..request_of(&id, name, version, quorum) }
             })
         });
-        Self { store: in_memory(), id, questions, model: Model::default() }
+        Self { store: in_memory(), id, requests, model: Model::default() }
     }
 
     fn now(&self) -> i64 {
@@ -193,68 +185,74 @@ impl Pair {
     }
 
     fn ids(&self) -> [ApprovalId; 2] {
-        from_fn(|n| self.questions[n][0].id.clone())
+        from_fn(|n| self.requests[n][0].id.clone())
     }
 
-    fn rulings(&self, ids: &[usize], now: i64) -> Vec<Told> {
-        let ruling = |n: &usize| {
+    fn outcomes(&self, ids: &[usize], now: i64) -> Vec<OutcomeSummary> {
+        let outcome = |n: &usize| {
             let known = &self.model.known[*n];
-            let standing = known.standing(now).filter(|_| !known.is_open(now))?;
-            let decided = vote::decided(known.terms.as_ref()?, &known.ballot);
+            let status = known.status(now).filter(|_| !known.is_open(now))?;
+            let decided = decision_rules::decided(known.terms.as_ref()?, &known.record);
             let decision = decided.map(|it| it.decision.clone());
-            Some((self.ids()[*n].clone(), standing, known.since(now), decision))
+            Some((self.ids()[*n].clone(), status, known.since(now), decision))
         };
-        ids.iter().filter_map(ruling).collect()
+        ids.iter().filter_map(outcome).collect()
     }
 
-    /// Whoever has this message wants to run the task; without one, a run that is about to park, which
-    /// may start anew.
-    async fn take(
+    /// Claims the task for a holder of this message; without one, for a run that is about to suspend,
+    /// which may start anew.
+    async fn claim(
         &mut self,
-        ticket: Result<Ticket, bool>,
+        header: Result<SuspendHeader, bool>,
         digest: Option<&TaskDigest>,
         holder: &str,
     ) {
         let (now, ids) = (self.now(), self.ids());
-        let before = self.model.park.clone();
-        let waits = before.as_ref().map_or_else(Vec::new, |park| {
-            (0..2).filter(|n| park.waits.contains(&ids[*n])).collect()
+        let before = self.model.suspension.clone();
+        let waits = before.as_ref().map_or_else(Vec::new, |suspension| {
+            (0..2).filter(|n| suspension.waits.contains(&ids[*n])).collect()
         });
         let due = self.model.due(&waits, now);
-        let record = &mut self.model.park;
-        let expected = match ticket {
-            Ok(ticket) => park::take(record, ticket, digest, due, holder, now, LEASE),
-            Err(anew) => park::begin(record, digest.unwrap(), anew, holder, now, LEASE),
+        let record = &mut self.model.suspension;
+        let expected = match header {
+            Ok(header) => suspension::claim(record, header, digest, due, holder, now, LEASE),
+            Err(starts_anew) => {
+                suspension::begin(record, digest.unwrap(), starts_anew, holder, now, LEASE)
+            }
         };
-        let number = |park: Option<&Park>| park.map(|park| park.number);
-        if number(before.as_ref()) != number(self.model.park.as_ref()) {
+        let number =
+            |suspension: Option<&Suspension>| suspension.map(|suspension| suspension.number);
+        if number(before.as_ref()) != number(self.model.suspension.as_ref()) {
             self.model.alarm = None;
         }
-        let is_ended = |park: Option<&Park>| park.is_some_and(|park| park.ended);
-        if is_ended(before.as_ref()) && !is_ended(self.model.park.as_ref()) {
-            (self.model.alarm, self.model.gone) = (None, None);
+        let is_ended =
+            |suspension: Option<&Suspension>| suspension.is_some_and(|suspension| suspension.ended);
+        if is_ended(before.as_ref()) && !is_ended(self.model.suspension.as_ref()) {
+            (self.model.alarm, self.model.expires) = (None, None);
         }
-        let found = match ticket {
-            Ok(ticket) => self.store.take_parked(&self.id, ticket, digest, holder, HOUR),
-            Err(anew) => self.store.begin_park(&self.id, digest.unwrap(), anew, holder, HOUR),
+        let found = match header {
+            Ok(header) => self.store.claim_suspended(&self.id, header, digest, holder, HOUR),
+            Err(starts_anew) => {
+                self.store.claim_first(&self.id, digest.unwrap(), starts_anew, holder, HOUR)
+            }
         };
         let found = found.await.unwrap();
         let agree = match (&expected, &found) {
-            (Take::Unclaimed, Taken::Unclaimed)
-            | (Take::Ack, Taken::Over(_))
-            | (Take::StateLost, Taken::StateLost)
-            | (Take::Ended, Taken::Ended(_)) => true,
-            (Take::Occupied, Taken::Occupied(message)) => {
+            (ClaimOutcome::Unclaimed, ClaimResult::Unclaimed)
+            | (ClaimOutcome::Ack, ClaimResult::Over(_))
+            | (ClaimOutcome::StateLost, ClaimResult::StateLost)
+            | (ClaimOutcome::Ended, ClaimResult::Ended(_)) => true,
+            (ClaimOutcome::Occupied, ClaimResult::Occupied(message)) => {
                 message.is_some() == self.model.has_message
             }
-            (Take::Postpone(wanted), Taken::Postpone(pause)) => {
-                pause.as_millis() == u128::from(wanted.unsigned_abs())
+            (ClaimOutcome::Postpone(wanted), ClaimResult::Postpone(delay)) => {
+                delay.as_millis() == u128::from(wanted.unsigned_abs())
             }
-            (Take::Claimed(wanted), Taken::Claimed { number, message, rulings }) => {
-                let asked = self.model.asked.clone();
-                assert_eq!(said(rulings), self.rulings(&asked, now));
+            (ClaimOutcome::Claimed(wanted), ClaimResult::Claimed { number, message, outcomes }) => {
+                let requested = self.model.requested.clone();
+                assert_eq!(summarize(outcomes), self.outcomes(&requested, now));
                 assert_eq!(message.is_some(), self.model.has_message);
-                for n in asked {
+                for n in requested {
                     let known = &mut self.model.known[n];
                     if known.terms.is_some() && !known.is_open(now) {
                         known.listed = None;
@@ -264,47 +262,51 @@ impl Pair {
             }
             _ => false,
         };
-        assert!(agree, "{ticket:?} by {holder}: {expected:?}, but {found:?}");
+        assert!(agree, "{header:?} by {holder}: {expected:?}, but {found:?}");
     }
 
-    async fn park(&mut self, parking: Parking, waits: &[(usize, usize)]) {
+    async fn suspend(&mut self, request: SuspendRequest, waits: &[(usize, usize)]) {
         let now = self.now();
-        let (known, asked) = (self.model.known.clone(), self.model.asked.clone());
+        let (known, requested) = (self.model.known.clone(), self.model.requested.clone());
         let alarm = self.model.alarm;
         for (n, version) in waits {
-            let question = self.questions[*n][*version].clone();
-            self.model.ask(*n, &question, now);
+            let approval = self.requests[*n][*version].clone();
+            self.model.add_request(*n, &approval, now);
         }
         let ids = self.ids();
-        for n in (0..2).filter(|n| parking.abandoned.contains(&ids[*n])) {
+        for n in (0..2).filter(|n| request.abandoned.contains(&ids[*n])) {
             self.model.withdraw(n, now);
         }
         self.model.alarm =
-            parking.alarm.map(|sleep| now + i64::try_from(sleep.as_millis()).unwrap());
+            request.alarm.map(|sleep| now + i64::try_from(sleep.as_millis()).unwrap());
         let waits: Vec<_> = waits.iter().map(|(n, _)| *n).collect();
         let due = self.model.due(&waits, now);
         let awaited = waits.iter().map(|n| ids[*n].clone()).collect();
-        let (number, holder) = (parking.number, parking.holder.clone());
-        let next = Park::waiting(number, parking.digest.clone(), awaited);
-        let expected = park::park(&mut self.model.park, next, due, &holder, now, LEASE);
-        if expected == park::Parked::Behind {
-            (self.model.known, self.model.asked, self.model.alarm) = (known, asked, alarm);
+        let (number, holder) = (request.number, request.holder.clone());
+        let next = Suspension::waiting(number, request.digest.clone(), awaited);
+        let expected =
+            suspension::suspend(&mut self.model.suspension, next, due, &holder, now, LEASE);
+        if expected == suspension::SuspendOutcome::Behind {
+            (self.model.known, self.model.requested, self.model.alarm) = (known, requested, alarm);
         } else {
             self.model.has_message = true;
         }
-        let found = self.store.park(parking).await.unwrap();
+        let found = self.store.suspend(request).await.unwrap();
         let agree = match (expected, &found) {
-            (park::Parked::Waiting, Parked::Waiting(_, left)) => {
+            (suspension::SuspendOutcome::Waiting, SuspendResult::Waiting(_, left)) => {
                 let wanted = if let Due::In(left) = due { left.unsigned_abs() } else { 0 };
                 left.as_millis() == u128::from(wanted)
             }
-            (park::Parked::Ready, Parked::Ready(rulings)) => {
-                said(rulings) == self.rulings(&waits, now)
+            (suspension::SuspendOutcome::Ready, SuspendResult::Ready(outcomes)) => {
+                summarize(outcomes) == self.outcomes(&waits, now)
             }
-            (park::Parked::Behind, Parked::Behind(_)) => true,
+            (suspension::SuspendOutcome::Behind, SuspendResult::Behind(_)) => true,
             _ => false,
         };
-        assert!(agree, "park {number} for {waits:?} by {holder}: {expected:?}, but {found:?}");
+        assert!(
+            agree,
+            "suspension {number} for {waits:?} by {holder}: {expected:?}, but {found:?}"
+        );
     }
 
     async fn decide(&mut self, n: usize, decision: &Decision) {
@@ -319,35 +321,40 @@ impl Pair {
             edited: decision.edited.is_some(),
         };
         let known = &mut self.model.known[n];
-        let about = (known.ballot.digest.clone(), known.ballot.nonce.clone());
-        let expected = vote::decide(known.terms.as_ref(), &mut known.ballot, &vote, now);
-        if (&known.ballot.digest, &known.ballot.nonce) != (&about.0, &about.1) {
+        let about = (known.record.digest.clone(), known.record.nonce.clone());
+        let expected = decision_rules::decide(known.terms.as_ref(), &mut known.record, &vote, now);
+        if (&known.record.digest, &known.record.nonce) != (&about.0, &about.1) {
             known.warned = None;
         }
-        if matches!(expected, Answer::Applied | Answer::Counted { .. }) {
+        if matches!(expected, DecideResult::Applied | DecideResult::Counted { .. }) {
             known.keep(now);
         }
         let (found, resume) = self.store.decide(decision).await.unwrap();
         assert_eq!(expected, found, "{decision:?}");
         let id = &decision.approval;
-        let waits = |park: &&Park| park.waits.contains(id);
-        let park = self.model.park.as_ref().filter(waits).filter(|_| found == Answer::Applied);
+        let waits = |suspension: &&Suspension| suspension.waits.contains(id);
+        let suspension =
+            self.model.suspension.as_ref().filter(waits).filter(|_| found == DecideResult::Applied);
         let resume = resume.map(|resume| (resume.task, resume.number, resume.queue));
-        assert_eq!(resume, park.map(|park| (self.id.clone(), park.number, "q".to_owned())));
+        assert_eq!(
+            resume,
+            suspension.map(|suspension| (self.id.clone(), suspension.number, "q".to_owned()))
+        );
     }
 
     async fn extend(&mut self, n: usize, (by, is_operator): (&str, bool), time: Duration) {
         let now = self.now();
         let until = now + i64::try_from(time.as_millis()).unwrap();
         let known = &mut self.model.known[n];
-        let mut ballot = known.ballot.clone();
+        let mut record = known.record.clone();
         let extension = Extension { by, is_operator, until };
-        let expected = vote::extend(known.terms.as_ref(), &mut ballot, extension, now);
-        if expected == Answer::Applied {
-            (known.ballot, known.warned) = (ballot, None);
+        let expected = decision_rules::extend(known.terms.as_ref(), &mut record, extension, now);
+        if expected == DecideResult::Applied {
+            (known.record, known.warned) = (record, None);
             known.keep(now);
         }
-        let found = self.store.extend(&self.ids()[n], by, is_operator, time).await.unwrap();
+        let found =
+            self.store.extend_approval(&self.ids()[n], by, is_operator, time).await.unwrap();
         assert_eq!(found, expected, "{by}");
     }
 
@@ -355,48 +362,58 @@ impl Pair {
         let now = self.now();
         let known = &mut self.model.known[n];
         let mut expected = false;
-        if let (Some(Standing::Open(deadline)), Some(terms)) = (known.standing(now), &known.terms) {
-            let warned = known.warned.filter(|_| known.ballot.of(terms).is_some());
-            expected = warning::is_new(terms.asked_at, deadline, warned, percent, now);
-            if expected && known.ballot.of(terms).is_none() {
-                known.ballot = Ballot::empty(terms);
+        if let (Some(ApprovalStatus::Open(deadline)), Some(terms)) =
+            (known.status(now), &known.terms)
+        {
+            let warned = known.warned.filter(|_| known.record.of(terms).is_some());
+            expected = warning::is_new(
+                terms.requested_at,
+                deadline.as_millisecond(),
+                warned,
+                percent,
+                now,
+            );
+            if expected && known.record.of(terms).is_none() {
+                known.record = DecisionRecord::empty(terms);
             }
         }
         if expected {
             known.warned = Some(percent);
             known.keep(now);
         }
-        assert_eq!(self.store.warn(&self.ids()[n], percent).await.unwrap(), expected);
+        assert_eq!(self.store.record_warning(&self.ids()[n], percent).await.unwrap(), expected);
     }
 
-    /// What everybody sees is the same.
+    /// Compares the state that is visible to all callers.
     async fn compare(&self) {
         let (now, ids) = (self.now(), self.ids());
-        let asked = read(&self.store, &ids).await;
-        for (asked, known) in asked.iter().zip(&self.model.known) {
-            let seen = |asked: &Asked| {
-                let digest = asked.question.digest();
-                let times = (asked.asked_at, asked.at, asked.read_at);
-                (digest, asked.standing, times, asked.votes, asked.warned)
+        let requested = read(&self.store, &ids).await;
+        for (requested, known) in requested.iter().zip(&self.model.known) {
+            let fields = |requested: &ApprovalRecord| {
+                let digest = requested.request.digest();
+                let times = [requested.requested_at, requested.at, requested.read_at];
+                let times = times.map(|time| time.as_millisecond());
+                (digest, requested.status, times, requested.votes, requested.warned)
             };
             let expected = known.terms.as_ref().map(|terms| {
-                let ballot = known.ballot.of(terms);
-                let votes = ballot.map_or(0, |ballot| u32::try_from(ballot.votes.len()).unwrap());
-                let standing = vote::standing(terms, &known.ballot, now);
-                let times = (terms.asked_at, known.since(now), now);
-                let warned = known.warned.filter(|_| ballot.is_some());
-                (terms.digest.clone(), standing, times, votes, warned)
+                let record = known.record.of(terms);
+                let votes = record.map_or(0, |record| u32::try_from(record.votes.len()).unwrap());
+                let status = decision_rules::status(terms, &known.record, now);
+                let times = [terms.requested_at, known.since(now), now];
+                let warned = known.warned.filter(|_| record.is_some());
+                (terms.digest.clone(), status, times, votes, warned)
             });
-            assert_eq!(asked.as_ref().map(seen), expected);
-            let decided = known.terms.as_ref().and_then(|it| vote::decided(it, &known.ballot));
-            let decision = asked.as_ref().and_then(|asked| asked.decision.as_ref());
+            assert_eq!(requested.as_ref().map(fields), expected);
+            let decided =
+                known.terms.as_ref().and_then(|it| decision_rules::decided(it, &known.record));
+            let decision = requested.as_ref().and_then(|requested| requested.decision.as_ref());
             assert_eq!(decision.map(|it| &it.id), decided.map(|it| &it.decision));
         }
         let listed = self.model.known.iter().zip(ids);
         let mut listed: Vec<_> = listed.filter_map(|(it, id)| Some((it.listed?, id))).collect();
         listed.sort();
         let listed: Vec<_> = listed.into_iter().map(|(at, id)| (id, at)).collect();
-        assert_eq!(self.store.pending(0, 10).await.unwrap(), listed);
+        assert_eq!(self.store.pending_approvals(0, 10).await.unwrap(), listed);
     }
 
     async fn step(&mut self, draw: &mut Draw) {
@@ -405,34 +422,34 @@ impl Pair {
         let task = TaskDigest::from(TASKS[draw.below(5) / 4].to_owned());
         match draw.below(18) {
             0..=3 => {
-                let kind = draw.of(&[TicketKind::Original, TicketKind::Resume, TicketKind::Wake]);
+                let kind = draw.of(&KINDS);
                 let number = draw.of(&[0, 1, 2, 3, 4, 1 << 40]);
-                let known = Some(&task).filter(|_| kind != TicketKind::Resume && draw.below(4) > 0);
-                self.take(Ok(Ticket { kind, number }), known, holder).await;
+                let known =
+                    Some(&task).filter(|_| kind != SuspendKind::Resume && draw.below(4) > 0);
+                self.claim(Ok(SuspendHeader { kind, number }), known, holder).await;
             }
             4..=6 => {
                 let version = draw.below(5) / 4;
                 let waits = draw.of(&[[0].as_slice(), &[1], &[0, 1], &[]]);
                 let waits: Vec<_> = waits.iter().map(|n| (*n, version)).collect();
-                let questions =
-                    waits.iter().map(|(n, version)| self.questions[*n][*version].clone());
-                let parking = Parking {
+                let requests = waits.iter().map(|(n, version)| self.requests[*n][*version].clone());
+                let request = SuspendRequest {
                     digest: task,
                     holder: holder.into(),
                     lease: HOUR,
                     alarm: (draw.below(3) == 0).then_some(HOUR / 2),
                     abandoned: (0..draw.below(2)).map(|_| self.ids()[n].clone()).collect(),
-                    ..parking(&self.id, 1 + draw.below(4) as u64, questions.collect())
+                    ..suspend_request(&self.id, 1 + draw.below(4) as u64, requests.collect())
                 };
-                self.park(parking, &waits).await;
+                self.suspend(request, &waits).await;
             }
             7 => {
-                park::release(&mut self.model.park, holder);
+                suspension::release(&mut self.model.suspension, holder);
                 self.store.release_claim(&self.id, holder).await.unwrap();
             }
             8 => {
                 let now = self.now();
-                let expected = park::renew(&mut self.model.park, holder, now, LEASE);
+                let expected = suspension::renew(&mut self.model.suspension, holder, now, LEASE);
                 let found = self.store.renew_claim(&self.id, holder, HOUR).await.unwrap();
                 assert_eq!(found, expected);
             }
@@ -440,7 +457,7 @@ impl Pair {
                 let (now, ids) = (self.now(), self.ids());
                 let known = Some(&task).filter(|_| draw.below(4) > 0);
                 let expected = self.model.end(known, now).into_iter().map(|n| ids[n].clone());
-                let found = self.store.end_parked(&self.id, known).await.unwrap();
+                let found = self.store.end_suspended(&self.id, known).await.unwrap();
                 assert_eq!(found, expected.collect::<Vec<_>>());
             }
             9 | 10 => advance(draw.of(&JUMPS)).await,
@@ -448,18 +465,17 @@ impl Pair {
                 let by = (draw.of(&PEOPLE), draw.below(4) == 0);
                 self.extend(n, by, draw.of(&[HOUR / 60, HOUR * 3])).await;
             }
-            12 | 17 => self.take(Err(draw.below(2) == 0), Some(&task), holder).await,
+            12 | 17 => self.claim(Err(draw.below(2) == 0), Some(&task), holder).await,
             14 if draw.below(4) == 0 => {
-                let is_ended = park::forget(&mut self.model.park);
+                let is_ended = suspension::forget(&mut self.model.suspension);
                 let found = self.store.forget(&self.id).await.unwrap();
                 assert_eq!(found == Forget::Forgotten, is_ended);
             }
             13 => self.warn(n, draw.of(&[0, 10, 50])).await,
             _ => {
-                let choice =
-                    draw.of(&[Choice::Approve, Choice::Approve, Choice::Reject, Choice::Withdraw]);
-                let question = &self.questions[n][draw.below(5) / 4];
-                let mut decision = Decision::on(question, draw.of(&PEOPLE), choice);
+                let choice = draw.of(&CHOICES);
+                let approval = &self.requests[n][draw.below(5) / 4];
+                let mut decision = Decision::on(approval, draw.of(&PEOPLE), choice);
                 decision.id = format!("decision-{}", draw.below(4));
                 decision.in_quorum = draw.below(2) == 0;
                 decision.edited = (draw.below(4) == 0).then(|| json!({"to": "x"}));
@@ -471,19 +487,8 @@ impl Pair {
     }
 }
 
-/// Which question, how it stands, since when, and by which decision.
-type Told = (ApprovalId, Standing, i64, Option<String>);
-
-fn said(rulings: &[Ruling]) -> Vec<Told> {
-    let told = |ruling: &Ruling| {
-        let decision = ruling.decision.as_ref().map(|decision| decision.id.clone());
-        (ruling.approval.clone(), ruling.standing, ruling.at, decision)
-    };
-    rulings.iter().map(told).collect()
-}
-
 #[tokio::test(start_paused = true)]
-async fn the_store_answers_as_the_pure_functions_do() {
+async fn the_store_agrees_with_the_pure_functions() {
     let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
     for round in 0..ROUNDS {
         let mut pair = Pair::new(round, &mut draw);

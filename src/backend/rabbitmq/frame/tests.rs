@@ -58,7 +58,7 @@ fn reason(message: &Message) -> &str {
 }
 
 #[test]
-fn a_readable_message_comes_through_with_all_its_properties() {
+fn a_readable_message_retains_all_its_properties() {
     let table = long(&task_headers());
     let list: &[&[u8]] = &[
         &short(b"application/json"),
@@ -87,7 +87,7 @@ fn a_readable_message_comes_through_with_all_its_properties() {
 }
 
 #[test]
-fn a_header_without_a_table_is_handed_on_as_it_is() {
+fn a_header_without_a_table_is_unchanged() {
     let payload = payload(0x0400, &[&short(b"t-1")]);
     let frame = rewrite(&payload, LIMIT);
     assert_eq!(&frame[PREFIX..frame.len() - 1], payload);
@@ -95,7 +95,7 @@ fn a_header_without_a_table_is_handed_on_as_it_is() {
 }
 
 #[test]
-fn lapin_sees_one_value_whatever_is_nested_in_it() {
+fn nested_values_reach_lapin_as_one_value() {
     let mut nested = vec![b'V'];
     for _ in 0..5_000 {
         nested = [&b"A"[..], &long(&nested)].concat();
@@ -107,7 +107,7 @@ fn lapin_sees_one_value_whatever_is_nested_in_it() {
     let message = codec::decode(&properties, Vec::new());
     assert_eq!(reason(&message), "header `deep` is nested deeper than 32 levels");
     assert_eq!(message.headers["task"], "demo.add");
-    assert_eq!(message.id.as_str(), "t-1", "those who wait for it can be told");
+    assert_eq!(message.id.as_str(), "t-1", "waiting callers can be notified");
     assert_eq!(from_base64(message.headers[RAW_HEADERS].as_str().unwrap()), table);
 }
 
@@ -137,7 +137,7 @@ fn a_repaired_text_keeps_its_length() {
 }
 
 #[test]
-fn a_malformed_property_list_is_replaced_and_its_bytes_are_kept() {
+fn a_malformed_property_list_is_replaced_and_its_bytes_are_stored() {
     let table = long(&task_headers());
     for (flags, list) in [
         (0x8000, &b"\x09short"[..]),
@@ -148,8 +148,8 @@ fn a_malformed_property_list_is_replaced_and_its_bytes_are_kept() {
     ] {
         let message = message(&payload(flags, &[list]));
         assert_eq!(reason(&message), "its property list is malformed", "{flags:x}");
-        let kept = from_base64(message.headers[RAW_HEADERS].as_str().unwrap());
-        assert_eq!(kept, [&flags.to_be_bytes()[..], list].concat());
+        let retained = from_base64(message.headers[RAW_HEADERS].as_str().unwrap());
+        assert_eq!(retained, [&flags.to_be_bytes()[..], list].concat());
         assert!(!message.names_its_task());
     }
     let none = message(&payload(0, &[])[..FIXED + 1]);
@@ -162,7 +162,7 @@ fn from_base64(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn a_malformed_table_is_unreadable_and_what_was_before_is_kept() {
+fn a_malformed_table_is_unreadable_and_earlier_headers_remain() {
     let table = long(&[&task_headers()[..], b"\x05wrong"].concat());
     let message = message(&payload(HAS_TABLE, &[&table]));
     assert!(reason(&message).contains("malformed at byte"), "{}", reason(&message));
@@ -183,7 +183,7 @@ fn a_producer_cannot_mark_its_message() {
 }
 
 #[test]
-fn a_table_that_does_not_fit_into_a_frame_loses_its_largest_headers() {
+fn a_table_over_the_frame_size_loses_its_largest_headers() {
     let grown = [text("x-death", &[b'd'; 120_000]), text("note", &[b'n'; 20_000]), task_headers()];
     let payload = payload(HAS_TABLE | 0x0400, &[&long(&grown.concat()), &short(b"t-1")]);
     let frame = rewrite(&payload, LIMIT);
@@ -205,7 +205,7 @@ fn a_table_that_does_not_fit_into_a_frame_loses_its_largest_headers() {
 }
 
 #[test]
-fn a_header_that_does_not_say_how_large_its_body_is_is_refused() {
+fn a_header_without_a_body_size_is_an_error() {
     for size in 0..FIXED {
         let mut out = Vec::new();
         let refused = rewrite_header(CHANNEL, &mut vec![0; size], LIMIT, &mut out);

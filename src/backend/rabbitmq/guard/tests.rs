@@ -30,19 +30,19 @@ fn conversation() -> Vec<u8> {
     [deliver(), header(600), frame(BODY, &body), heartbeat.to_vec(), frame(BODY, &body)].concat()
 }
 
-/// What lapin gets when the bytes come in `chunks`, and why it gets no more.
+/// Returns the bytes that lapin gets when the input arrives in `chunks`, and the error that ends it.
 fn pass<'b>(chunks: impl IntoIterator<Item = &'b [u8]>, out: usize) -> (Vec<u8>, Option<String>) {
     let mut frames = Frames::new();
-    let (mut seen, mut room) = (Vec::new(), vec![0; out]);
+    let (mut seen, mut buffer) = (Vec::new(), vec![0; out]);
     for mut chunk in chunks {
         while !chunk.is_empty() {
-            let size = copy(chunk, frames.room());
+            let size = copy(chunk, frames.spare_capacity());
             frames.filled(size);
             chunk = &chunk[size..];
             loop {
-                match frames.take(&mut room) {
+                match frames.take(&mut buffer) {
                     Ok(0) => break,
-                    Ok(size) => seen.extend_from_slice(&room[..size]),
+                    Ok(size) => seen.extend_from_slice(&buffer[..size]),
                     Err(error) => return (seen, Some(error.to_string())),
                 }
             }
@@ -100,7 +100,7 @@ fn a_content_header_larger_than_a_frame_is_made_to_fit() {
 }
 
 #[test]
-fn what_cannot_be_made_safe_is_an_error_after_what_was_before_it() {
+fn an_unsafe_frame_is_an_error_after_the_frames_before_it() {
     let before = deliver().len();
     let huge = u32::try_from(MAX_INSPECTED + 1).unwrap().to_be_bytes();
     let mut unended = header(1);
@@ -134,7 +134,7 @@ fn a_peer_that_does_not_speak_amqp_is_named() {
 }
 
 #[test]
-fn the_brokers_frame_size_is_kept_to() {
+fn frames_do_not_exceed_the_brokers_frame_size() {
     let tune = [&[0, 10, 0, 30, 0, 0][..], &8192_u32.to_be_bytes(), &[0, 60]].concat();
     let small = frame(BODY, &[0; 8192 - OVERHEAD]);
     let large = frame(BODY, &[0; 8193 - OVERHEAD]);

@@ -1,8 +1,8 @@
-//! Forms of a Redis URL, tried on a server.
+//! Forms of a Redis URL, against a server.
 
 use super::*;
 
-/// Why the first attempt to connect failed.
+/// Returns why the first attempt to connect failed.
 async fn refused(url: &str) -> String {
     let store = RedisStore::connect(RedisSettings::new(url)).unwrap();
     eventually("an attempt has failed", async || store.connect_error().is_some()).await;
@@ -12,7 +12,7 @@ async fn refused(url: &str) -> String {
 
 async fn database_of(server: &Server, url: String, id: &str) -> Vec<i64> {
     let store = store_with(RedisSettings::new(url)).await;
-    let _ = store.finish(success(id)).await.unwrap();
+    let _ = store.store_result(success(id)).await.unwrap();
     let mut found = Vec::new();
     for database in [0, 3] {
         let client = redis::Client::open(format!("{}/{database}", server.url())).unwrap();
@@ -54,7 +54,7 @@ async fn a_node_of_a_cluster_is_refused_at_connect() {
 #[tokio::test]
 async fn a_wrong_password_is_named() {
     let Some(server) = Server::start().await else { return };
-    let _: () = server.ask(&["CONFIG", "SET", "requirepass", "right"]).await;
+    let _: () = server.command(&["CONFIG", "SET", "requirepass", "right"]).await;
     for login in [":wrong@", "ana:wrong@", ""] {
         let url = format!("redis://{login}127.0.0.1:{}", server.port);
         let why = refused(&url).await;

@@ -1,45 +1,50 @@
-//! A worker's user cannot decide, and what only Redis can get wrong. That the scripts do what the
-//! pure functions do is a promise of `tests/conformance`.
+//! Permissions of a worker's user, and errors that only Redis can cause. `tests/conformance` checks
+//! that the scripts agree with the pure functions.
+
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::*;
 use crate::approval::{
-    Action, Answer, ApprovalId, Choice, Decision, Question, Seal, SealKey, Standing,
+    Action, ApprovalId, ApprovalRequest, ApprovalStatus, AuditKind, DecideResult, Decision,
+    DecisionKind, Seal, SealKey,
 };
-use crate::backend::{Approvals, Audit, Parked, Parking, Sealing, Taken};
-use crate::protocol::{Envelope, TaskDigest, Ticket, TicketKind};
+use crate::backend::{
+    Approvals, Audit, AuditAction, ClaimResult, SealLease, SuspendRequest, SuspendResult,
+};
+use crate::protocol::{Envelope, SuspendHeader, SuspendKind, TaskDigest};
 use crate::task::TaskId;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-fn question(task: &TaskId, name: &str, quorum: u32) -> Question {
-    Question {
+fn request_of(task: &TaskId, name: &str, quorum: u32) -> ApprovalRequest {
+    ApprovalRequest {
         id: ApprovalId::of(task, name, 0),
         task: Some(task.clone()),
         action: Action { name: "pay".into(), version: 1, args: json!({"to": name}) },
         editable: true,
         requester: Some("rita".into()),
         quorum,
-        expires_in: 3_600_000,
-        ..Question::new(name)
+        expires_in: Duration::from_hours(1),
+        ..ApprovalRequest::new(name)
     }
 }
 
-/// What each role may do, as `DESIGN.md` has it.
+/// Stores with the permissions of each role, as in `DESIGN.md`.
 async fn with_roles(server: &Server) -> [Arc<RedisStore>; 2] {
     const COMMON: &str = "reset on >pw resetchannels &cs:* &celery-task-meta-* +@connection +eval \
         +evalsha +script|load +get +mget +set +hget +hgetall +hmget +hset +hdel +del +expire \
         +persist +exists +time +publish +subscribe +unsubscribe +ping +info +xadd +xrange +xrevrange +zadd \
-        +zrange +zrangebyscore +zrem ~celery-task-meta-* ~cs:outbox:{cs} ~cs:audit:{cs}";
+        +zrange +zrangebyscore +zrem ~celery-task-meta-* ~cs:outbox:{cs} ~cs:notes:{cs}";
     let worker = "~cs:park:{cs}:* ~cs:ask:{cs}:* ~cs:pending:{cs} %R~cs:dec:{cs}:*";
     let decider = "%R~cs:park:{cs}:* %R~cs:ask:{cs}:* %R~cs:pending:{cs} ~cs:dec:{cs}:* \
-        ~cs:seal:{cs} ~cs:sealer:{cs}";
+        ~cs:seal:{cs} ~cs:sealer:{cs} ~cs:audit:{cs} ~cs:refused:{cs}";
     for (name, keys) in [("worker", worker), ("decider", decider)] {
         let rules = format!("{COMMON} {keys}");
         let command: Vec<&str> =
             ["ACL", "SETUSER", name].into_iter().chain(rules.split_whitespace()).collect();
-        server.ask::<()>(&command).await;
+        server.command::<()>(&command).await;
     }
     let by = |name: &str| RedisSettings {
         reread: NEVER,
@@ -49,12 +54,12 @@ async fn with_roles(server: &Server) -> [Arc<RedisStore>; 2] {
 }
 
 #[tokio::test]
-async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
+async fn a_workers_user_cannot_decide_and_a_deciders_user_cannot_suspend() {
     let Some(server) = Server::start().await else { return };
     let [worker, decider] = with_roles(&server).await;
     let id = TaskId::from("t");
-    let asked = question(&id, "first", 1);
-    let parking = Parking {
+    let request = request_of(&id, "first", 1);
+    let suspend_request = SuspendRequest {
         id: id.clone(),
         number: 1,
         digest: TaskDigest::from("one".to_owned()),
@@ -62,53 +67,93 @@ async fn a_workers_user_cannot_decide_and_a_decider_cannot_park() {
         lease: HOUR,
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
         queue: "q".into(),
-        questions: vec![asked.clone()],
+        requests: vec![request.clone()],
         alarm: None,
         abandoned: Vec::new(),
     };
-    assert!(decider.park(parking.clone()).await.is_err());
-    assert!(matches!(worker.park(parking).await.unwrap(), Parked::Waiting(..)));
-    let decision = Decision::on(&asked, "ana", Choice::Approve);
+    assert!(decider.suspend(suspend_request.clone()).await.is_err());
+    assert!(matches!(worker.suspend(suspend_request).await.unwrap(), SuspendResult::Waiting(..)));
+    let decision = Decision::on(&request, "ana", DecisionKind::Approve);
     let refused = worker.decide(&decision).await.unwrap_err().to_string();
     assert!(refused.contains("NOPERM") || refused.contains("ACL"), "{refused}");
-    assert!(worker.warn(&asked.id, 0).await.is_err());
-    let standing = worker
-        .asked(std::slice::from_ref(&asked.id))
+    assert!(worker.record_warning(&request.id, 0).await.is_err());
+    let status = worker
+        .approvals(std::slice::from_ref(&request.id))
         .await
         .unwrap()
         .remove(0)
         .readable()
         .unwrap()
         .unwrap()
-        .standing;
-    assert!(matches!(standing, Standing::Open(_)), "{standing:?}");
-    let (answer, resume) = decider.decide(&decision).await.unwrap();
-    assert_eq!(answer, Answer::Applied);
+        .status;
+    assert!(matches!(status, ApprovalStatus::Open(_)), "{status:?}");
+    let (result, resume) = decider.decide(&decision).await.unwrap();
+    assert_eq!(result, DecideResult::Applied);
     let resume = resume.unwrap();
     assert_eq!((resume.task.as_str(), resume.number, resume.queue.as_str()), ("t", 1, "q"));
     decider.resume_sent(&resume).await.unwrap();
-    let ticket = Ticket { kind: TicketKind::Resume, number: 1 };
-    let taken = worker.take_parked(&id, ticket, None, "b", HOUR).await.unwrap();
-    assert!(matches!(taken, Taken::Claimed { number: 1, rulings, .. } if rulings.len() == 1));
-    assert_eq!(worker.end_parked(&id, None).await.unwrap(), []);
+    let header = SuspendHeader { kind: SuspendKind::Resume, number: 1 };
+    let outcome = worker.claim_suspended(&id, header, None, "b", HOUR).await.unwrap();
+    assert!(
+        matches!(outcome, ClaimResult::Claimed { number: 1, outcomes, .. } if outcomes.len() == 1)
+    );
+    assert_eq!(worker.end_suspended(&id, None).await.unwrap(), []);
 
     let key = SealKey::new(&[7; 32]).unwrap();
     let entries = decider.audit_after(None, 10).await.unwrap();
     let seal = Seal::over(&key, None, &entries);
     assert!(worker.seal("a", HOUR, seal.clone()).await.is_err());
     let sealed = decider.seal("a", HOUR, seal.clone()).await.unwrap();
-    assert_eq!((entries.len(), sealed), (1, Sealing::Yours(seal)));
-    assert_eq!(decider.seal("b", HOUR, None).await.unwrap(), Sealing::Held);
+    assert_eq!((entries.len(), sealed), (1, SealLease::Acquired(seal)));
+    assert_eq!(decider.seal("b", HOUR, None).await.unwrap(), SealLease::HeldByAnother);
 }
 
-/// Whoever decided has sent his resume message before the park that finds the decision.
+/// A compromised worker cannot evict the decisions or the refused attempts.
 #[tokio::test]
-async fn a_run_that_finds_its_decision_leaves_word_in_case_it_dies() {
+async fn a_workers_user_can_add_notes_but_no_decision() {
+    let Some(server) = Server::start().await else { return };
+    let [worker, decider] = with_roles(&server).await;
+    let request = ApprovalRequest::new("Deploy?");
+    Approvals::request_approval(&*worker, request.clone()).await.unwrap();
+    let decision = |by: &str| Decision::on(&request, by, DecisionKind::Approve);
+    assert_eq!(decider.decide(&decision("ana")).await.unwrap().0, DecideResult::Applied);
+    let late = decider.decide(&decision("bob")).await.unwrap().0;
+    assert!(matches!(late, DecideResult::AlreadyDecided { .. }), "{late:?}");
+    let (id, queue) = (TaskId::from("t"), "q".to_owned());
+    let action = AuditAction { what: "purge", id, queue, by: "a worker".into() };
+    drop(worker.record_action(action).await.unwrap());
+    for stream in ["cs:audit:{cs}", "cs:refused:{cs}"] {
+        let client = redis::Client::open(format!("redis://worker:pw@127.0.0.1:{}", server.port));
+        let mut redis = client.unwrap().get_multiplexed_async_connection().await.unwrap();
+        let mut add = redis::cmd("XADD");
+        add.arg(stream).arg("MAXLEN").arg(1).arg("*").arg("what").arg("approve");
+        let refused = add.query_async::<String>(&mut redis).await.unwrap_err().to_string();
+        assert!(refused.contains("NoPerm"), "{refused}");
+    }
+    let of_kind = async |kind| {
+        let entries = decider.audit_entries(10).await.unwrap();
+        entries.into_iter().filter(|it| it.kind == kind).map(|it| it.fields[0].1.clone()).collect()
+    };
+    let found: [Vec<String>; 3] = [
+        of_kind(AuditKind::Decision).await,
+        of_kind(AuditKind::Note).await,
+        of_kind(AuditKind::Refused).await,
+    ];
+    assert_eq!(found, [["approve"], ["purge"], ["refused"]]);
+    // Changes of a worker to the notes hide no decision.
+    server.command::<()>(&["SET", "cs:notes:{cs}", "x"]).await;
+    let entries = decider.audit_entries(10).await.unwrap();
+    assert_eq!((entries.len(), entries[0].fields[0].1.as_str()), (3, "unreadable"), "{entries:?}");
+}
+
+/// The decider has sent its resume message before the suspension finds the decision.
+#[tokio::test]
+async fn a_run_that_finds_its_decision_writes_an_outbox_entry() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let id = TaskId::from("t");
-    let asked = question(&id, "first", 1);
-    let parking = |number| Parking {
+    let request = request_of(&id, "first", 1);
+    let suspend_request = |number| SuspendRequest {
         id: id.clone(),
         number,
         digest: TaskDigest::from("one".to_owned()),
@@ -116,16 +161,16 @@ async fn a_run_that_finds_its_decision_leaves_word_in_case_it_dies() {
         lease: Duration::from_millis(1),
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
         queue: "q".into(),
-        questions: vec![asked.clone()],
+        requests: vec![request.clone()],
         alarm: None,
         abandoned: Vec::new(),
     };
-    assert!(matches!(store.park(parking(1)).await.unwrap(), Parked::Waiting(..)));
-    let decision = Decision::on(&asked, "ana", Choice::Approve);
+    assert!(matches!(store.suspend(suspend_request(1)).await.unwrap(), SuspendResult::Waiting(..)));
+    let decision = Decision::on(&request, "ana", DecisionKind::Approve);
     let resume = store.decide(&decision).await.unwrap().1.unwrap();
     store.resume_sent(&resume).await.unwrap();
-    assert!(matches!(store.park(parking(2)).await.unwrap(), Parked::Ready(..)));
-    eventually("a sweeper is told", async || {
+    assert!(matches!(store.suspend(suspend_request(2)).await.unwrap(), SuspendResult::Ready(..)));
+    eventually("the outbox lists it", async || {
         let overdue = store.overdue_resumes().await.unwrap();
         overdue.iter().any(|it| it.task == id && it.number == 2 && it.queue == "q")
     })
@@ -133,41 +178,46 @@ async fn a_run_that_finds_its_decision_leaves_word_in_case_it_dies() {
 }
 
 #[tokio::test]
-async fn after_its_deadline_a_question_is_expired_whether_or_not_anybody_noticed() {
+async fn a_request_expires_at_its_deadline_without_a_write() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    let question = Question { expires_in: 1, ..Question::new("Now?") };
-    Approvals::ask(&*store, question.clone()).await.unwrap();
-    let ids = [question.id.clone()];
+    let request =
+        ApprovalRequest { expires_in: Duration::from_millis(1), ..ApprovalRequest::new("Now?") };
+    Approvals::request_approval(&*store, request.clone()).await.unwrap();
+    let ids = [request.id.clone()];
     eventually("it has expired", async || {
-        let asked = store.asked(&ids).await.unwrap().remove(0).readable().unwrap().unwrap();
-        matches!(asked.standing, Standing::Expired(_))
+        let request = store.approvals(&ids).await.unwrap().remove(0).readable().unwrap().unwrap();
+        matches!(request.status, ApprovalStatus::Expired(_))
     })
     .await;
-    let decision = Decision::on(&question, "ana", Choice::Approve);
-    assert!(matches!(store.decide(&decision).await.unwrap().0, Answer::Expired { .. }));
+    let decision = Decision::on(&request, "ana", DecisionKind::Approve);
+    assert!(matches!(store.decide(&decision).await.unwrap().0, DecideResult::Expired { .. }));
     assert!(matches!(
-        store.extend(&question.id, "ana", false, HOUR).await.unwrap(),
-        Answer::Expired { .. }
+        store.extend_approval(&request.id, "ana", false, HOUR).await.unwrap(),
+        DecideResult::Expired { .. }
     ));
 }
 
-/// Those of services go a week after that, those of a task with it.
+/// Requests of services expire a week later, those of a task with the task.
 #[tokio::test]
-async fn a_services_questions_leave_the_index_when_they_are_over() {
+async fn finished_requests_of_a_service_leave_the_index() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    let ask = async |title: &str| {
-        let question = Question::new(title);
-        Approvals::ask(&*store, question.clone()).await.unwrap();
-        question
+    let store_request = async |title: &str| {
+        let request = ApprovalRequest::new(title);
+        Approvals::request_approval(&*store, request.clone()).await.unwrap();
+        request
     };
-    let [expired, decided, extended] = [ask("E?").await, ask("D?").await, ask("X?").await];
-    let decision = Decision::on(&decided, "ana", Choice::Approve);
-    assert_eq!(store.decide(&decision).await.unwrap().0, Answer::Applied);
-    assert_eq!(store.extend(&extended.id, "ana", false, HOUR * 48).await.unwrap(), Answer::Applied);
+    let [expired, decided, extended] =
+        [store_request("E?").await, store_request("D?").await, store_request("X?").await];
+    let decision = Decision::on(&decided, "ana", DecisionKind::Approve);
+    assert_eq!(store.decide(&decision).await.unwrap().0, DecideResult::Applied);
+    assert_eq!(
+        store.extend_approval(&extended.id, "ana", false, HOUR * 48).await.unwrap(),
+        DecideResult::Applied
+    );
     let task = TaskId::from("t");
-    let parking = Parking {
+    let suspend_request = SuspendRequest {
         id: task.clone(),
         number: 1,
         digest: TaskDigest::from("one".to_owned()),
@@ -175,131 +225,147 @@ async fn a_services_questions_leave_the_index_when_they_are_over() {
         lease: HOUR,
         message: Envelope::new("t", crate::protocol::Arguments::default()).encode(),
         queue: "q".into(),
-        questions: vec![question(&task, "first", 1)],
+        requests: vec![request_of(&task, "first", 1)],
         alarm: None,
         abandoned: Vec::new(),
     };
-    assert!(matches!(store.park(parking.clone()).await.unwrap(), Parked::Waiting(..)));
-    let waited = parking.questions[0].id.clone();
-    // As if all their deadlines had passed, but for the one that was given more time.
+    assert!(matches!(
+        store.suspend(suspend_request.clone()).await.unwrap(),
+        SuspendResult::Waiting(..)
+    ));
+    let waited = suspend_request.requests[0].id.clone();
+    // Simulates that all deadlines have passed, except that of the extended request.
     for id in [&expired.id, &decided.id, &extended.id, &waited] {
-        server.ask::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
-        server.ask::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
+        server.command::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
+        server.command::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
     }
     let key = |id: &ApprovalId| format!("cs:ask:{{cs}}:{id}");
-    let latest = ask("Last?").await;
-    let listed = store.pending(0, 10).await.unwrap();
+    let latest = store_request("Last?").await;
+    let listed = store.pending_approvals(0, 10).await.unwrap();
     let mut listed: Vec<_> = listed.into_iter().map(|(id, _)| id).collect();
     let mut left = [extended.id.clone(), latest.id];
     listed.sort();
     left.sort();
     assert_eq!(listed, left);
     let week = 7 * 24 * 60 * 60;
-    let kept: i64 = server.ask(&["TTL", &key(&decided.id)]).await;
-    assert!((week - 60..=week).contains(&kept), "{kept}");
-    assert_eq!(server.ask::<i64>(&["EXISTS", &key(&expired.id)]).await, 0, "long over");
+    let ttl: i64 = server.command(&["TTL", &key(&decided.id)]).await;
+    assert!((week - 60..=week).contains(&ttl), "{ttl}");
+    assert_eq!(server.command::<i64>(&["EXISTS", &key(&expired.id)]).await, 0, "expired long ago");
     for id in [&extended.id, &waited] {
-        assert_eq!(server.ask::<i64>(&["TTL", &key(id)]).await, -1);
+        assert_eq!(server.command::<i64>(&["TTL", &key(id)]).await, -1);
     }
 }
 
-/// Requests that were given more time, or whose tasks are suspended, are no reason to leave others listed.
+/// Extended requests and requests of suspended tasks do not block the cleanup of others.
 #[tokio::test]
-async fn long_requests_do_not_stop_the_tidying() {
+async fn long_requests_do_not_stop_the_cleanup() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    let ask = async |expires_in| {
-        let question = Question { expires_in, ..Question::new("Long?") };
-        Approvals::ask(&*store, question.clone()).await.unwrap();
-        question.id
+    let store_request = async |expires_in| {
+        let request = ApprovalRequest { expires_in, ..ApprovalRequest::new("Long?") };
+        Approvals::request_approval(&*store, request.clone()).await.unwrap();
+        request.id
     };
     let mut long = Vec::new();
     for _ in 0..40 {
-        let id = ask(3_600_000).await;
-        assert_eq!(store.extend(&id, "ana", false, HOUR * 2).await.unwrap(), Answer::Applied);
-        // As if its first deadline had passed.
-        server.ask::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
-        server.ask::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
+        let id = store_request(HOUR).await;
+        assert_eq!(
+            store.extend_approval(&id, "ana", false, HOUR * 2).await.unwrap(),
+            DecideResult::Applied
+        );
+        // Simulates that its first deadline has passed.
+        server.command::<()>(&["ZADD", "cs:pending:{cs}", "1", id.as_str()]).await;
+        server.command::<()>(&["HSET", &format!("cs:ask:{{cs}}:{id}"), "deadline", "1"]).await;
         long.push(id);
     }
-    let expired = ask(1).await;
+    let expired = store_request(Duration::from_millis(1)).await;
     eventually("the expired one is not listed", async || {
-        ask(3_600_000).await;
-        let listed = store.pending(0, 1000).await.unwrap();
+        store_request(HOUR).await;
+        let listed = store.pending_approvals(0, 1000).await.unwrap();
         listed.iter().all(|(id, _)| *id != expired)
     })
     .await;
-    let listed = store.pending(0, 1000).await.unwrap();
+    let listed = store.pending_approvals(0, 1000).await.unwrap();
     let deadlines: Vec<_> = listed.iter().filter(|(id, _)| long.contains(id)).collect();
     assert_eq!(deadlines.len(), 40);
     assert!(deadlines.iter().all(|(_, deadline)| *deadline > 1), "listed by the new deadline");
 }
 
-/// Votes, more time and a decision are kept for as long as the request can be decided, and a month more.
+/// Votes, extensions and a decision are kept until the deadline of the request, and a month longer.
 #[tokio::test]
-async fn what_was_said_lives_as_long_as_its_request() {
+async fn votes_and_extensions_live_as_long_as_their_request() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     let day: i64 = 24 * 60 * 60;
-    let question = Question { quorum: 2, expires_in: 90 * 24 * 3_600_000, ..Question::new("Pay?") };
-    Approvals::ask(&*store, question.clone()).await.unwrap();
-    let key = format!("cs:dec:{{cs}}:{}", question.id);
-    let kept = async |days: i64| {
-        let left: i64 = server.ask(&["TTL", &key]).await;
+    let request = ApprovalRequest {
+        quorum: 2,
+        expires_in: Duration::from_hours(2160),
+        ..ApprovalRequest::new("Pay?")
+    };
+    Approvals::request_approval(&*store, request.clone()).await.unwrap();
+    let key = format!("cs:dec:{{cs}}:{}", request.id);
+    let expect_days = async |days: i64| {
+        let left: i64 = server.command(&["TTL", &key]).await;
         assert!((days * day - 600..=days * day + 1).contains(&left), "{left} of {days} days");
     };
     let approve = async |by| {
-        let decision = Decision::on(&question, by, Choice::Approve);
+        let decision = Decision::on(&request, by, DecisionKind::Approve);
         store.decide(&decision).await.unwrap().0
     };
-    assert_eq!(approve("ana").await, Answer::Counted { votes: 1, quorum: 2 });
-    kept(120).await;
-    let extended = store.extend(&question.id, "ana", false, HOUR * 24 * 100).await.unwrap();
-    assert_eq!(extended, Answer::Applied);
-    kept(130).await;
-    assert_eq!(approve("bob").await, Answer::Applied);
-    kept(130).await;
+    assert_eq!(approve("ana").await, DecideResult::Counted { votes: 1, quorum: 2 });
+    expect_days(120).await;
+    let extended = store.extend_approval(&request.id, "ana", false, HOUR * 24 * 100).await.unwrap();
+    assert_eq!(extended, DecideResult::Applied);
+    expect_days(130).await;
+    assert_eq!(approve("bob").await, DecideResult::Applied);
+    expect_days(130).await;
 }
 
 #[tokio::test]
-async fn people_are_warned_once_for_each_part_of_a_questions_time() {
+async fn approvers_are_warned_once_for_each_part_of_a_requests_time() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    let mut bell = store.questions();
+    let mut new_requests = store.new_requests();
     subscribers(&server, "cs:asked", 1).await;
-    let question = Question { expires_in: 3_600_000, ..Question::new("Now?") };
-    Approvals::ask(&*store, question.clone()).await.unwrap();
-    let id = question.id;
-    let rung = async {
+    let request =
+        ApprovalRequest { expires_in: Duration::from_hours(1), ..ApprovalRequest::new("Now?") };
+    Approvals::request_approval(&*store, request.clone()).await.unwrap();
+    let id = request.id;
+    let received = async {
         loop {
-            if let Some(id) = bell.recv().await.unwrap() {
+            if let Some(id) = new_requests.recv().await.unwrap() {
                 return id;
             }
         }
     };
-    assert_eq!(timeout(SOON, rung).await.unwrap(), id);
+    assert_eq!(timeout(SOON, received).await.unwrap(), id);
     let ids = [id.clone()];
     let warned =
-        async || store.asked(&ids).await.unwrap().remove(0).readable().unwrap().unwrap().warned;
-    assert!(!store.warn(&id, 50).await.unwrap(), "too early");
+        async || store.approvals(&ids).await.unwrap().remove(0).readable().unwrap().unwrap().warned;
+    assert!(!store.record_warning(&id, 50).await.unwrap(), "too early");
     assert_eq!(warned().await, None);
-    // As if it had been asked long ago.
+    // Simulates a request from long ago.
     let key = format!("cs:ask:{{cs}}:{id}");
-    server.ask::<()>(&["HSET", &key, "at", "0"]).await;
-    assert!(store.warn(&id, 50).await.unwrap());
-    assert!(!store.warn(&id, 50).await.unwrap());
-    assert!(store.warn(&id, 90).await.unwrap());
-    assert!(!store.warn(&id, 50).await.unwrap());
+    server.command::<()>(&["HSET", &key, "at", "0"]).await;
+    assert!(store.record_warning(&id, 50).await.unwrap());
+    assert!(!store.record_warning(&id, 50).await.unwrap());
+    assert!(store.record_warning(&id, 90).await.unwrap());
+    assert!(!store.record_warning(&id, 50).await.unwrap());
     assert_eq!(warned().await, Some(90));
-    assert_eq!(store.extend(&id, "ana", false, HOUR).await.unwrap(), Answer::Applied);
+    assert_eq!(
+        store.extend_approval(&id, "ana", false, HOUR).await.unwrap(),
+        DecideResult::Applied
+    );
     assert_eq!(warned().await, None, "the new deadline is another one");
-    assert!(store.warn(&id, 50).await.unwrap());
+    assert!(store.record_warning(&id, 50).await.unwrap());
     let entries = store.audit_entries(10).await.unwrap();
-    let what = |n: usize| entries[n].fields[0].1.clone();
-    assert_eq!([what(0), what(1), what(2), what(3)], ["warn", "extend", "warn", "warn"]);
-    let listed = store.pending(0, 10).await.unwrap();
+    let of =
+        |kind| entries.iter().filter(move |it| it.kind == kind).map(|it| it.fields[0].1.as_str());
+    assert_eq!(of(AuditKind::Note).collect::<Vec<_>>(), ["warn"; 3]);
+    assert_eq!(of(AuditKind::Decision).collect::<Vec<_>>(), ["extend"]);
+    let listed = store.pending_approvals(0, 10).await.unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!((&listed[0].0, listed[0].1 > 3_600_000), (&id, true));
-    assert_eq!(store.pending(1, 10).await.unwrap(), []);
-    assert!(!store.warn(&ApprovalId::random(), 50).await.unwrap());
+    assert_eq!(store.pending_approvals(1, 10).await.unwrap(), []);
+    assert!(!store.record_warning(&ApprovalId::random(), 50).await.unwrap());
 }

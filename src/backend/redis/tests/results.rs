@@ -1,4 +1,4 @@
-//! What is stored, and who wins.
+//! Stored results, and which result wins.
 
 use super::*;
 
@@ -34,24 +34,24 @@ async fn a_retry_is_visible_until_the_result_replaces_it() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_decoded_is_replaced_and_a_terminal_result_of_any_shape_is_not() {
+async fn undecodable_values_are_replaced_and_terminal_results_are_not() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
     for junk in ["not JSON", "[1]", "null", r#"{"status": 7}"#] {
-        let _: () = server.ask(&["SET", &key("a"), junk]).await;
+        let _: () = server.command(&["SET", &key("a"), junk]).await;
         finish(&store, "a", "SUCCESS", "").await;
         assert!(is_success(&stored(&store, "a").await.unwrap()), "{junk}");
     }
     let deep =
         format!(r#"{{"status": "SUCCESS", "result": {}1{}}}"#, "[".repeat(2000), "]".repeat(2000));
     for theirs in [r#"{"result": 1, "status": "FAILURE"}"#, &deep] {
-        let _: () = server.ask(&["SET", &key("b"), theirs]).await;
+        let _: () = server.command(&["SET", &key("b"), theirs]).await;
         finish(&store, "b", "SUCCESS", "").await;
-        assert_eq!(server.ask::<String>(&["GET", &key("b")]).await, theirs);
+        assert_eq!(server.command::<String>(&["GET", &key("b")]).await, theirs);
     }
-    let _: () = server.ask(&["RPUSH", &key("c"), "a list"]).await;
+    let _: () = server.command(&["RPUSH", &key("c"), "a list"]).await;
     finish(&store, "c", "SUCCESS", "").await;
     assert!(stored(&store, "c").await.is_some());
 }
@@ -67,7 +67,7 @@ async fn results_expire_as_configured() {
         let store = store_with(settings).await;
         let id = format!("kept-{expires}");
         finish(&store, &id, "SUCCESS", "").await;
-        let ttl: i64 = server.ask(&["TTL", &key(&id)]).await;
+        let ttl: i64 = server.command(&["TTL", &key(&id)]).await;
         assert!((least..=most).contains(&ttl), "{ttl}");
     }
 }
@@ -84,52 +84,52 @@ async fn keys_have_the_prefix_that_celery_gives_them() {
             store_with(RedisSettings { key_prefix, ..RedisSettings::new(server.url()) }).await;
         let wait = watch(&store, "a", Origin::Foreign);
         finish(&store, "a", "SUCCESS", given).await;
-        assert!(server.ask::<bool>(&["EXISTS", key]).await);
+        assert!(server.command::<bool>(&["EXISTS", key]).await);
         assert_eq!(resolved(wait).await, document("a", "SUCCESS", given));
     }
 }
 
 #[tokio::test]
-async fn the_script_is_loaded_again_after_a_flush() {
+async fn the_script_is_reloaded_after_a_flush() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
-    let _: () = server.ask(&["SCRIPT", "FLUSH"]).await;
+    let _: () = server.command(&["SCRIPT", "FLUSH"]).await;
     finish(&store, "a", "SUCCESS", "").await;
     assert!(stored(&store, "a").await.is_some());
 }
 
 #[tokio::test]
-async fn many_at_once_are_all_recorded() {
+async fn many_concurrent_results_are_stored() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
     let ids: Vec<String> = (0..2000).map(|n| format!("task-{n}")).collect();
-    let all = ids.iter().map(|id| store.finish(success(id)));
+    let all = ids.iter().map(|id| store.store_result(success(id)));
     let recorded = timeout(SOON, futures_util::future::join_all(all)).await.unwrap();
     assert!(recorded.iter().all(Result::is_ok));
-    assert_eq!(server.ask::<usize>(&["DBSIZE"]).await, ids.len());
-    let calls: String = server.ask(&["INFO", "commandstats"]).await;
+    assert_eq!(server.command::<usize>(&["DBSIZE"]).await, ids.len());
+    let calls: String = server.command(&["INFO", "commandstats"]).await;
     assert!(calls.contains("cmdstat_evalsha:calls=2000,"), "{calls}");
 }
 
 #[tokio::test]
-async fn a_result_that_the_server_cannot_take_is_an_error_and_its_neighbours_are_stored() {
+async fn a_result_over_the_server_limit_is_an_error_and_others_are_stored() {
     let Some(server) = Server::start_with(&["--proto-max-bulk-len", "1mb"]).await else {
         return;
     };
     let store = store_on(&server).await;
-    let large = Finish {
+    let large = StoreResult {
         document: document("large", "SUCCESS", &"x".repeat(2 << 20)),
         reply_to: None,
         received: None,
     };
     let (before, large, after) = tokio::join!(
-        store.finish(success("before")),
-        timeout(SOON, store.finish(large)),
-        timeout(SOON, store.finish(success("after"))),
+        store.store_result(success("before")),
+        timeout(SOON, store.store_result(large)),
+        timeout(SOON, store.store_result(success("after"))),
     );
     assert!(before.is_ok());
     assert!(large.unwrap().is_err());
@@ -137,15 +137,15 @@ async fn a_result_that_the_server_cannot_take_is_an_error_and_its_neighbours_are
 }
 
 #[tokio::test]
-async fn a_full_server_is_waited_for() {
+async fn a_result_is_stored_when_memory_is_available_again() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
-    let mut storing = Box::pin(store.finish(success("a")));
+    let _: () = server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let mut storing = Box::pin(store.store_result(success("a")));
     assert!(timeout(Duration::from_millis(300), &mut storing).await.is_err());
-    let _: () = server.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let _: () = server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
     assert!(timeout(SOON, storing).await.unwrap().is_ok());
 }
 

@@ -20,47 +20,47 @@ fn mark(id: &str, revoke: Revoke) -> Revocation {
     Revocation { id: id.into(), revoke }
 }
 
-/// Takes batches until this mark is among them.
-async fn hear(marks: &mut Marks, wanted: Revocation) {
+/// Receives batches until one contains this mark.
+async fn receive(marks: &mut Marks, wanted: Revocation) {
     while !next(marks).await.contains(&wanted) {}
 }
 
 #[tokio::test]
-async fn marks_are_read_at_first_and_heard_as_they_come() {
+async fn marks_are_read_first_and_then_received() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     listening(&server, &store).await;
     revoke(&store, "a", Revoke::IfQueued).await;
-    revoke(&store, "b", Revoke::EvenRunning).await;
+    revoke(&store, "b", Revoke::Terminate).await;
     let later = store_on(&server).await;
     listening(&server, &later).await;
-    let mut marks = later.revocations();
+    let mut marks = later.watch_revocations();
     let first = next(&mut marks).await;
     assert!(first.contains(&mark("a", Revoke::IfQueued)), "{first:?}");
-    assert!(!first.contains(&mark("a", Revoke::EvenRunning)), "{first:?}");
-    assert!(first.contains(&mark("b", Revoke::EvenRunning)), "{first:?}");
-    revoke(&store, "c", Revoke::EvenRunning).await;
-    hear(&mut marks, mark("c", Revoke::EvenRunning)).await;
+    assert!(!first.contains(&mark("a", Revoke::Terminate)), "{first:?}");
+    assert!(first.contains(&mark("b", Revoke::Terminate)), "{first:?}");
+    revoke(&store, "c", Revoke::Terminate).await;
+    receive(&mut marks, mark("c", Revoke::Terminate)).await;
 }
 
 #[tokio::test]
-async fn where_nothing_is_marked_an_empty_batch_says_so() {
+async fn an_empty_batch_reports_that_nothing_is_marked() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    assert_eq!(next(&mut store.revocations()).await, []);
+    assert_eq!(next(&mut store.watch_revocations()).await, []);
 }
 
 #[tokio::test]
-async fn what_was_marked_while_the_subscription_was_away_is_read() {
+async fn marks_written_without_a_subscription_are_read_later() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     listening(&server, &store).await;
-    let mut marks = store.revocations();
+    let mut marks = store.watch_revocations();
     let _ = next(&mut marks).await;
-    // Marked without a word on the channel.
-    let _: u64 = server.ask(&["ZADD", "cs:revoked", "99999999999", "quiet"]).await;
-    let _: u64 = server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
-    hear(&mut marks, mark("quiet", Revoke::IfQueued)).await;
+    // Marked without a notification on the channel.
+    let _: u64 = server.command(&["ZADD", "cs:revoked", "99999999999", "quiet"]).await;
+    let _: u64 = server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    receive(&mut marks, mark("quiet", Revoke::IfQueued)).await;
 }
 
 #[tokio::test]
@@ -68,22 +68,22 @@ async fn garbage_on_the_channel_is_ignored() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
     listening(&server, &store).await;
-    let mut marks = store.revocations();
+    let mut marks = store.watch_revocations();
     let _ = next(&mut marks).await;
     for garbage in ["", "[]", "{\"ids\": 5}", "{\"ids\": [5], \"terminate\": 1}"] {
-        let _: u64 = server.ask(&["PUBLISH", "cs:revoked", garbage]).await;
+        let _: u64 = server.command(&["PUBLISH", "cs:revoked", garbage]).await;
     }
     revoke(&store, "d", Revoke::IfQueued).await;
-    hear(&mut marks, mark("d", Revoke::IfQueued)).await;
+    receive(&mut marks, mark("d", Revoke::IfQueued)).await;
 }
 
 #[tokio::test]
 async fn old_marks_are_removed_with_the_next_one() {
     let Some(server) = Server::start().await else { return };
     let store = store_on(&server).await;
-    let _: u64 = server.ask(&["ZADD", "cs:revoked", "5", "old"]).await;
-    assert_eq!(next(&mut store.revocations()).await, []);
+    let _: u64 = server.command(&["ZADD", "cs:revoked", "5", "old"]).await;
+    assert_eq!(next(&mut store.watch_revocations()).await, []);
     revoke(&store, "new", Revoke::IfQueued).await;
-    let left: Vec<String> = server.ask(&["ZRANGE", "cs:revoked", "0", "-1"]).await;
+    let left: Vec<String> = server.command(&["ZRANGE", "cs:revoked", "0", "-1"]).await;
     assert_eq!(left, ["new"]);
 }

@@ -1,4 +1,4 @@
-//! A Redis server of a test's own, on a free port, gone when the test is.
+//! A Redis server for one test, on a free port; it ends with the test.
 
 use std::fs;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// `None`, and a line that says so, where there is no `redis-server` to start.
+    /// Starts a server. Prints a line and returns `None` where there is no `redis-server`.
     pub(super) async fn start() -> Option<Self> {
         Self::start_with(&[]).await
     }
@@ -47,7 +47,7 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// Starts again, empty.
+    /// Starts again without data.
     pub(super) async fn start_again(&mut self) {
         self.child = spawn(self.port, &self.dir, &self.arguments);
         self.ready().await;
@@ -66,20 +66,22 @@ impl Server {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    /// One command, on a connection of its own.
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: &[&str]) -> T {
-        self.try_ask(command).await.unwrap()
+    /// Runs one command on a new connection.
+    pub(super) async fn command<T: FromRedisValue>(&self, command: &[&str]) -> T {
+        self.try_command(command).await.unwrap()
     }
 
-    async fn try_ask<T: FromRedisValue>(&self, command: &[&str]) -> RedisResult<T> {
+    async fn try_command<T: FromRedisValue>(&self, command: &[&str]) -> RedisResult<T> {
         let client = redis::Client::open(self.url())?;
         let mut connection = client.get_multiplexed_async_connection().await?;
         redis::cmd(command[0]).arg(&command[1..]).query_async(&mut connection).await
     }
 
     async fn ready(&self) {
-        eventually("the server answers", async || self.try_ask::<String>(&["PING"]).await.is_ok())
-            .await;
+        eventually("the server answers", async || {
+            self.try_command::<String>(&["PING"]).await.is_ok()
+        })
+        .await;
     }
 }
 
@@ -106,7 +108,7 @@ fn spawn(port: u16, dir: &PathBuf, arguments: &[String]) -> Child {
         .unwrap()
 }
 
-/// Waits until this is so. Fails after 20 s.
+/// Waits until the condition holds. Fails after 20 s.
 pub(super) async fn eventually(what: &str, is_so: impl AsyncFn() -> bool) {
     let mut pace = interval(Duration::from_millis(10));
     let waiting = async {

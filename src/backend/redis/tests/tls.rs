@@ -1,4 +1,4 @@
-//! Who is trusted.
+//! Which certificates are trusted.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::super::address::Addresses;
-use super::super::link::{Deadlines, Keeper};
+use super::super::connection::{Deadlines, Supervisor};
 use super::*;
 
 fn openssl(dir: &Path, arguments: &str) {
@@ -15,7 +15,7 @@ fn openssl(dir: &Path, arguments: &str) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-/// An authority, another one, and a certificate of the first for `localhost`.
+/// Creates two certificate authorities, and a certificate of the first for `localhost`.
 fn certificates(dir: &Path) {
     for name in ["ca", "other"] {
         openssl(
@@ -40,14 +40,14 @@ async fn attempt(host: &str, port: &str, ca: Vec<u8>) -> Result<(), String> {
 }
 
 async fn attempt_with(url: &str, ca: Option<&[u8]>) -> Result<(), String> {
-    let keeper = Keeper {
+    let supervisor = Supervisor {
         addresses: Addresses::parse(url, ca).unwrap(),
         deadlines: Deadlines { connect: SOON, command: SOON },
         closing: CancellationToken::new(),
         pushes: None,
-        outspoken: false,
+        log_changes: false,
     };
-    keeper.connect(keeper.addresses.pick().unwrap()).await.map(drop)
+    supervisor.connect(supervisor.addresses.pick().unwrap()).await.map(drop)
 }
 
 #[tokio::test]

@@ -1,10 +1,10 @@
-//! Who is woken, by what, and by what not.
+//! Which events wake a waiter, and which do not.
 
-use super::super::REPLY_PREFIX;
+use super::super::keys::REPLY_PREFIX;
 use super::*;
 
 #[tokio::test]
-async fn a_waiter_is_woken_by_the_reply_channel_and_by_the_tasks_own() {
+async fn results_arrive_on_the_reply_channel_and_on_the_tasks_channel() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -24,8 +24,8 @@ async fn a_waiter_is_woken_by_the_reply_channel_and_by_the_tasks_own() {
     for id in ["a", "b", "c"] {
         // A non-terminal state ends no wait.
         for document in [document(id, "RETRY", ""), document(id, "SUCCESS", id)] {
-            let finish = Finish { document, reply_to: reply_to.clone(), received: None };
-            let _ = store.finish(finish).await.unwrap();
+            let finish = StoreResult { document, reply_to: reply_to.clone(), received: None };
+            let _ = store.store_result(finish).await.unwrap();
         }
     }
     for wait in waits {
@@ -35,7 +35,7 @@ async fn a_waiter_is_woken_by_the_reply_channel_and_by_the_tasks_own() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_there_before_is_found() {
+async fn an_existing_result_resolves_a_wait() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -47,14 +47,14 @@ async fn a_result_that_was_there_before_is_found() {
 }
 
 #[tokio::test]
-async fn a_wait_ends_with_its_timeout_and_the_others_go_on() {
+async fn a_wait_ends_at_its_timeout_and_others_continue() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
     let long = watch(&store, "a", Origin::Foreign);
-    let short = store.watch("a".into(), Origin::Foreign, Some(Duration::from_millis(50)));
-    let alone = store.watch("b".into(), Origin::Own, Some(Duration::from_millis(60)));
+    let short = store.watch_result("a".into(), Origin::Foreign, Some(Duration::from_millis(50)));
+    let alone = store.watch_result("b".into(), Origin::Own, Some(Duration::from_millis(60)));
     for wait in [short, alone] {
         let error = timeout(SOON, wait).await.unwrap().unwrap().unwrap_err();
         assert!(error.is_timeout(), "{error}");
@@ -77,7 +77,7 @@ async fn a_dropped_receiver_is_forgotten() {
 }
 
 #[tokio::test]
-async fn forged_pushes_wake_nobody() {
+async fn forged_pushes_resolve_no_wait() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -96,12 +96,13 @@ async fn forged_pushes_wake_nobody() {
         (&key("b"), r#"{"status": "SUCCESS", "task_id": "a"}"#),
         (&key("b"), r#"{"status": "SUCCESS", "task_id": "b", "result": "forged"}"#),
     ] {
-        assert_eq!(server.ask::<usize>(&["PUBLISH", channel, forged]).await, 1, "{forged}");
+        assert_eq!(server.command::<usize>(&["PUBLISH", channel, forged]).await, 1, "{forged}");
     }
     for id in ["a", "b"] {
         let document = document(id, "SUCCESS", "true");
         let reply_to = Some(store.reply_channel().to_owned());
-        let _ = store.finish(Finish { document, reply_to, received: None }).await.unwrap();
+        let _ =
+            store.store_result(StoreResult { document, reply_to, received: None }).await.unwrap();
     }
     for (wait, id) in waits.into_iter().zip(["a", "b"]) {
         assert_eq!(resolved(wait).await, document(id, "SUCCESS", "true"));
@@ -109,25 +110,25 @@ async fn forged_pushes_wake_nobody() {
 }
 
 #[tokio::test]
-async fn only_reply_channels_are_published_to_on_a_messages_word() {
+async fn a_message_can_name_only_reply_channels() {
     let Some(server) = Server::start().await else {
         return;
     };
     let store = store_on(&server).await;
     for (reply_to, published) in [(key("theirs"), 1), (format!("{REPLY_PREFIX}theirs"), 2)] {
-        let _: () = server.ask(&["CONFIG", "RESETSTAT"]).await;
+        let _: () = server.command(&["CONFIG", "RESETSTAT"]).await;
         let document = document(&reply_to, "SUCCESS", "");
         let _ = store
-            .finish(Finish { document, reply_to: Some(reply_to), received: None })
+            .store_result(StoreResult { document, reply_to: Some(reply_to), received: None })
             .await
             .unwrap();
-        let stats: String = server.ask(&["INFO", "commandstats"]).await;
+        let stats: String = server.command(&["INFO", "commandstats"]).await;
         assert!(stats.contains(&format!("cmdstat_publish:calls={published},")), "{stats}");
     }
 }
 
 #[tokio::test]
-async fn closing_ends_every_wait_and_is_the_end() {
+async fn closing_ends_every_wait_and_connection() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -138,16 +139,16 @@ async fn closing_ends_every_wait_and_is_the_end() {
     for wait in waits.into_iter().chain([late]) {
         assert!(timeout(SOON, wait).await.unwrap().unwrap().is_err());
     }
-    assert!(timeout(SOON, store.finish(success("d"))).await.unwrap().is_err());
+    assert!(timeout(SOON, store.store_result(success("d"))).await.unwrap().is_err());
     eventually("no connection is left", async || {
-        let clients: String = server.ask(&["CLIENT", "LIST"]).await;
+        let clients: String = server.command(&["CLIENT", "LIST"]).await;
         clients.lines().count() == 1
     })
     .await;
 }
 
 #[tokio::test]
-async fn closing_flushes_what_was_handed_over() {
+async fn closing_flushes_queued_results() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -156,12 +157,12 @@ async fn closing_flushes_what_was_handed_over() {
         let store = store.clone();
         let all = (0..500).map(|n| success(&n.to_string())).collect::<Vec<_>>();
         async move {
-            let all = all.into_iter().map(|finish| store.finish(finish));
+            let all = all.into_iter().map(|finish| store.store_result(finish));
             futures_util::future::join_all(all).await.iter().filter(|done| done.is_ok()).count()
         }
     });
     tokio::task::yield_now().await;
     timeout(SOON, store.close()).await.unwrap();
     let recorded = storing.await.unwrap();
-    assert_eq!(server.ask::<usize>(&["DBSIZE"]).await, recorded);
+    assert_eq!(server.command::<usize>(&["DBSIZE"]).await, recorded);
 }

@@ -1,4 +1,4 @@
-//! `demo.add(x, y)`: their sum.
+//! `demo.add(x, y)`: returns their sum.
 
 use countersign::{Context, Task, TaskError, TaskResult};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ impl Task for Add {
 }
 
 pub(crate) async fn add(_: Context, Add { x, y }: Add) -> TaskResult<i64> {
-    x.checked_add(y)
-        .ok_or_else(|| TaskError::raise("builtins", "OverflowError", format!("{x} + {y}")).never())
+    x.checked_add(y).ok_or_else(|| {
+        TaskError::with_exception("builtins", "OverflowError", format!("{x} + {y}")).no_retry()
+    })
 }

@@ -1,5 +1,5 @@
-//! `demo.agent(prompt)`: an agent whose lines are scripted. It streams its words, and asks a person
-//! before each of its two tool calls; refused, it goes on without that tool.
+//! `demo.agent(prompt)`: an agent whose lines are scripted. It streams its words, and requests an approval
+//! before each of its two tool calls. After a rejection it continues without that tool.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 const TIME_TO_DECIDE: Duration = Duration::from_secs(24 * 60 * 60);
-/// Between two words, as a language model makes them.
+/// The time between two words, similar to a language model's.
 const PACE: Duration = Duration::from_millis(20);
 
 #[derive(Serialize, Deserialize)]
@@ -35,17 +35,24 @@ struct Send {
 }
 
 pub(crate) async fn agent(ctx: Context, Agent { prompt }: Agent) -> TaskResult<String> {
-    say(&ctx, "plan", &format!("I look for {prompt}, and mail what I find.")).await?;
+    stream_line(&ctx, "plan", &format!("I look for {prompt}, and mail what I find.")).await?;
     let search = Search { query: prompt };
-    let found =
-        match call(&ctx, "web.search", search, Risk::Low, "a query leaves this house").await? {
-            Call::Granted(Search { query }) => {
-                ctx.step("search", || async { Ok::<_, TaskError>(format!("3 pages on {query}")) })
-                    .await?
-            }
-            Call::Refused(why) => format!("nothing: I was not to search ({why})"),
-        };
-    say(&ctx, "findings", &format!("I found {found}.")).await?;
+    let found = match call(
+        &ctx,
+        "web.search",
+        search,
+        Risk::Low,
+        "the query is sent to an external service",
+    )
+    .await?
+    {
+        Call::Granted(Search { query }) => {
+            ctx.step("search", || async { Ok::<_, TaskError>(format!("3 pages on {query}")) })
+                .await?
+        }
+        Call::Refused(why) => format!("nothing: the search was refused ({why})"),
+    };
+    stream_line(&ctx, "findings", &format!("I found {found}.")).await?;
     let mail = Send { to: "team@example.com".into(), text: found };
     let sent = match call(&ctx, "mail.send", mail, Risk::High, "the team gets a mail").await? {
         Call::Granted(Send { to, text }) => {
@@ -54,7 +61,7 @@ pub(crate) async fn agent(ctx: Context, Agent { prompt }: Agent) -> TaskResult<S
         }
         Call::Refused(why) => format!("Not sent: {why}."),
     };
-    say(&ctx, "end", &sent).await?;
+    stream_line(&ctx, "end", &sent).await?;
     Ok(sent)
 }
 
@@ -63,7 +70,7 @@ enum Call<A> {
     Refused(String),
 }
 
-/// Asks whether a tool may be called, and with what.
+/// Requests an approval to call a tool. Returns the approved arguments, or the reason for the refusal.
 async fn call<A>(
     ctx: &Context,
     tool: &'static str,
@@ -74,10 +81,10 @@ async fn call<A>(
 where
     A: Serialize + DeserializeOwned,
 {
-    let asked = ctx.approval(tool).ask(format!("May I call {tool}?")).risk(risk).effect(effect);
-    let decided = asked.expires_in(TIME_TO_DECIDE).action(tool, args).await?;
+    let request = ctx.approval(tool).title(format!("May I call {tool}?")).risk(risk).effect(effect);
+    let decided = request.expires_in(TIME_TO_DECIDE).action(tool, args).await?;
     let why = match decided.reason() {
-        "" => "nobody said yes".to_owned(),
+        "" => "not approved".to_owned(),
         reason => format!("{} said: {reason}", decided.by),
     };
     Ok(match decided.verdict {
@@ -86,9 +93,9 @@ where
     })
 }
 
-/// Streams a line word by word. As a step, it is said once.
-async fn say(ctx: &Context, step: &'static str, line: &str) -> TaskResult<()> {
-    let speak = || async {
+/// Streams a line word by word, as a step, so that a resumed run does not repeat it.
+async fn stream_line(ctx: &Context, step: &'static str, line: &str) -> TaskResult<()> {
+    let stream_words = || async {
         let output = ctx.stream();
         for word in line.split_inclusive(' ') {
             output.send(&word).await?;
@@ -96,5 +103,5 @@ async fn say(ctx: &Context, step: &'static str, line: &str) -> TaskResult<()> {
         }
         output.send(&"\n").await
     };
-    ctx.step(step, speak).await
+    ctx.step(step, stream_words).await
 }

@@ -1,4 +1,4 @@
-//! `demo.cpu(ms)`: keeps a core busy, on the pool for blocking work.
+//! `demo.cpu(ms)`: keeps a core busy for `ms` milliseconds, on the pool for blocking work.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! `demo.echo(*args, **kwargs)`: both, exactly as they came.
+//! `demo.echo(*args, **kwargs)`: returns both unchanged.
 
 use countersign::{Arguments, Context, Task, TaskResult};
 use serde::{Deserialize, Serialize};

@@ -1,4 +1,4 @@
-//! `demo.fail(msg)`: a `ValueError`, as a Celery client raises it.
+//! `demo.fail(msg)`: fails with an error that a Celery client raises as `ValueError`.
 
 use countersign::{Context, Task, TaskError, TaskResult};
 use serde::{Deserialize, Serialize};
@@ -15,5 +15,5 @@ impl Task for Fail {
 }
 
 pub(crate) async fn fail(_: Context, Fail { msg }: Fail) -> TaskResult<()> {
-    Err(TaskError::raise("builtins", "ValueError", msg).never())
+    Err(TaskError::with_exception("builtins", "ValueError", msg).no_retry())
 }

@@ -1,4 +1,4 @@
-//! The demo worker's tasks, one a file. `countersign dev` has them, too.
+//! The demo worker's tasks, one in each file.
 
 mod add;
 mod agent;
@@ -10,20 +10,18 @@ mod retry;
 mod sleep;
 mod tsum;
 
-use std::time::Duration;
+use countersign::Worker;
 
-use countersign::{Policy, Retry, Worker};
-
-pub(crate) fn register(worker: Worker) -> Worker {
-    let patient = Retry::exponential(Duration::from_secs(1)).attempts(u32::MAX);
+/// Adds the handlers of all demo tasks that need no server of their own.
+pub fn register(worker: Worker) -> Worker {
     worker
-        .handle(add::add, Policy::default())
-        .handle(tsum::tsum, Policy::default())
-        .handle(fail::fail, Policy::default())
-        .handle(sleep::sleep, Policy::default())
-        .handle(echo::echo, Policy::default())
-        .handle(refund::refund, Policy::default())
-        .handle(agent::agent, Policy::default())
-        .handle(retry::retry, Policy { retry: patient, ..Policy::default() })
-        .handle_blocking(cpu::cpu, Policy::default())
+        .handle(add::add)
+        .handle(tsum::tsum)
+        .handle(fail::fail)
+        .handle(sleep::sleep)
+        .handle(echo::echo)
+        .handle(refund::refund)
+        .handle(agent::agent)
+        .handle(retry::retry)
+        .handle_blocking(cpu::cpu)
 }

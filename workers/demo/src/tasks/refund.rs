@@ -1,4 +1,4 @@
-//! `demo.refund(order, cents)`: reserves the money, asks a person above a limit, and captures it.
+//! `demo.refund(order, cents)`: reserves the money, requests an approval above a limit, and captures it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use countersign::approval::Risk;
 use countersign::{Context, Task, TaskResult};
 use serde::{Deserialize, Serialize};
 
-/// More than this is nothing for a program to decide.
+/// Larger amounts in cents need an approval.
 const LIMIT: u64 = 10_000;
 
 #[derive(Serialize, Deserialize)]
@@ -21,7 +21,7 @@ impl Task for Refund {
     type Output = String;
 }
 
-/// What is approved, exactly.
+/// The exact action that is approved.
 #[derive(Serialize, Deserialize)]
 struct Capture {
     order: String,
@@ -35,7 +35,7 @@ pub(crate) async fn refund(ctx: Context, Refund { order, cents }: Refund) -> Tas
     if cents > LIMIT {
         capture = approved(&ctx, capture).await?;
     }
-    let receipt = ctx.step("capture", || take(&capture, &reserved)).await?;
+    let receipt = ctx.step("capture", || pay_out(&capture, &reserved)).await?;
     ctx.progress(&format!("captured: {receipt}")).await?;
     Ok(receipt)
 }
@@ -43,7 +43,7 @@ pub(crate) async fn refund(ctx: Context, Refund { order, cents }: Refund) -> Tas
 async fn approved(ctx: &Context, capture: Capture) -> TaskResult<Capture> {
     let decided = ctx
         .approval("over-limit")
-        .ask(format!("Refund {} cents for {}?", capture.cents, capture.order))
+        .title(format!("Refund {} cents for {}?", capture.cents, capture.order))
         .effect("the customer gets the money")
         .risk(Risk::High)
         .expires_in(Duration::from_secs(48 * 60 * 60))
@@ -56,6 +56,6 @@ async fn reserve(order: &str, cents: u64) -> TaskResult<String> {
     Ok(format!("hold-{order}-{cents}"))
 }
 
-async fn take(capture: &Capture, reserved: &str) -> TaskResult<String> {
+async fn pay_out(capture: &Capture, reserved: &str) -> TaskResult<String> {
     Ok(format!("refunded {} cents for {} ({reserved})", capture.cents, capture.order))
 }

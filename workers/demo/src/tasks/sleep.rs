@@ -1,4 +1,4 @@
-//! `demo.sleep(seconds)`: waits, and answers how long.
+//! `demo.sleep(seconds)`: waits, and returns the number of seconds.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ impl Task for Sleep {
 }
 
 pub(crate) async fn sleep(_: Context, Sleep { seconds }: Sleep) -> TaskResult<f64> {
-    let pause = Duration::try_from_secs_f64(seconds)
-        .map_err(|error| TaskError::raise("builtins", "ValueError", error.to_string()).never())?;
-    tokio::time::sleep(pause).await;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|error| {
+        TaskError::with_exception("builtins", "ValueError", error.to_string()).no_retry()
+    })?;
+    tokio::time::sleep(duration).await;
     Ok(seconds)
 }

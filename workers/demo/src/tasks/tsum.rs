@@ -1,4 +1,4 @@
-//! `demo.tsum(list)`: the sum of a list, what a chord's body usually is.
+//! `demo.tsum(list)`: returns the sum of a list, as the body of a chord often does.
 
 use countersign::{Context, Task, TaskError, TaskResult};
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ impl Task for Tsum {
 }
 
 pub(crate) async fn tsum(_: Context, Tsum { list }: Tsum) -> TaskResult<i64> {
-    list.iter()
-        .try_fold(0_i64, |sum, n| sum.checked_add(*n))
-        .ok_or_else(|| TaskError::raise("builtins", "OverflowError", "sum over 64 bits").never())
+    list.iter().try_fold(0_i64, |sum, n| sum.checked_add(*n)).ok_or_else(|| {
+        TaskError::with_exception("builtins", "OverflowError", "sum over 64 bits").no_retry()
+    })
 }

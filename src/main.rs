@@ -1,5 +1,0 @@
-//! The `countersign` command.
-
-fn main() -> std::process::ExitCode {
-    countersign::cli::main()
-}

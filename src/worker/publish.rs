@@ -1,0 +1,42 @@
+//! Publishing with retries.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::state::WorkerState;
+use crate::backend::{PublishRequest, Queue, Recorded};
+use crate::error::Error;
+use crate::protocol::Message;
+
+const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// Publishes with retries until the broker has confirmed.
+///
+/// # Errors
+/// The broker refuses the message itself, or the broker's user lacks the permission.
+pub(super) async fn publish(
+    state: &WorkerState,
+    message: Message,
+    queue: Queue,
+    delay: Option<Duration>,
+) -> Result<Recorded, Error> {
+    let mut retry_delay = FIRST_RETRY_DELAY;
+    loop {
+        let request = PublishRequest {
+            message: message.clone(),
+            queue: queue.clone(),
+            delay,
+            timeout: state.config.publish_timeout,
+        };
+        match state.backends.broker.publish(request).await {
+            Ok(recorded) => return Ok(recorded),
+            Err(error) if error.is_refusal() || error.is_access_refused() => return Err(error),
+            Err(error) => warn!(task.id = %message.id, "{error}; trying again"),
+        }
+        sleep(retry_delay.mul_f64(rand::random())).await;
+        retry_delay = (retry_delay * 2).min(MAX_RETRY_DELAY);
+    }
+}

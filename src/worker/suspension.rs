@@ -1,0 +1,47 @@
+//! The two records of a suspension: its wake message, which the broker confirms first, and the stored
+//! suspension.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::publish::publish;
+use super::state::{STORE_RETRY_DELAY, WorkerState};
+use crate::backend::{Queue, SuspendRequest, SuspendResult};
+use crate::error::Error;
+use crate::protocol::{Envelope, SuspendHeader, SuspendKind};
+
+/// Publishes the wake message, which resumes the task if no other message does, and waits until it is
+/// confirmed.
+///
+/// # Errors
+/// The broker refuses the message, or the store is closed.
+pub(super) async fn send_wake(
+    state: &WorkerState,
+    queue: &Queue,
+    envelope: &Envelope,
+    number: u64,
+    due: Duration,
+) -> Result<(), Error> {
+    let wake = SuspendHeader { kind: SuspendKind::Wake, number }.on(envelope.encode());
+    let wake = SuspendHeader::sent(wake, state.backends.store.clock().await?);
+    let _ = publish(state, wake, queue.resume(), Some(due)).await?;
+    Ok(())
+}
+
+/// Stores a suspension. Retries without a limit.
+pub(super) async fn store_suspension(
+    state: &WorkerState,
+    request: SuspendRequest,
+) -> SuspendResult {
+    loop {
+        match state.backends.store.suspend(request.clone()).await {
+            Ok(result) => return result,
+            Err(error) => {
+                warn!(task.id = %request.id, "cannot suspend the task: {error}; trying again");
+            }
+        }
+        sleep(STORE_RETRY_DELAY).await;
+    }
+}
