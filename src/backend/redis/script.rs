@@ -26,6 +26,7 @@ pub(super) enum Script {
     ExpireHistory,
     Lease,
     MarkSent,
+    ReadHistory,
     ReadRequests,
     RecordStep,
     Reopen,
@@ -40,7 +41,7 @@ pub(super) enum Script {
 }
 
 impl Script {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::AppendEntry,
         Self::ClaimKey,
         Self::ClaimTask,
@@ -54,6 +55,7 @@ impl Script {
         Self::ExpireHistory,
         Self::Lease,
         Self::MarkSent,
+        Self::ReadHistory,
         Self::ReadRequests,
         Self::RecordStep,
         Self::Reopen,
@@ -86,6 +88,7 @@ impl Script {
             Self::ExpireHistory => &[include_str!("expire.lua")],
             Self::Lease => &[include_str!("lease.lua")],
             Self::MarkSent => &[include_str!("mark.lua")],
+            Self::ReadHistory => &[include_str!("read_history.lua")],
             Self::ReadRequests => &[STATUS, include_str!("read.lua")],
             Self::RecordStep => &[include_str!("journal.lua")],
             Self::Reopen => &[include_str!("reopen.lua")],
