@@ -30,7 +30,7 @@ const BATCH: usize = 128;
 /// Pipelines in flight: one is written while another is answered.
 const IN_FLIGHT: usize = 2;
 
-/// The argument of `store_result.lua` that keeps a result forever.
+/// The argument of `store_results.lua` that keeps a result forever.
 const NO_EXPIRY: &str = "0";
 
 /// A result to store and the channel for its caller (`None`: a recent result is stored again).
@@ -77,6 +77,15 @@ impl PipelinedCall for ResultJob {
         Kind::Connection { peer: "Redis".into(), cause: error_text(error) }.into()
     }
 
+    /// An error of the script is the reply to each call.
+    fn replies(mut replies: Vec<Value>, count: usize) -> Vec<Value> {
+        match replies.pop() {
+            Some(Value::Array(replies)) => replies,
+            Some(error) => vec![error; count],
+            None => Vec::new(),
+        }
+    }
+
     fn log_rejection(error: &ServerError) {
         warn!(cause = error_text(error), "Redis rejected results; retrying");
     }
@@ -109,8 +118,8 @@ impl ResultWriter {
     /// Writes until the store is closed or all senders are gone.
     async fn run(self) {
         let Self { mut jobs, handle, script, closing } = self;
-        let encode = |job: &ResultJob, pipeline: &mut Pipeline, connection: &Connection| {
-            script.encode(job, pipeline, connection);
+        let encode = |jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection| {
+            script.encode(jobs, pipeline, connection);
         };
         let write = |batch: Vec<ResultJob>| pipelined_writer::write(batch, &handle, encode);
         let mut recent = RecentResults::default();
@@ -160,7 +169,7 @@ impl ResultWriter {
     }
 }
 
-/// The parameters of the `store_result.lua` calls.
+/// The parameters of `store_results.lua`.
 #[derive(Debug)]
 struct ResultScript {
     keys: Keys,
@@ -169,18 +178,21 @@ struct ResultScript {
 }
 
 impl ResultScript {
-    fn encode(&self, job: &ResultJob, pipeline: &mut Pipeline, connection: &Connection) {
-        let StoreResult { document, reply_to, received } = &job.result;
-        let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
-        pipeline
-            .cmd("EVALSHA")
-            .arg(connection.hash(Script::StoreResult))
-            .arg("1")
-            .arg(self.keys.of(&document.id))
-            .arg(&*document.json)
-            .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
-            .arg(reply.unwrap_or_default())
-            .arg(received.map(date).unwrap_or_default());
+    /// Adds one call for all results: looking a script up and preparing its arguments takes Redis as long
+    /// as storing a result.
+    fn encode(&self, jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection) {
+        pipeline.cmd("EVALSHA").arg(connection.hash(Script::StoreResults)).arg(jobs.len());
+        for job in jobs {
+            pipeline.arg(self.keys.of(&job.result.document.id));
+        }
+        for ResultJob { result: StoreResult { document, reply_to, received }, .. } in jobs {
+            let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
+            pipeline
+                .arg(&*document.json)
+                .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
+                .arg(reply.unwrap_or_default())
+                .arg(received.map(date).unwrap_or_default());
+        }
     }
 }
 
