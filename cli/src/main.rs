@@ -28,6 +28,11 @@ mod tasks;
 mod waiting;
 mod workers;
 
+/// `countersign dev` runs a worker.
+#[cfg(not(target_env = "msvc"))]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> std::process::ExitCode {
     command::main()
 }

@@ -16,7 +16,8 @@ pub(super) async fn process_delivery(mut message: MessageDelivery, permit: Permi
     message.delivery.redelivered |= message.delivery.message.is_returned();
     let state = Arc::clone(&message.state);
     if let Some((message, claim)) = claim_delivery(message).await {
-        process_claimed(message, claim, permit).await;
+        // Boxed, because the spawned future is moved several times.
+        Box::pin(process_claimed(message, claim, permit)).await;
     }
     state.finished.fetch_add(1, Ordering::Relaxed);
 }

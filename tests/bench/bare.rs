@@ -16,16 +16,15 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redis::aio::MultiplexedConnection;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::load;
-use crate::ours::print;
-use crate::role::{Numbers, Result, Role};
+use crate::role::{Numbers, Result, Role, print};
 use crate::work::{self, Work};
+use crate::{batches, load};
 
 const PERSISTENT: u8 = 2;
-const RESULT_SECONDS: u64 = 24 * 60 * 60;
+pub(crate) const RESULT_SECONDS: u64 = 24 * 60 * 60;
 const REPLY_PREFIX: &str = "cs:reply:";
 
 pub(crate) async fn connect() -> Result<(Connection, Channel)> {
@@ -39,16 +38,17 @@ pub(crate) fn redis_client() -> Result<redis::Client> {
     Ok(redis::Client::open(env::var("COUNTERSIGN_STORE_URL")?)?)
 }
 
-pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
+/// `is_improved`: with what a good engineer would add.
+pub(crate) async fn play(role: Role, payload: String, is_improved: bool) -> Result<()> {
     let numbers = match role {
-        Role::Worker { queue, concurrency } => return work(&queue, concurrency).await,
+        Role::Worker { queue, concurrency } => return work(&queue, concurrency, is_improved).await,
         Role::Enqueue { queue, count, in_flight } => {
-            let producer = Producer::connect(queue).await?;
+            let producer = Producer::connect(queue, is_improved).await?;
             let send = || async { producer.send(&task_id(), &payload, 0, "").await };
             load::enqueue(count, in_flight, send).await?
         }
         Role::Calls { queue, count, callers } => {
-            let caller = Arc::new(Caller::connect(queue).await?);
+            let caller = Arc::new(Caller::connect(queue, is_improved).await?);
             let call = move || {
                 let (caller, payload) = (Arc::clone(&caller), payload.clone());
                 async move {
@@ -73,7 +73,7 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
             return Err("a bare loop has neither streams nor approvals nor limits".into());
         }
         Role::Waiters { queue, count } => {
-            let caller = Caller::connect(queue).await?;
+            let caller = Caller::connect(queue, is_improved).await?;
             let mut waits = Vec::with_capacity(count);
             let mut sent = futures_util::stream::iter(0..count)
                 .map(|_| caller.enqueue(""))
@@ -90,7 +90,7 @@ pub(crate) async fn play(role: Role, payload: String) -> Result<()> {
     Ok(())
 }
 
-async fn work(queue: &str, concurrency: usize) -> Result<()> {
+async fn work(queue: &str, concurrency: usize, is_improved: bool) -> Result<()> {
     let (_connection, channel) = connect().await?;
     let store = redis_client()?.get_multiplexed_async_connection().await?;
     let prefetch = u16::try_from(concurrency * 2)?;
@@ -98,12 +98,19 @@ async fn work(queue: &str, concurrency: usize) -> Result<()> {
     let options = BasicConsumeOptions::default();
     let mut consumer =
         channel.basic_consume(queue.into(), "bare".into(), options, FieldTable::default()).await?;
+    let (ran, settling) = mpsc::unbounded_channel();
+    tokio::spawn(batches::settle(settling, channel.clone(), store.clone()));
     let slots = Arc::new(Semaphore::new(concurrency));
     while let Some(delivery) = consumer.next().await {
-        let (delivery, store) = (delivery?, store.clone());
+        let (delivery, store, ran) = (delivery?, store.clone(), ran.clone());
         let slot = Arc::clone(&slots).acquire_owned().await?;
         tokio::spawn(async move {
-            if let Err(error) = run(delivery, store).await {
+            let settled = match run(&delivery).await {
+                Ok(task) if is_improved => ran.send(task).map_err(Into::into),
+                Ok(task) => settle(delivery, task, store).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = settled {
                 eprintln!("bare: {error}");
             }
             drop(slot);
@@ -112,7 +119,15 @@ async fn work(queue: &str, concurrency: usize) -> Result<()> {
     Ok(())
 }
 
-async fn run(delivery: Delivery, mut store: MultiplexedConnection) -> Result<()> {
+/// A task that has run.
+pub(crate) struct Ran {
+    pub(crate) tag: u64,
+    pub(crate) key: String,
+    pub(crate) document: String,
+    pub(crate) reply: Option<String>,
+}
+
+async fn run(delivery: &Delivery) -> Result<Ran> {
     let headers = delivery.properties.headers().as_ref().ok_or("no headers")?.inner();
     let Some(AMQPValue::LongString(id)) = headers.get("id") else {
         return Err("no id".into());
@@ -125,7 +140,12 @@ async fn run(delivery: Delivery, mut store: MultiplexedConnection) -> Result<()>
     );
     let key = format!("celery-task-meta-{id}");
     let reply = delivery.properties.reply_to().as_ref().map(ShortString::as_str);
-    let channel = reply.filter(|reply| reply.starts_with(REPLY_PREFIX)).unwrap_or(&key);
+    let reply = reply.filter(|reply| reply.starts_with(REPLY_PREFIX)).map(str::to_owned);
+    Ok(Ran { tag: delivery.delivery_tag, key, document, reply })
+}
+
+async fn settle(delivery: Delivery, ran: Ran, mut store: MultiplexedConnection) -> Result<()> {
+    let Ran { key, document, reply, .. } = ran;
     redis::pipe()
         .cmd("SET")
         .arg(&key)
@@ -134,7 +154,7 @@ async fn run(delivery: Delivery, mut store: MultiplexedConnection) -> Result<()>
         .arg(RESULT_SECONDS)
         .ignore()
         .cmd("PUBLISH")
-        .arg(channel)
+        .arg(reply.as_ref().unwrap_or(&key))
         .arg(&document)
         .ignore()
         .query_async::<()>(&mut store)
@@ -152,13 +172,15 @@ pub(crate) struct Producer {
     _connection: Connection,
     channel: Channel,
     queue: String,
+    /// Whether it leaves out the headers that no worker needs.
+    is_lean: bool,
 }
 
 impl Producer {
-    pub(crate) async fn connect(queue: String) -> Result<Self> {
+    pub(crate) async fn connect(queue: String, is_lean: bool) -> Result<Self> {
         let (connection, channel) = connect().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { _connection: connection, channel, queue })
+        Ok(Self { _connection: connection, channel, queue, is_lean })
     }
 
     pub(crate) async fn send(
@@ -179,7 +201,7 @@ impl Producer {
                 self.queue.as_str().into(),
                 options,
                 &body,
-                properties(id, &kwargs, reply_to),
+                properties(id, &kwargs, reply_to, self.is_lean),
             )
             .await?;
         if confirm.await?.is_ack() { Ok(()) } else { Err("not taken".into()) }
@@ -203,7 +225,7 @@ struct Caller {
 }
 
 impl Caller {
-    async fn connect(queue: String) -> Result<Self> {
+    async fn connect(queue: String, is_lean: bool) -> Result<Self> {
         let reply_to = format!("{REPLY_PREFIX}{}", task_id());
         let mut replies = redis_client()?.get_async_pubsub().await?;
         replies.subscribe(&reply_to).await?;
@@ -220,7 +242,7 @@ impl Caller {
                 }
             }
         });
-        Ok(Self { producer: Producer::connect(queue).await?, reply_to, waiting })
+        Ok(Self { producer: Producer::connect(queue, is_lean).await?, reply_to, waiting })
     }
 
     async fn enqueue(&self, payload: &str) -> Result<oneshot::Receiver<Vec<u8>>> {
@@ -238,7 +260,7 @@ struct Head<'a> {
 }
 
 /// The headers that a Celery client sets.
-fn properties(id: &str, kwargs: &str, reply_to: &str) -> BasicProperties {
+fn properties(id: &str, kwargs: &str, reply_to: &str, is_lean: bool) -> BasicProperties {
     let text = |text: &str| AMQPValue::LongString(text.into());
     let mut headers = FieldTable::default();
     for (name, value) in [
@@ -262,7 +284,9 @@ fn properties(id: &str, kwargs: &str, reply_to: &str) -> BasicProperties {
         ("stamped_headers", AMQPValue::Void),
         ("stamps", AMQPValue::FieldTable(FieldTable::default())),
     ] {
-        headers.insert(name.into(), value);
+        if !is_lean || matches!(name, "lang" | "task" | "id" | "root_id" | "origin") {
+            headers.insert(name.into(), value);
+        }
     }
     BasicProperties::default()
         .with_delivery_mode(PERSISTENT)

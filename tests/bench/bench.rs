@@ -4,6 +4,7 @@
 mod approve;
 mod backlog;
 mod bare;
+mod batches;
 mod cases;
 mod database;
 mod decide;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use cases::{Bench, Case, Sizes};
 use clap::{Parser, ValueEnum};
 use report::Report;
-use role::{Result, Role, Side};
+use role::{Result, Role, Side, payload};
 use serde_json::json;
 use servers::Servers;
 
@@ -64,6 +65,9 @@ const EXAMPLES: &str = "Examples:
 
 The table is on standard output, what runs on standard error. Run nothing else on the machine.";
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -86,21 +90,17 @@ fn fail(error: &dyn std::fmt::Display) -> ExitCode {
 async fn play(side: &str, role: &str) -> Result<()> {
     let role: Role = serde_json::from_str(role)?;
     match Side::from_str(side, false)? {
-        Side::Bare => tokio::spawn(bare::play(role, payload())).await?,
+        Side::Bare => Err("this side is played by bench-bare".into()),
+        Side::Improved => tokio::spawn(bare::play(role, payload(), true)).await?,
         Side::Ours => tokio::spawn(ours::play(role, payload())).await?,
         Side::Celery | Side::Dramatiq => Err("these are played by peers.py".into()),
     }
 }
 
-/// Makes about 256 bytes of arguments, JSON syntax included.
-fn payload() -> String {
-    "x".repeat(220)
-}
-
 async fn measure(options: Options) -> Result<ExitCode> {
     let sizes = if options.quick { Sizes::QUICK } else { Sizes::FULL };
     let bench = Bench { servers: Servers::connect().await?, sizes, payload: payload() };
-    let mut sides = vec![Side::Bare, Side::Ours];
+    let mut sides = vec![Side::Bare, Side::Improved, Side::Ours];
     if options.peers {
         sides.extend([Side::Celery, Side::Dramatiq]);
     }

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use tokio::time::sleep;
 
-use crate::process::Process;
+use crate::process::{Process, ServerTimes};
 use crate::role::{Numbers, Result, Role, Side};
 use crate::servers::Servers;
 
@@ -37,6 +37,8 @@ pub(crate) enum Case {
     Roundtrip,
     /// A worker without tasks, and the time until its first task ends
     Idle,
+    /// A worker whose connections were closed four times under load
+    Reconnect,
     /// A client that waits for 100,000 results
     Waiters,
     /// Streams of 64 tasks, one of them followed
@@ -90,7 +92,7 @@ impl Sizes {
         races: 2_000,
         backlog: 5_000,
         behind: 500,
-        renewals: 10,
+        renewals: 200,
         embedded: 100_000,
         held: 100_000,
         finished: 1_000_000,
@@ -109,7 +111,7 @@ impl Sizes {
         races: 100,
         backlog: 1_000,
         behind: 100,
-        renewals: 2,
+        renewals: 10,
         embedded: 10_000,
         held: 2_000,
         finished: 20_000,
@@ -122,11 +124,12 @@ impl Case {
     pub(crate) fn has(self, side: Side) -> bool {
         match side {
             Side::Ours => true,
-            Side::Bare => !matches!(
+            Side::Bare | Side::Improved => !matches!(
                 self,
                 Self::Stream
                     | Self::Suspend
                     | Self::Limited
+                    | Self::Reconnect
                     | Self::Pools
                     | Self::Embedded
                     | Self::Database
@@ -156,6 +159,7 @@ impl Case {
                 named("one", one).chain(named("many", many)).collect()
             }
             Self::Idle => bench.idle(side, &queue).await?,
+            Self::Reconnect => bench.reconnect(side, &queue).await?,
             Self::Waiters => bench.wait(side, &queue).await?,
             Self::Suspend => bench.suspend(side, &queue).await?,
             Self::Limited => {
@@ -225,21 +229,27 @@ impl Bench {
             Side::Dramatiq => drop(self.enqueue(side, queue, count, 1).await?),
             _ => self.servers.fill(queue, count, &self.payload, pause).await?,
         }
+        let servers = ServerTimes::now();
         let worker = self.worker(side, queue, concurrency)?;
         let (first, begun) = (self.stored(1).await?, Instant::now());
         self.stored(count).await?;
+        let servers = servers.per_1000(count);
         let rate = (count - first) as f64 / begun.elapsed().as_secs_f64();
         let used = worker.usage();
+        // The bare loop does not settle its tasks when it is stopped.
+        sleep(LOOK * 100).await;
         worker.end().await?;
         match self.servers.left(queue).await? {
             0 => {}
             left => return Err(format!("{left} tasks were not acked").into()),
         }
-        Ok(Numbers::from([
+        let mut numbers = Numbers::from([
             ("rate".to_owned(), rate),
             ("cpu_s_per_1000".to_owned(), used.cpu_s * 1000.0 / count as f64),
             ("peak_mib".to_owned(), used.peak_mib),
-        ]))
+        ]);
+        numbers.extend(servers);
+        Ok(numbers)
     }
 
     /// Waits until at least `count` results are stored, and returns their number.
@@ -268,7 +278,10 @@ impl Bench {
         in_flight: usize,
     ) -> Result<Numbers> {
         let role = Role::Enqueue { queue: queue.to_owned(), count, in_flight };
-        Process::start(side, &role)?.numbers().await
+        let servers = ServerTimes::now();
+        let mut numbers = Process::start(side, &role)?.numbers().await?;
+        numbers.extend(servers.per_1000(count));
+        Ok(numbers)
     }
 
     async fn call(&self, side: Side, queue: &str, count: usize, callers: usize) -> Result<Numbers> {
@@ -276,13 +289,16 @@ impl Bench {
         Process::start(side, &role)?.numbers().await
     }
 
-    /// Measures the same with and without the pool of connections for reads.
+    /// Measures the same without reads, and with and without the pool of connections for reads.
     async fn pools(&self) -> Result<Numbers> {
         let role = Role::Pools { claims: CLAIMS, callers: READERS, rounds: self.sizes.renewals };
         let mut numbers = Numbers::new();
-        for (name, size) in [("shared", "0"), ("pooled", "4")] {
+        let at_rest = Role::Pools { claims: CLAIMS, callers: 0, rounds: self.sizes.renewals };
+        for (name, size, role) in
+            [("rest", "4", &at_rest), ("shared", "0", &role), ("pooled", "4", &role)]
+        {
             let env = [("COUNTERSIGN_STORE_POOL_SIZE", size)];
-            numbers.extend(named(name, Process::start_with(&env, &role)?.numbers().await?));
+            numbers.extend(named(name, Process::start_with(&env, role)?.numbers().await?));
         }
         if let (Some(pooled), Some(shared)) =
             (numbers.get("pooled_p99_ms"), numbers.get("shared_p99_ms"))
@@ -357,6 +373,26 @@ impl Bench {
             ("core_percent".to_owned(), (after.cpu_s - before.cpu_s).max(0.0) / passed * 100.0),
             ("first_task_s".to_owned(), first_task_s),
         ]))
+    }
+
+    /// Measures the memory of a worker that runs bursts of tasks, and loses all connections in between.
+    async fn reconnect(&self, side: Side, queue: &str) -> Result<Numbers> {
+        let (count, worker) = (self.sizes.behind * 4, self.worker(side, queue, DRAIN_CONCURRENCY)?);
+        let mut before = 0.0;
+        for burst in 1..=5 {
+            self.servers.fill(queue, count, &self.payload, Duration::ZERO).await?;
+            self.stored(count * burst).await?;
+            sleep(SETTLED).await;
+            if burst == 1 {
+                before = worker.usage().rss_mib;
+            }
+            if burst < 5 {
+                self.servers.close_connections().await?;
+            }
+        }
+        let after = worker.usage().rss_mib;
+        worker.end().await?;
+        Ok(Numbers::from([("rss_mib".to_owned(), after), ("more_mib".to_owned(), after - before)]))
     }
 
     async fn wait(&self, side: Side, queue: &str) -> Result<Numbers> {

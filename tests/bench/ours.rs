@@ -5,7 +5,7 @@ use std::time::Instant;
 use countersign::{Client, Config};
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 
-use crate::role::{Numbers, Result, Role};
+use crate::role::{Numbers, Result, Role, print};
 use crate::speak::{Speak, now};
 use crate::work::Work;
 use crate::{backlog, database, decide, embedded, load, pools};
@@ -112,8 +112,4 @@ async fn stream_all(client: &Client, queue: &str, tasks: usize, entries: usize) 
         ("rate".to_owned(), (tasks * entries) as f64 / seconds),
         ("followed_p50_ms".to_owned(), *median as f64 / 1e3),
     ]))
-}
-
-pub(crate) fn print(numbers: &Numbers) {
-    println!("{}", serde_json::json!(numbers));
 }

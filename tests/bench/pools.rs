@@ -53,7 +53,7 @@ pub(crate) async fn play(
             Result::Ok(())
         });
     }
-    let begun = Instant::now();
+    let (begun, before) = (Instant::now(), reads.load(Ordering::Relaxed));
     let mut latencies = Vec::with_capacity(claims * rounds);
     for _ in 0..rounds {
         // The tasks of a worker renew their claims at the same time.
@@ -64,7 +64,8 @@ pub(crate) async fn play(
         }));
         latencies.extend(renewed.await?);
     }
-    let (seconds, count) = (begun.elapsed().as_secs_f64(), reads.load(Ordering::Relaxed));
+    let seconds = begun.elapsed().as_secs_f64();
+    let count = reads.load(Ordering::Relaxed) - before;
     is_over.store(true, Ordering::Relaxed);
     while let Some(ended) = readers.join_next().await {
         ended??;

@@ -99,8 +99,9 @@ fn command(side: Side, role: &Role) -> Result<Command> {
             worker.stderr(worker_log()?);
             return Ok(worker);
         }
-        (Side::Bare | Side::Ours, _) => {
-            let mut child = Command::new(bench);
+        (Side::Bare | Side::Improved | Side::Ours, _) => {
+            let bare = matches!(side, Side::Bare).then(|| bench.with_file_name("bench-bare"));
+            let mut child = Command::new(bare.unwrap_or(bench));
             child.arg("child");
             child
         }
@@ -120,6 +121,34 @@ fn worker_log() -> Result<fs::File> {
     let folder = env::var("COUNTERSIGN_TEST_FOLDER").map(|folder| format!("{folder}/bench.log"));
     let path = folder.map_or(path, Into::into);
     Ok(fs::OpenOptions::new().create(true).append(true).open(path)?)
+}
+
+/// The CPU time of the servers on this machine: of every process of that name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServerTimes([f64; 2]);
+
+impl ServerTimes {
+    pub(crate) fn now() -> Self {
+        let mut times = [0.0, 0.0];
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let server =
+                ["beam.smp", "redis-server"].iter().position(|server| name.trim() == *server);
+            let pid = process.file_name().to_str().and_then(|pid| pid.parse().ok());
+            if let (Some(server), Some(pid)) = (server, pid) {
+                times[server] += cpu_seconds(pid);
+            }
+        }
+        Self(times)
+    }
+
+    /// Returns the seconds per 1,000 of `count` since then, of RabbitMQ and of Redis.
+    pub(crate) fn per_1000(self, count: usize) -> Numbers {
+        let now = Self::now();
+        let names = ["rabbitmq_cpu_s_per_1000", "redis_cpu_s_per_1000"];
+        let used = now.0.iter().zip(self.0).map(|(now, then)| (now - then) * 1000.0 / count as f64);
+        names.into_iter().map(str::to_owned).zip(used).collect()
+    }
 }
 
 /// Returns the CPU time of the living threads, with nanosecond precision. `stat` includes ended threads, but

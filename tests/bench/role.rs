@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Side {
-    /// A hand-written program on lapin and redis.
+    /// A hand-written program on lapin and redis, with the allocator of the platform. It does not change.
     Bare,
+    /// The same program, with the allocator that Countersign's binaries use, and with batches.
+    Improved,
     /// Countersign.
     Ours,
     /// Celery, prefork with two processes.
@@ -104,6 +106,16 @@ pub(crate) enum Role {
         tasks: usize,
         entries: usize,
     },
+}
+
+/// Makes about 256 bytes of arguments, JSON syntax included.
+pub(crate) fn payload() -> String {
+    "x".repeat(220)
+}
+
+/// Prints the numbers of a child.
+pub(crate) fn print(numbers: &Numbers) {
+    println!("{}", serde_json::json!(numbers));
 }
 
 /// Measured numbers by name.

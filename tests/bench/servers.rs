@@ -10,6 +10,7 @@ use lapin::{Channel, Connection};
 use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::bare::{self, Producer};
@@ -64,12 +65,29 @@ impl Servers {
         payload: &str,
         pause: Duration,
     ) -> Result<()> {
-        let producer = Producer::connect(queue.to_owned()).await?;
+        let producer = Producer::connect(queue.to_owned(), false).await?;
         let pause = u64::try_from(pause.as_millis())?;
         let (producer, reply_to) = (&producer, &bare::task_id());
         let send =
             |_| async move { producer.send(&bare::task_id(), payload, pause, reply_to).await };
         stream::iter(0..count).map(send).buffer_unordered(FILLED_AT_ONCE).try_collect().await
+    }
+
+    /// Closes every connection to the servers but those of this process, the oldest ones.
+    pub(crate) async fn close_connections(&self) -> Result<()> {
+        let listed = control(&["list_connections", "connected_at", "pid", "--quiet"]).await?;
+        let mut connections: Vec<_> =
+            listed.lines().skip(1).filter_map(|line| line.split_once('\t')).collect();
+        connections.sort_unstable();
+        for (_, pid) in connections.into_iter().skip(1) {
+            control(&["close_connection", pid, "bench", "--quiet"]).await?;
+        }
+        for kind in ["normal", "pubsub"] {
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("TYPE").arg(kind);
+            kill.query_async::<()>(&mut self.store.clone()).await?;
+        }
+        Ok(())
     }
 
     /// Returns the number of stored results.
@@ -90,6 +108,18 @@ impl Servers {
         let redis = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
         Ok((rabbitmq_version().await?, redis.unwrap_or("unknown").to_owned()))
     }
+}
+
+/// Runs rabbitmqctl for the broker that `ops/servers run` has started, and returns its output.
+async fn control(arguments: &[&str]) -> Result<String> {
+    let folder = env::var("COUNTERSIGN_TEST_FOLDER")?;
+    let mut command = Command::new("ops/servers");
+    command.args(["control", "--dir", &format!("{folder}/rabbit"), "--"]).args(arguments);
+    let output = command.output().await?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Reads RabbitMQ's version from its first frame (`connection.start`, server-properties).

@@ -47,6 +47,9 @@ fn slow() -> Policy {
     Policy { rate, ..Policy::default() }
 }
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     countersign::run_worker("bench", |worker| {
         worker.handle(work).handle(speak).handle(ask).handle_with_policy(limited, slow())

@@ -34,7 +34,7 @@ pub(super) async fn fetch(
     let (settlements, settled) = mpsc::unbounded_channel();
     let (acking, queue) = (channel.clone(), name.clone());
     let flushed = acks.spawn(async move {
-        if !write_acks(&acking, settled, CancellationToken::new()).await {
+        if !write_acks(&acking, settled, 0, CancellationToken::new()).await {
             return;
         }
         // The reply shows that the queue has processed the acks, because they were sent before.
