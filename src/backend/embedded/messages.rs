@@ -122,8 +122,9 @@ pub(super) fn lease(
     }
     drop(rows);
     let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";
+    let mut hold = txn.prepare(hold)?;
     for Leased { seq, .. } in &leased {
-        txn.execute(hold, [session, *seq])?;
+        hold.execute([session, *seq])?;
     }
     Ok(leased)
 }

@@ -21,6 +21,7 @@
 //! | `journal` | the results of finished steps |
 //! | `maintenance` | renewing sessions, deleting expired rows |
 //! | `marks` | small values with a name and an expiry |
+//! | `memory` | a database in memory |
 //! | `messages` | the rows of queues and messages |
 //! | `notifications` | notifications within this process |
 //! | `outbox` | resume messages that are not known to be sent |
@@ -71,6 +72,7 @@ mod index;
 mod journal;
 mod maintenance;
 mod marks;
+mod memory;
 mod messages;
 mod notifications;
 mod open;
