@@ -21,6 +21,9 @@ const ADDED: [(&str, &str); 4] =
 /// Tables that files of this version may lack. Older processes write to none of them.
 const ADDED_TABLES: [&str; 2] = ["notes", "refusals"];
 const STATEMENTS: usize = 128;
+/// The pages in the log from which a commit checkpoints it. Each checkpoint writes a page once, however often
+/// it is in the log: tasks that are enqueued, leased and acked change the same pages again and again.
+const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// A database in memory, with its tables.
 pub(super) fn in_memory(shown: &str) -> Result<Connection, Error> {
@@ -147,7 +150,8 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
                    PRAGMA journal_size_limit = 67108864;";
-    let set_up = connection.execute_batch(&format!("{incremental}{pragmas}"));
+    let checkpoint = format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+    let set_up = connection.execute_batch(&format!("{incremental}{pragmas}{checkpoint}"));
     set_up.map_err(|error| failed(path, &error))?;
     Ok(version)
 }
