@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 
 use super::db::{CLOSE_DEADLINE, Db, RETRY_DELAY};
 use super::queue_reader::{self, QueueReader};
-use super::{messages, session_rows};
+use super::wake_stubs::WakeStub;
+use super::{message_head, messages, session_rows};
 use crate::backend::backoff::Backoff;
 use crate::backend::{
     Broker, Connection, Control, Deliveries, Fetched, PublishRequest, Queue, QueueState, Recorded,
@@ -57,12 +58,16 @@ impl EmbeddedBroker {
         }
         let (started, mut backoff) = (Instant::now(), Backoff::new(RETRY_DELAY));
         // Encoded here, and not in the single writer thread.
-        let head = messages::head(&request.message);
+        let head = message_head::encode(&request.message);
+        let wake = WakeStub::of(&request.message);
         let (queue, after) = (request.queue.name.clone(), request.timeout);
-        let request = Arc::new((request, head));
+        let request = Arc::new((request, head, wake));
         loop {
             let putting = Arc::clone(&request);
-            let putting = self.db.write(move |txn| messages::put(txn, &putting.0, &putting.1));
+            let putting = self.db.write(move |txn| {
+                let (request, head, wake) = &*putting;
+                messages::put(txn, request, head, wake.as_ref())
+            });
             let error = match timeout(after.saturating_sub(started.elapsed()), putting).await {
                 Ok(Err(error)) if error.is_connection() => error,
                 Ok(put) => return put,

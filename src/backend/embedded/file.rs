@@ -16,8 +16,13 @@ const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Columns that files of this version may lack. Older processes can use the file at the same time:
 /// their statements name their columns, and the rows that they replace have `NULL` in these.
-const ADDED: [(&str, &str); 4] =
-    [("parks", "digest"), ("left_by", "digest"), ("questions", "nonce"), ("ballots", "nonce")];
+const ADDED: [(&str, &str, &str); 5] = [
+    ("parks", "digest", "TEXT"),
+    ("parks", "packed", "BLOB"),
+    ("left_by", "digest", "TEXT"),
+    ("questions", "nonce", "TEXT"),
+    ("ballots", "nonce", "TEXT"),
+];
 /// Tables that files of this version may lack. Older processes write to none of them.
 const ADDED_TABLES: [&str; 2] = ["notes", "refusals"];
 const STATEMENTS: usize = 128;
@@ -188,9 +193,9 @@ fn add_missing(connection: &Connection) -> rusqlite::Result<()> {
             connection.query_row(find, [table, column], |row| Ok(row.get::<_, i64>(0)? == 0))
         };
         let mut missing = Vec::new();
-        for (table, column) in ADDED {
+        for (table, column, kind) in ADDED {
             if is_missing(table, column)? {
-                missing.push(format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"));
+                missing.push(format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"));
             }
         }
         for table in ADDED_TABLES {
@@ -292,7 +297,7 @@ mod tests {
     fn columns_and_tables_are_added_to_an_older_file() {
         let path = std::env::temp_dir().join(format!("{}.db", uuid::Uuid::new_v4().simple()));
         let old = open(&path).unwrap();
-        for (table, column) in ADDED {
+        for (table, column, _) in ADDED {
             old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
         }
         for table in ADDED_TABLES {

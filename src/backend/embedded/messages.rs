@@ -2,35 +2,16 @@
 
 use bytes::Bytes;
 use rusqlite::params;
-use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::fault::TxResult;
+use super::message_head;
 use super::notifications::Event;
 use super::txn::Txn;
+use super::wake_stubs::{self, WakeStub};
 use crate::backend::{PublishRequest, Queue, Recorded};
 use crate::protocol::{Message, MessageHeaders, Properties};
 use crate::task::TaskId;
-
-/// The stored part of a message without its body.
-#[derive(Serialize)]
-struct Head<'m> {
-    id: &'m TaskId,
-    headers: &'m MessageHeaders,
-    properties: &'m Properties,
-}
-
-/// Encodes the part of a message without its body.
-pub(super) fn head(message: &Message) -> Vec<u8> {
-    let Message { id, headers, properties, .. } = message;
-    serde_json::to_vec(&Head { id, headers, properties }).unwrap_or_default()
-}
-
-#[derive(Deserialize)]
-struct StoredHead {
-    id: TaskId,
-    headers: MessageHeaders,
-    properties: Properties,
-}
 
 /// A stored message that was taken out of its queue.
 #[derive(Debug)]
@@ -39,6 +20,8 @@ pub(super) struct Leased {
     pub(super) redelivered: bool,
     head: Vec<u8>,
     body: Vec<u8>,
+    /// The packed task, if this is the stub of a wake message.
+    task: Option<Vec<u8>>,
 }
 
 impl Leased {
@@ -46,20 +29,28 @@ impl Leased {
     /// that reads it dead-letters it.
     pub(super) fn read(self) -> Message {
         let body = Bytes::from(self.body);
-        match serde_json::from_slice(&self.head) {
-            Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
-            Err(_) => Message {
-                id: TaskId::random(),
-                headers: MessageHeaders::default(),
-                body,
-                properties: Properties::default(),
-            },
-        }
+        let message = message_head::decode(&self.head, body.clone()).unwrap_or_else(|_| Message {
+            id: TaskId::random(),
+            headers: MessageHeaders::default(),
+            body,
+            properties: Properties::default(),
+        });
+        let restored = self.task.and_then(|task| {
+            let restored = wake_stubs::restore(&message, &task);
+            let cannot = "cannot decode the task of a wake message";
+            restored.inspect_err(|error| warn!(task.id = %message.id, "{cannot}: {error}")).ok()
+        });
+        restored.unwrap_or(message)
     }
 }
 
-/// Stores a message in its queue.
-pub(super) fn put(txn: &mut Txn<'_>, request: &PublishRequest, head: &[u8]) -> TxResult<Recorded> {
+/// Stores a message in its queue; a wake message as a stub, if the record of its task allows that.
+pub(super) fn put(
+    txn: &mut Txn<'_>,
+    request: &PublishRequest,
+    head: &[u8],
+    wake: Option<&WakeStub>,
+) -> TxResult<Recorded> {
     let PublishRequest { message, queue, delay, .. } = request;
     let (queue, max_priority) = queue_row(txn, queue)?;
     let Message { id, body, properties, .. } = message;
@@ -67,7 +58,12 @@ pub(super) fn put(txn: &mut Txn<'_>, request: &PublishRequest, head: &[u8]) -> T
     let delay = delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     let due = delay.filter(|delay| *delay > 0).map(|delay| txn.now.saturating_add(delay));
     let insert = "INSERT INTO messages (queue, rank, due, head, body) VALUES (?, ?, ?, ?, ?)";
-    txn.execute(insert, params![queue, -priority, due, head, &body[..]])?;
+    let stub = match wake {
+        Some(wake) => wake.store(txn, id)?,
+        None => None,
+    };
+    let (head, body) = stub.unwrap_or((head, &body[..]));
+    txn.execute(insert, params![queue, -priority, due, head, body])?;
     txn.notify(Event::Queue(queue));
     Ok(Recorded::new(id.clone()))
 }
@@ -118,7 +114,8 @@ pub(super) fn lease(
         }
         bytes = bytes.saturating_sub(size);
         let redelivered = row.get::<_, i64>(1)? > 0;
-        leased.push(Leased { seq: row.get(0)?, redelivered, head, body });
+        let task = wake_stubs::task(txn, &head, &body)?;
+        leased.push(Leased { seq: row.get(0)?, redelivered, head, body, task });
     }
     drop(rows);
     let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";

@@ -22,10 +22,12 @@
 //! | `maintenance` | renewing sessions, deleting expired rows |
 //! | `marks` | small values with a name and an expiry |
 //! | `memory` | a database in memory |
+//! | `message_head` | the stored part of a message without its body |
 //! | `messages` | the rows of queues and messages |
 //! | `notifications` | notifications within this process |
 //! | `outbox` | resume messages that are not known to be sent |
 //! | `open` | opening the database that a URL names |
+//! | `packed` | the compressed messages of suspended tasks |
 //! | `peers` | the events that processes write for each other |
 //! | `queue_reader` | consuming a queue, and settling its deliveries |
 //! | `read_pool` | the connections of a file that read |
@@ -46,6 +48,7 @@
 //! | `stored_clock` | the stored time of the clock |
 //! | `suspensions` | suspended tasks, by the rules of `lifecycle/suspension.rs` |
 //! | `txn` | a transaction |
+//! | `wake_stubs` | wake messages, stored without their task |
 //! | `wal` | the write-ahead log: its size, and its checkpoint |
 //! | `warnings` | warnings that repeat |
 //! | `workers` | live workers, and the queues that they consume |
@@ -73,10 +76,12 @@ mod journal;
 mod maintenance;
 mod marks;
 mod memory;
+mod message_head;
 mod messages;
 mod notifications;
 mod open;
 mod outbox;
+mod packed;
 mod peers;
 mod queue_reader;
 mod read_pool;
@@ -98,6 +103,7 @@ mod streams;
 mod suspension_records;
 mod suspensions;
 mod txn;
+mod wake_stubs;
 mod wal;
 mod warnings;
 mod workers;

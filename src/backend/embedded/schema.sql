@@ -109,7 +109,9 @@ CREATE TABLE parks (
   expires INTEGER,
   message TEXT,
   -- The owner of the record; added to files of older versions, see file.rs.
-  digest TEXT
+  digest TEXT,
+  -- The message in place of `message`, see packed.rs; added to files of older versions.
+  packed BLOB
 );
 CREATE INDEX parks_by_end ON parks (expires) WHERE expires IS NOT NULL;
 

@@ -4,19 +4,24 @@ use rusqlite::params;
 use tracing::warn;
 
 use super::fault::TxResult;
+use super::packed;
 use super::txn::Txn;
 use crate::approval::ApprovalId;
 use crate::backend::suspensions::joined;
+use crate::error::{Error, Kind};
 use crate::lifecycle::suspension::{self, Claim, Suspension};
 use crate::protocol::{Message, TaskDigest};
 use crate::task::TaskId;
 
 /// The format version of these records.
 pub(super) const FORMAT: i64 = 1;
+/// The version of a record whose message is packed. Processes of older versions do not read it.
+pub(super) const PACKED: i64 = 2;
 
 /// A record without its message.
 #[derive(Debug)]
 pub(super) struct Row {
+    /// The version of the format that it was read in.
     pub(super) v: i64,
     pub(super) suspension: Suspension,
     pub(super) listed: Vec<ApprovalId>,
@@ -84,21 +89,16 @@ pub(super) fn find(txn: &Txn<'_>, id: &TaskId) -> TxResult<Option<Row>> {
 }
 
 /// Writes a whole record, and replaces any existing one.
-pub(super) fn insert(
-    txn: &Txn<'_>,
-    id: &TaskId,
-    row: &Row,
-    message: Option<&Message>,
-) -> TxResult<()> {
-    let Row { v, suspension, listed, alarm, queue } = row;
+pub(super) fn insert(txn: &Txn<'_>, id: &TaskId, row: &Row, packed: Option<&[u8]>) -> TxResult<()> {
+    let Row { suspension, listed, alarm, queue, .. } = row;
     let Suspension { number, digest, waits, claim, ended } = suspension;
     let put = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, ended, \
-               alarm, queue, message, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+               alarm, queue, packed, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     txn.execute(
         put,
         params![
             id.as_str(),
-            v,
+            packed.map_or(FORMAT, |_| PACKED),
             number.cast_signed(),
             joined(waits),
             joined(listed),
@@ -107,7 +107,7 @@ pub(super) fn insert(
             ended,
             alarm,
             queue,
-            message.map(Message::to_json),
+            packed,
             digest.as_ref().map(TaskDigest::as_str)
         ],
     )?;
@@ -142,13 +142,33 @@ pub(super) fn update(
 /// Returns the stored message of a suspended task. One that cannot be decoded counts as none: the wake
 /// message carries the task, too.
 pub(super) fn message(txn: &Txn<'_>, id: &TaskId) -> TxResult<Option<Message>> {
-    let find = "SELECT message FROM parks WHERE task = ?";
-    let json = txn.first(find, [id.as_str()], |row| row.get::<_, Option<String>>(0))?.flatten();
-    let readable = |json: String| {
-        let read = Message::from_json(id.clone(), &json);
-        read.inspect_err(|error| warn!(cause = %error, "cannot decode the message of a suspended task; its wake message continues it")).ok()
+    let find = "SELECT message, packed FROM parks WHERE task = ?";
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+    let stored = txn.first(find, [id.as_str()], read)?;
+    let Some((json, packed)): Option<(Option<String>, Option<Vec<u8>>)> = stored else {
+        return Ok(None);
     };
-    Ok(json.and_then(readable))
+    let message = decode(id, json.as_deref(), packed.as_deref()).transpose();
+    Ok(message.unwrap_or_else(|error| {
+        warn!(cause = %error, "cannot decode the message of a suspended task; its wake message continues it");
+        None
+    }))
+}
+
+/// Decodes the stored message of a task: packed, or as JSON by an older version.
+pub(super) fn decode(
+    id: &TaskId,
+    json: Option<&str>,
+    packed: Option<&[u8]>,
+) -> Option<Result<Message, Error>> {
+    if let Some(packed) = packed {
+        let what = || format!("the stored message of suspended task {id}");
+        return Some(
+            packed::unpack(packed)
+                .map_err(|error| Kind::Codec { what: what(), cause: error.to_string() }.into()),
+        );
+    }
+    json.map(|json| Message::from_json(id.clone(), json))
 }
 
 fn ids(text: &str) -> Vec<ApprovalId> {
