@@ -2,13 +2,12 @@
 
 use bytes::Bytes;
 use rusqlite::params;
-use tracing::warn;
 
 use super::fault::TxResult;
 use super::message_head;
 use super::notifications::Event;
 use super::txn::Txn;
-use super::wake_stubs::{self, WakeStub};
+use super::wakes::{self, Wake};
 use crate::backend::{PublishRequest, Queue, Recorded};
 use crate::protocol::{Message, MessageHeaders, Properties};
 use crate::task::TaskId;
@@ -20,8 +19,6 @@ pub(super) struct Leased {
     pub(super) redelivered: bool,
     head: Vec<u8>,
     body: Vec<u8>,
-    /// The packed task, if this is the stub of a wake message.
-    task: Option<Vec<u8>>,
 }
 
 impl Leased {
@@ -29,27 +26,21 @@ impl Leased {
     /// that reads it dead-letters it.
     pub(super) fn read(self) -> Message {
         let body = Bytes::from(self.body);
-        let message = message_head::decode(&self.head, body.clone()).unwrap_or_else(|_| Message {
+        message_head::decode(&self.head, body.clone()).unwrap_or_else(|_| Message {
             id: TaskId::random(),
             headers: MessageHeaders::default(),
             body,
             properties: Properties::default(),
-        });
-        let restored = self.task.and_then(|task| {
-            let restored = wake_stubs::restore(&message, &task);
-            let cannot = "cannot decode the task of a wake message";
-            restored.inspect_err(|error| warn!(task.id = %message.id, "{cannot}: {error}")).ok()
-        });
-        restored.unwrap_or(message)
+        })
     }
 }
 
-/// Stores a message in its queue; a wake message as a stub, if the record of its task allows that.
+/// Stores a message in its queue; a delayed wake message in the record of its task, if possible.
 pub(super) fn put(
     txn: &mut Txn<'_>,
     request: &PublishRequest,
     head: &[u8],
-    wake: Option<&WakeStub>,
+    wake: Option<&Wake>,
 ) -> TxResult<Recorded> {
     let PublishRequest { message, queue, delay, .. } = request;
     let (queue, max_priority) = queue_row(txn, queue)?;
@@ -58,12 +49,13 @@ pub(super) fn put(
     let delay = delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     let due = delay.filter(|delay| *delay > 0).map(|delay| txn.now.saturating_add(delay));
     let insert = "INSERT INTO messages (queue, rank, due, head, body) VALUES (?, ?, ?, ?, ?)";
-    let stub = match wake {
-        Some(wake) => wake.store(txn, id)?,
-        None => None,
+    let is_stored = match (wake, due) {
+        (Some(wake), Some(due)) => wake.store(txn, id, queue, due)?,
+        _ => false,
     };
-    let (head, body) = stub.unwrap_or((head, &body[..]));
-    txn.execute(insert, params![queue, -priority, due, head, body])?;
+    if !is_stored {
+        txn.execute(insert, params![queue, -priority, due, head, &body[..]])?;
+    }
     txn.notify(Event::Queue(queue));
     Ok(Recorded::new(id.clone()))
 }
@@ -87,6 +79,7 @@ pub(super) fn queue_row(txn: &Txn<'_>, queue: &Queue) -> TxResult<(i64, i64)> {
 
 /// Makes delayed messages ready whose time has come.
 pub(super) fn promote(txn: &Txn<'_>, queue: i64) -> TxResult<()> {
+    wakes::deliver(txn, queue)?;
     txn.execute("UPDATE messages SET due = NULL WHERE queue = ? AND due <= ?", [queue, txn.now])?;
     Ok(())
 }
@@ -114,8 +107,7 @@ pub(super) fn lease(
         }
         bytes = bytes.saturating_sub(size);
         let redelivered = row.get::<_, i64>(1)? > 0;
-        let task = wake_stubs::task(txn, &head, &body)?;
-        leased.push(Leased { seq: row.get(0)?, redelivered, head, body, task });
+        leased.push(Leased { seq: row.get(0)?, redelivered, head, body });
     }
     drop(rows);
     let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";

@@ -48,7 +48,7 @@
 //! | `stored_clock` | the stored time of the clock |
 //! | `suspensions` | suspended tasks, by the rules of `lifecycle/suspension.rs` |
 //! | `txn` | a transaction |
-//! | `wake_stubs` | wake messages, stored without their task |
+//! | `wakes` | the wake messages of suspended tasks |
 //! | `wal` | the write-ahead log: its size, and its checkpoint |
 //! | `warnings` | warnings that repeat |
 //! | `workers` | live workers, and the queues that they consume |
@@ -103,7 +103,7 @@ mod streams;
 mod suspension_records;
 mod suspensions;
 mod txn;
-mod wake_stubs;
+mod wakes;
 mod wal;
 mod warnings;
 mod workers;

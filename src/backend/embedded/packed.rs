@@ -1,8 +1,8 @@
 //! The compressed messages of suspended tasks. A message of a few hundred bytes has almost no repetitions of
 //! its own, so it is compressed as the continuation of a dictionary: the parts that most messages share.
 //!
-//! A packed message is a format byte and a raw deflate stream. The stream continues one that ends with the
-//! dictionary. It contains the length of the head, the head, and the body.
+//! A packed message is a format byte and a raw deflate stream. The stream continues one of the dictionary and
+//! the id of the task. It contains the length of the head, the head, and the body.
 
 use std::io::{self, Read, Write};
 
@@ -13,6 +13,7 @@ use flate2::write::DeflateEncoder;
 
 use super::message_head;
 use crate::protocol::Message;
+use crate::task::TaskId;
 
 /// The format, and its dictionary. Another dictionary needs another format.
 const FORMAT: u8 = 1;
@@ -31,6 +32,7 @@ pub(super) fn pack(message: &Message) -> io::Result<Vec<u8>> {
     let head = message_head::encode(message);
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(DICTIONARY)?;
+    encoder.write_all(message.id.as_str().as_bytes())?;
     encoder.flush()?;
     let shared = encoder.get_ref().len();
     let length = u32::try_from(head.len()).map_err(io::Error::other)?;
@@ -43,23 +45,27 @@ pub(super) fn pack(message: &Message) -> io::Result<Vec<u8>> {
     Ok(packed)
 }
 
-/// Decompresses a message.
+/// Decompresses the message of this task.
 ///
 /// # Errors
 /// It has an unknown format, or is damaged.
-pub(super) fn unpack(packed: &[u8]) -> io::Result<Message> {
+pub(super) fn unpack(id: &TaskId, packed: &[u8]) -> io::Result<Message> {
     let Some((&FORMAT, stream)) = packed.split_first() else {
         return Err(io::Error::other("the message was packed by a newer version"));
     };
-    let length = u16::try_from(DICTIONARY.len()).map_err(io::Error::other)?;
-    // A stored block that is not the last one.
-    let mut start = vec![0];
-    start.extend(length.to_le_bytes());
-    start.extend((!length).to_le_bytes());
-    start.extend(DICTIONARY);
+    let dictionary = [DICTIONARY, id.as_str().as_bytes()].concat();
+    let mut start = Vec::new();
+    // As stored blocks, none of which is the last one of the stream.
+    for block in dictionary.chunks(usize::from(u16::MAX)) {
+        let length = u16::try_from(block.len()).map_err(io::Error::other)?;
+        start.push(0);
+        start.extend(length.to_le_bytes());
+        start.extend((!length).to_le_bytes());
+        start.extend(block);
+    }
     let mut plain = Vec::new();
-    DeflateDecoder::new(start.chain(stream)).read_to_end(&mut plain)?;
-    let mut plain = Bytes::from(plain).split_off(DICTIONARY.len());
+    DeflateDecoder::new(start.as_slice().chain(stream)).read_to_end(&mut plain)?;
+    let mut plain = Bytes::from(plain).split_off(dictionary.len());
     let damaged = || io::Error::other("the packed message is damaged");
     let (length, _) = plain.split_first_chunk().ok_or_else(damaged)?;
     let length = usize::try_from(u32::from_le_bytes(*length)).map_err(io::Error::other)?;
@@ -84,7 +90,7 @@ mod tests {
     fn a_packed_message_is_read_unchanged_and_small() {
         let message = message(&("order-17", 20_000));
         let packed = pack(&message).unwrap();
-        assert_eq!(unpack(&packed).unwrap(), message);
+        assert_eq!(unpack(&message.id, &packed).unwrap(), message);
         assert!(packed.len() * 2 < message.to_json().len(), "{}", packed.len());
     }
 
@@ -93,17 +99,18 @@ mod tests {
         let text: String =
             (0..200_000_u32).map(|n| char::from(b'a' + (n * n % 23) as u8)).collect();
         let message = message(&(text,));
-        assert_eq!(unpack(&pack(&message).unwrap()).unwrap(), message);
+        assert_eq!(unpack(&message.id, &pack(&message).unwrap()).unwrap(), message);
     }
 
     #[test]
     fn a_damaged_message_is_an_error() {
-        let packed = pack(&message(&(1,))).unwrap();
+        let message = message(&(1,));
+        let (id, packed) = (&message.id, pack(&message).unwrap());
         for damaged in [&[][..], &[0], &[FORMAT], &packed[..packed.len() / 2], &packed[1..]] {
-            assert!(unpack(damaged).is_err());
+            assert!(unpack(id, damaged).is_err());
         }
         let mut other = packed;
         other[0] = FORMAT + 1;
-        assert!(unpack(&other).unwrap_err().to_string().contains("newer version"));
+        assert!(unpack(id, &other).unwrap_err().to_string().contains("newer version"));
     }
 }

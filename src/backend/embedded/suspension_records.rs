@@ -18,6 +18,9 @@ pub(super) const FORMAT: i64 = 1;
 /// The version of a record whose message is packed. Processes of older versions do not read it.
 pub(super) const PACKED: i64 = 2;
 
+/// Stands for all requests of a task if it waits for each of them.
+const SAME: &str = "=";
+
 /// A record without its message.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -83,7 +86,10 @@ pub(super) fn find(txn: &Txn<'_>, id: &TaskId) -> TxResult<Option<Row>> {
             claim: holder.map(|holder| Claim { holder, until: until.unwrap_or(0) }),
             ended: row.get(6)?,
         };
-        let listed = ids(&row.get::<_, String>(3)?);
+        let listed = match row.get_ref(3)?.as_str()? {
+            SAME => suspension.waits.clone(),
+            listed => ids(listed),
+        };
         Ok(Row { v: row.get(0)?, suspension, listed, alarm: row.get(7)?, queue: row.get(8)? })
     })
 }
@@ -92,8 +98,18 @@ pub(super) fn find(txn: &Txn<'_>, id: &TaskId) -> TxResult<Option<Row>> {
 pub(super) fn insert(txn: &Txn<'_>, id: &TaskId, row: &Row, packed: Option<&[u8]>) -> TxResult<()> {
     let Row { suspension, listed, alarm, queue, .. } = row;
     let Suspension { number, digest, waits, claim, ended } = suspension;
-    let put = "INSERT OR REPLACE INTO parks (task, v, number, waits, asked, holder, until, ended, \
-               alarm, queue, packed, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    // A record with a message is appended. One that is only claimed gets a number before all others: it is
+    // replaced soon, and would leave gaps between records that stay.
+    let put = "INSERT OR REPLACE INTO parks (rowid, task, v, number, waits, asked, holder, until, ended, \
+               alarm, queue, packed, digest, wake_queue, wake_at, wake_number, wake_sent) \
+               SELECT CASE WHEN ?11 IS NULL THEN \
+               min(0, coalesce((SELECT rowid FROM parks ORDER BY rowid LIMIT 1), 0)) - 1 END, \
+               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, \
+               old.wake_queue, old.wake_at, old.wake_number, old.wake_sent \
+               FROM (SELECT ?1 AS task) AS new \
+               LEFT JOIN parks AS old ON old.task = new.task AND NOT old.ended";
+    let is_same = packed.is_some() && listed == waits;
+    let asked = if is_same { SAME.to_owned() } else { joined(listed) };
     txn.execute(
         put,
         params![
@@ -101,7 +117,7 @@ pub(super) fn insert(txn: &Txn<'_>, id: &TaskId, row: &Row, packed: Option<&[u8]
             packed.map_or(FORMAT, |_| PACKED),
             number.cast_signed(),
             joined(waits),
-            joined(listed),
+            asked,
             claim.as_ref().map(|claim| claim.holder.as_str()),
             claim.as_ref().map(|claim| claim.until),
             ended,
@@ -123,7 +139,8 @@ pub(super) fn update(
 ) -> TxResult<()> {
     let Suspension { number, digest: _, waits, claim, ended } = suspension;
     let update = "UPDATE parks SET number = ?2, waits = ?3, holder = ?4, until = ?5, ended = ?6, \
-                  alarm = ?7 WHERE task = ?1";
+                  alarm = ?7, asked = CASE WHEN asked = '=' THEN waits ELSE asked END \
+                  WHERE task = ?1";
     txn.execute(
         update,
         params![
@@ -164,7 +181,7 @@ pub(super) fn decode(
     if let Some(packed) = packed {
         let what = || format!("the stored message of suspended task {id}");
         return Some(
-            packed::unpack(packed)
+            packed::unpack(id, packed)
                 .map_err(|error| Kind::Codec { what: what(), cause: error.to_string() }.into()),
         );
     }

@@ -120,7 +120,8 @@ impl Suspensions for EmbeddedStore {
                 suspension_records::update(txn, &id, &suspension, row.alarm)?;
             }
             let update = "UPDATE parks SET v = ?, asked = '', message = NULL, packed = NULL, \
-                          expires = ? WHERE task = ?";
+                          wake_queue = NULL, wake_at = NULL, wake_number = NULL, \
+                          wake_sent = NULL, expires = ? WHERE task = ?";
             let expires = txn.now + milliseconds(ENDED_RETENTION);
             txn.execute(update, params![FORMAT, expires, id.as_str()])?;
             Ok(withdrawn)
