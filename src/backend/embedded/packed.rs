@@ -27,12 +27,12 @@ const DICTIONARY: &[u8] = br#""app_id":"","kind":"","timestamp":17"expiration":"
 -01-00"},"properties":{"content_type":"application/json","content_encoding":"utf-8","correlation_id":"",
 "reply_to":"","priority":0}}[[],{},{"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#;
 
-/// Compresses a message.
-pub(super) fn pack(message: &Message) -> io::Result<Vec<u8>> {
+/// Compresses a message of this task.
+pub(super) fn pack(id: &TaskId, message: &Message) -> io::Result<Vec<u8>> {
     let head = message_head::encode(message);
     let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(DICTIONARY)?;
-    encoder.write_all(message.id.as_str().as_bytes())?;
+    encoder.write_all(id.as_str().as_bytes())?;
     encoder.flush()?;
     let shared = encoder.get_ref().len();
     let length = u32::try_from(head.len()).map_err(io::Error::other)?;
@@ -74,7 +74,8 @@ pub(super) fn unpack(id: &TaskId, packed: &[u8]) -> io::Result<Message> {
         return Err(damaged());
     }
     let head = plain.split_to(length);
-    message_head::decode(&head, plain).map_err(io::Error::other)
+    let message = message_head::decode(&head, plain).map_err(io::Error::other)?;
+    Ok(Message { id: id.clone(), ..message })
 }
 
 #[cfg(test)]
@@ -89,7 +90,7 @@ mod tests {
     #[test]
     fn a_packed_message_is_read_unchanged_and_small() {
         let message = message(&("order-17", 20_000));
-        let packed = pack(&message).unwrap();
+        let packed = pack(&message.id, &message).unwrap();
         assert_eq!(unpack(&message.id, &packed).unwrap(), message);
         assert!(packed.len() * 2 < message.to_json().len(), "{}", packed.len());
     }
@@ -99,13 +100,13 @@ mod tests {
         let text: String =
             (0..200_000_u32).map(|n| char::from(b'a' + (n * n % 23) as u8)).collect();
         let message = message(&(text,));
-        assert_eq!(unpack(&message.id, &pack(&message).unwrap()).unwrap(), message);
+        assert_eq!(unpack(&message.id, &pack(&message.id, &message).unwrap()).unwrap(), message);
     }
 
     #[test]
     fn a_damaged_message_is_an_error() {
         let message = message(&(1,));
-        let (id, packed) = (&message.id, pack(&message).unwrap());
+        let (id, packed) = (&message.id, pack(&message.id, &message).unwrap());
         for damaged in [&[][..], &[0], &[FORMAT], &packed[..packed.len() / 2], &packed[1..]] {
             assert!(unpack(id, damaged).is_err());
         }

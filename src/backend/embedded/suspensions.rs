@@ -59,7 +59,7 @@ impl Suspensions for EmbeddedStore {
         Box::pin(async move {
             let what = || format!("the message of suspended task {}", request.id);
             // Compressed here, and not in the single writer thread.
-            let packed = packed::pack(&request.message)
+            let packed = packed::pack(&request.id, &request.message)
                 .map_err(|error| Kind::Codec { what: what(), cause: error.to_string() })?;
             self.db.write(move |txn| suspend(txn, &request, &packed)).await
         })

@@ -43,7 +43,7 @@ impl Wake {
         let mut task = message.clone();
         SuspendHeader::remove(&mut task.headers);
         task.strip_history();
-        let packed = packed::pack(&task).ok()?;
+        let packed = packed::pack(&task.id, &task).ok()?;
         Some(Self { digest, number, sent_at, packed })
     }
 
