@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_large_message_is_read_unchanged() {
         let text: String =
-            (0..200_000_u32).map(|n| char::from(b'a' + (n * n % 23) as u8)).collect();
+            (0..200_000_u32).map(|n| char::from(b'a' + (n % 1009 * n % 23) as u8)).collect();
         let message = message(&(text,));
         assert_eq!(unpack(&message.id, &pack(&message.id, &message).unwrap()).unwrap(), message);
     }

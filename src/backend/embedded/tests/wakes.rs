@@ -148,7 +148,7 @@ async fn a_record_of_an_older_version_is_resumed() {
     fixture.store.db.write(move |txn| txn.execute(older, [&json])).await.unwrap();
     fixture.send(1, HOUR).await;
     assert_eq!(fixture.rows().await, 1);
-    advance(24 * HOUR).await;
+    advance(25 * HOUR).await;
     let header = SuspendHeader { kind: SuspendKind::Resume, number: 1 };
     let id = &fixture.envelope.id;
     let claimed = fixture.store.claim_suspended(id, header, None, "b", HOUR).await.unwrap();
