@@ -33,6 +33,8 @@ mod capability;
 mod connect;
 mod connection;
 mod delivery;
+#[cfg(any(feature = "embedded", feature = "rabbitmq"))]
+mod early_results;
 mod idempotency;
 mod index;
 mod journal;

@@ -93,6 +93,12 @@ impl Waiters {
         self.tasks.get(id).is_some_and(|waited| waited.foreign)
     }
 
+    /// Returns whether no task is awaited.
+    #[cfg(feature = "embedded")]
+    pub(in crate::backend) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
     /// Returns every awaited task.
     pub(in crate::backend) fn ids(&self) -> impl Iterator<Item = &TaskId> {
         self.tasks.keys()

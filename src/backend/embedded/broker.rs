@@ -12,7 +12,8 @@ use tokio_util::task::TaskTracker;
 
 use super::db::{CLOSE_DEADLINE, Db, RETRY_DELAY};
 use super::queue_reader::{self, QueueReader};
-use super::{messages, session_rows};
+use super::wakes::Wake;
+use super::{message_head, messages, session_rows};
 use crate::backend::backoff::Backoff;
 use crate::backend::{
     Broker, Connection, Control, Deliveries, Fetched, PublishRequest, Queue, QueueState, Recorded,
@@ -57,12 +58,16 @@ impl EmbeddedBroker {
         }
         let (started, mut backoff) = (Instant::now(), Backoff::new(RETRY_DELAY));
         // Encoded here, and not in the single writer thread.
-        let head = messages::head(&request.message);
+        let head = message_head::encode(&request.message);
+        let wake = Wake::of(&request.message);
         let (queue, after) = (request.queue.name.clone(), request.timeout);
-        let request = Arc::new((request, head));
+        let request = Arc::new((request, head, wake));
         loop {
             let putting = Arc::clone(&request);
-            let putting = self.db.write(move |txn| messages::put(txn, &putting.0, &putting.1));
+            let putting = self.db.write(move |txn| {
+                let (request, head, wake) = &*putting;
+                messages::put(txn, request, head, wake.as_ref())
+            });
             let error = match timeout(after.saturating_sub(started.elapsed()), putting).await {
                 Ok(Err(error)) if error.is_connection() => error,
                 Ok(put) => return put,
@@ -127,7 +132,8 @@ impl Broker for EmbeddedBroker {
             let Some(queue) = messages::queue_id(txn, &name)? else { return Ok(None) };
             let ready = "SELECT count(*) FROM messages \
                          WHERE queue = ? AND due IS NULL AND holder IS NULL";
-            let arrived = "SELECT count(*) FROM messages WHERE queue = ? AND due <= ?";
+            let arrived = "SELECT (SELECT count(*) FROM messages WHERE queue = ?1 AND due <= ?2) + \
+                           (SELECT count(*) FROM parks WHERE wake_queue = ?1 AND wake_at <= ?2)";
             let consumers = "SELECT count(*) FROM consumers WHERE queue = ?";
             let count = |row: &Row<'_>| row.get::<_, u64>(0);
             let ready = txn.first(ready, [queue], count)?.unwrap_or(0);
@@ -177,6 +183,8 @@ impl Broker for EmbeddedBroker {
                 let (dead, _) = messages::queue_row(txn, &dead)?;
                 let delayed = "UPDATE messages SET queue = ? WHERE queue = ? AND due IS NOT NULL";
                 txn.execute(delayed, [dead, id])?;
+                let wakes = "UPDATE parks SET wake_queue = ? WHERE wake_queue = ?";
+                txn.execute(wakes, [dead, id])?;
                 Ok(true)
             });
             if !found.await? {
@@ -187,7 +195,8 @@ impl Broker for EmbeddedBroker {
             let deleted = self.db.write(move |txn| {
                 let unused = "DELETE FROM queues WHERE name = ?1 AND NOT EXISTS \
                               (SELECT 1 FROM messages WHERE queue = queues.id) AND NOT EXISTS \
-                              (SELECT 1 FROM consumers WHERE queue = queues.id)";
+                              (SELECT 1 FROM consumers WHERE queue = queues.id) AND NOT EXISTS \
+                              (SELECT 1 FROM parks WHERE wake_queue = queues.id)";
                 txn.execute(unused, [&name])
             });
             deleted.await?;

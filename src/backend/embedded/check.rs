@@ -31,7 +31,8 @@ const RULES: &[(&str, &str)] = &[
     ),
     (
         "every suspended task has its message",
-        "SELECT count(*) FROM parks WHERE ended = 0 AND waits <> '' AND message IS NULL",
+        "SELECT count(*) FROM parks WHERE ended = 0 AND waits <> '' \
+         AND message IS NULL AND packed IS NULL",
     ),
     (
         "every open approval request can be decoded",

@@ -1,5 +1,5 @@
-//! One SQLite database, and access to it: in memory, callers share a connection under a lock; a file
-//! has one writer thread (`writer`) and a pool of reading connections (`read_pool`).
+//! One SQLite database, and access to it: in memory, callers share a connection (`memory`); a file has one
+//! writer thread (`writer`) and a pool of reading connections (`read_pool`).
 //!
 //! All pending writes share one transaction: sixty-four callers wait for one sync of the disk. Callers
 //! get their results only after the sync.
@@ -7,33 +7,33 @@
 use std::fmt;
 use std::future::Future;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::Connection;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::clock::Clock;
-use super::commit::{Work, commit, work_of};
+use super::commit::{Work, work_of};
 use super::fault::TxResult;
 use super::identity::Identity;
+use super::memory::Memory;
 use super::read_pool::ReadPool;
 use super::session::Session;
 use super::shared::Shared;
 use super::simulated_process::SimulatedProcess;
 use super::txn::Txn;
 use super::writer::{self, Call};
-use super::{file, maintenance, session_rows, stored_clock};
+use super::{file, session_rows, stored_clock};
 use crate::backend::{PoolSettings, PoolState};
 use crate::error::{Error, Kind};
 
 /// The first delay before a failed operation is retried.
 pub(super) const RETRY_DELAY: Duration = Duration::from_millis(100);
-const COMMITS_BETWEEN_MAINTENANCE: u32 = 1024;
 /// How long closing waits: for pending writes, and for both connections to be closed.
 pub(super) const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -70,8 +70,7 @@ impl Db {
 
     fn in_memory_of(shared: Arc<Shared>) -> Result<Self, Error> {
         let connection = file::in_memory(&shared.shown)?;
-        let memory = Memory { connection: Mutex::new(connection), commits: AtomicU32::new(0) };
-        Ok(Self::of(shared, Access::Memory(Arc::new(memory))))
+        Ok(Self::of(shared, Access::Memory(Arc::new(Memory::new(connection)))))
     }
 
     /// Opens a file, and creates it if it does not exist.
@@ -129,10 +128,7 @@ impl Db {
         &self,
         work: impl FnMut(&mut Txn<'_>) -> TxResult<T> + Send + 'static,
     ) -> impl Future<Output = Result<T, Error>> + Send + 'static {
-        let (sender, receiver) = oneshot::channel();
-        let db = self.clone();
-        let begin = move || db.write_with(work, move |done| drop(sender.send(done)));
-        self.start_and_wait(begin, receiver)
+        self.start_and_wait(work, false)
     }
 
     /// Runs a job that changes nothing.
@@ -140,42 +136,31 @@ impl Db {
         &self,
         work: impl FnMut(&mut Txn<'_>) -> TxResult<T> + Send + 'static,
     ) -> impl Future<Output = Result<T, Error>> + Send + 'static {
-        let (sender, receiver) = oneshot::channel();
-        let db = self.clone();
-        let begin = move || db.read_with(work, move |done| drop(sender.send(done)));
-        self.start_and_wait(begin, receiver)
+        self.start_and_wait(work, true)
     }
 
     fn start_and_wait<T: Send + 'static>(
         &self,
-        begin: impl FnOnce() + Send + 'static,
-        receiver: oneshot::Receiver<Result<T, Error>>,
+        work: impl FnMut(&mut Txn<'_>) -> TxResult<T> + Send + 'static,
+        is_read: bool,
     ) -> impl Future<Output = Result<T, Error>> + Send + 'static {
-        let begin = if self.shared.is_file {
-            begin();
-            None
-        } else {
-            Some(begin)
-        };
-        let process = self.process.clone();
+        let (sender, receiver) = oneshot::channel();
+        let mut work = Some(work_of(work, move |done| drop(sender.send(done))));
+        if self.shared.is_file
+            && let Some(work) = work.take()
+        {
+            self.dispatch(work, is_read);
+        }
+        let db = self.clone();
         async move {
-            if let Some(begin) = begin {
-                process.proceed().await;
-                begin();
+            if let Some(work) = work {
+                db.process.proceed().await;
+                db.dispatch_together(work).await;
             }
             let result = receiver.await.unwrap_or_else(|_| Err(Kind::Closed.into()));
-            process.proceed().await;
+            db.process.proceed().await;
             result
         }
-    }
-
-    /// Runs a job, and calls `callback` when it is durable. Returns at once on a file.
-    pub(super) fn write_with<T: Send + 'static>(
-        &self,
-        work: impl FnMut(&mut Txn<'_>) -> TxResult<T> + Send + 'static,
-        callback: impl FnOnce(Result<T, Error>) + Send + 'static,
-    ) {
-        self.dispatch(work_of(work, callback), false);
     }
 
     /// Runs a job that changes nothing, and calls `callback`.
@@ -187,13 +172,33 @@ impl Db {
         self.dispatch(work_of(work, callback), true);
     }
 
+    /// Runs a job in memory, with those that other ready tasks of this runtime add.
+    async fn dispatch_together(&self, work: Work) {
+        let Access::Memory(memory) = &self.access else { return self.dispatch(work, false) };
+        if self.refuses() {
+            return;
+        }
+        memory.add(work);
+        // If this future is dropped, the jobs must run nevertheless.
+        let running = RunOnDrop { memory, shared: &self.shared };
+        yield_now().await;
+        drop(running);
+    }
+
+    fn refuses(&self) -> bool {
+        self.is_closed() || self.process.is_dead()
+    }
+
     /// Queues a job. If it is dropped, its callback is not called: the caller sees that as closed.
     fn dispatch(&self, work: Work, is_read: bool) {
-        if self.is_closed() || self.process.is_dead() {
+        if self.refuses() {
             return;
         }
         match &self.access {
-            Access::Memory(memory) => memory.commit(work, &self.shared),
+            Access::Memory(memory) => {
+                memory.add(work);
+                memory.run(&self.shared);
+            }
             Access::File { reads, .. } if is_read => reads.run(work),
             Access::File { writes, .. } => drop(writes.send(Call::Work(work))),
         }
@@ -227,25 +232,15 @@ impl Db {
     }
 }
 
-/// A database in memory. Its users take turns.
-struct Memory {
-    connection: Mutex<Connection>,
-    /// Counts commits: there is no thread that runs maintenance between the calls.
-    commits: AtomicU32,
+/// Runs the jobs of a database in memory when it is dropped.
+struct RunOnDrop<'d> {
+    memory: &'d Memory,
+    shared: &'d Arc<Shared>,
 }
 
-impl Memory {
-    fn commit(&self, work: Work, shared: &Arc<Shared>) {
-        let mut works = vec![work];
-        if self.commits.fetch_add(1, Ordering::Relaxed).is_multiple_of(COMMITS_BETWEEN_MAINTENANCE)
-        {
-            let of = Arc::clone(&shared.session);
-            works.push(work_of(move |txn| maintenance::run(txn, &of), drop));
-        }
-        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        let events = commit(&connection, works, shared);
-        drop(connection);
-        events.publish(shared);
+impl Drop for RunOnDrop<'_> {
+    fn drop(&mut self) {
+        self.memory.run(self.shared);
     }
 }
 

@@ -16,11 +16,26 @@ const VERSION: i64 = 1;
 const SCHEMA: &str = include_str!("schema.sql");
 /// Columns that files of this version may lack. Older processes can use the file at the same time:
 /// their statements name their columns, and the rows that they replace have `NULL` in these.
-const ADDED: [(&str, &str); 4] =
-    [("parks", "digest"), ("left_by", "digest"), ("questions", "nonce"), ("ballots", "nonce")];
+const ADDED: [(&str, &str, &str); 9] = [
+    ("parks", "digest", "TEXT"),
+    ("parks", "packed", "BLOB"),
+    ("parks", "wake_queue", "INTEGER"),
+    ("parks", "wake_at", "INTEGER"),
+    ("parks", "wake_number", "INTEGER"),
+    ("parks", "wake_sent", "INTEGER"),
+    ("left_by", "digest", "TEXT"),
+    ("questions", "nonce", "TEXT"),
+    ("ballots", "nonce", "TEXT"),
+];
 /// Tables that files of this version may lack. Older processes write to none of them.
 const ADDED_TABLES: [&str; 2] = ["notes", "refusals"];
+/// An index on added columns.
+const ADDED_INDEX: &str = "CREATE INDEX IF NOT EXISTS parks_by_wake \
+     ON parks (wake_queue, wake_at) WHERE wake_queue IS NOT NULL";
 const STATEMENTS: usize = 128;
+/// The pages in the log from which a commit checkpoints it. Each checkpoint writes a page once, however often
+/// it is in the log: tasks that are enqueued, leased and acked change the same pages again and again.
+const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// A database in memory, with its tables.
 pub(super) fn in_memory(shown: &str) -> Result<Connection, Error> {
@@ -147,7 +162,8 @@ fn prepare(connection: &Connection, path: &Path) -> Result<i64, Error> {
     let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
                    PRAGMA temp_store = MEMORY; PRAGMA cache_size = -4096; \
                    PRAGMA journal_size_limit = 67108864;";
-    let set_up = connection.execute_batch(&format!("{incremental}{pragmas}"));
+    let checkpoint = format!("PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES};");
+    let set_up = connection.execute_batch(&format!("{incremental}{pragmas}{checkpoint}"));
     set_up.map_err(|error| failed(path, &error))?;
     Ok(version)
 }
@@ -184,9 +200,9 @@ fn add_missing(connection: &Connection) -> rusqlite::Result<()> {
             connection.query_row(find, [table, column], |row| Ok(row.get::<_, i64>(0)? == 0))
         };
         let mut missing = Vec::new();
-        for (table, column) in ADDED {
+        for (table, column, kind) in ADDED {
             if is_missing(table, column)? {
-                missing.push(format!("ALTER TABLE {table} ADD COLUMN {column} TEXT"));
+                missing.push(format!("ALTER TABLE {table} ADD COLUMN {column} {kind}"));
             }
         }
         for table in ADDED_TABLES {
@@ -203,7 +219,7 @@ fn add_missing(connection: &Connection) -> rusqlite::Result<()> {
         return Ok(());
     }
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    for statement in missing()? {
+    for statement in missing()?.into_iter().chain([ADDED_INDEX.to_owned()]) {
         connection.execute_batch(&statement)?;
     }
     connection.execute_batch("COMMIT")
@@ -288,7 +304,8 @@ mod tests {
     fn columns_and_tables_are_added_to_an_older_file() {
         let path = std::env::temp_dir().join(format!("{}.db", uuid::Uuid::new_v4().simple()));
         let old = open(&path).unwrap();
-        for (table, column) in ADDED {
+        old.execute_batch("DROP INDEX parks_by_wake").unwrap();
+        for (table, column, _) in ADDED {
             old.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN {column}")).unwrap();
         }
         for table in ADDED_TABLES {

@@ -7,11 +7,11 @@ use rusqlite::params;
 use super::fault::TxResult;
 use super::marks;
 use super::store::EmbeddedStore;
+use super::suspension_records;
 use super::txn::Txn;
 use crate::approval::ApprovalId;
 use crate::backend::{FailedTask, SuspendedTask, TaskIndex};
 use crate::error::Error;
-use crate::protocol::Message;
 use crate::task::TaskId;
 
 /// Sorts after every other character.
@@ -20,10 +20,10 @@ const LAST: char = '\u{10ffff}';
 /// How long a failure is kept where results do not expire, in milliseconds.
 const FAILURE_RETENTION: i64 = 30 * 24 * 60 * 60 * 1000;
 
-/// A row of the table of suspensions: task, waits, alarm, queue, message.
-type Row = (String, String, Option<i64>, String, Option<String>);
+/// A row of the table of suspensions: task, waits, alarm, queue, message, packed message.
+type Row = (String, String, Option<i64>, String, Option<String>, Option<Vec<u8>>);
 
-const SUSPENDED: &str = "SELECT task, waits, alarm, queue, message FROM parks \
+const SUSPENDED: &str = "SELECT task, waits, alarm, queue, message, packed FROM parks \
      WHERE NOT ended AND (waits <> '' OR alarm IS NOT NULL) \
      AND (holder IS NULL OR until IS NULL OR until <= ?1)";
 
@@ -104,12 +104,13 @@ fn rows(limit: usize) -> i64 {
 }
 
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?))
 }
 
-fn suspended((task, waits, alarm, queue, message): Row) -> SuspendedTask {
+fn suspended((task, waits, alarm, queue, message, packed): Row) -> SuspendedTask {
     let id = TaskId::from(task);
-    let message = message.and_then(|json| Message::from_json(id.clone(), &json).ok());
+    let message = suspension_records::decode(&id, message.as_deref(), packed.as_deref());
+    let message = message.and_then(Result::ok);
     let name = message.and_then(|message| message.headers.get("task")?.as_str().map(str::to_owned));
     let approvals = waits.split_whitespace().filter_map(ApprovalId::parse).collect();
     let wakes_at = alarm.and_then(|at| Timestamp::from_millisecond(at).ok());

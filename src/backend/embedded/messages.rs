@@ -2,35 +2,15 @@
 
 use bytes::Bytes;
 use rusqlite::params;
-use serde::{Deserialize, Serialize};
 
 use super::fault::TxResult;
+use super::message_head;
 use super::notifications::Event;
 use super::txn::Txn;
+use super::wakes::{self, Wake};
 use crate::backend::{PublishRequest, Queue, Recorded};
 use crate::protocol::{Message, MessageHeaders, Properties};
 use crate::task::TaskId;
-
-/// The stored part of a message without its body.
-#[derive(Serialize)]
-struct Head<'m> {
-    id: &'m TaskId,
-    headers: &'m MessageHeaders,
-    properties: &'m Properties,
-}
-
-/// Encodes the part of a message without its body.
-pub(super) fn head(message: &Message) -> Vec<u8> {
-    let Message { id, headers, properties, .. } = message;
-    serde_json::to_vec(&Head { id, headers, properties }).unwrap_or_default()
-}
-
-#[derive(Deserialize)]
-struct StoredHead {
-    id: TaskId,
-    headers: MessageHeaders,
-    properties: Properties,
-}
 
 /// A stored message that was taken out of its queue.
 #[derive(Debug)]
@@ -46,20 +26,22 @@ impl Leased {
     /// that reads it dead-letters it.
     pub(super) fn read(self) -> Message {
         let body = Bytes::from(self.body);
-        match serde_json::from_slice(&self.head) {
-            Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
-            Err(_) => Message {
-                id: TaskId::random(),
-                headers: MessageHeaders::default(),
-                body,
-                properties: Properties::default(),
-            },
-        }
+        message_head::decode(&self.head, body.clone()).unwrap_or_else(|_| Message {
+            id: TaskId::random(),
+            headers: MessageHeaders::default(),
+            body,
+            properties: Properties::default(),
+        })
     }
 }
 
-/// Stores a message in its queue.
-pub(super) fn put(txn: &mut Txn<'_>, request: &PublishRequest, head: &[u8]) -> TxResult<Recorded> {
+/// Stores a message in its queue; a delayed wake message in the record of its task, if possible.
+pub(super) fn put(
+    txn: &mut Txn<'_>,
+    request: &PublishRequest,
+    head: &[u8],
+    wake: Option<&Wake>,
+) -> TxResult<Recorded> {
     let PublishRequest { message, queue, delay, .. } = request;
     let (queue, max_priority) = queue_row(txn, queue)?;
     let Message { id, body, properties, .. } = message;
@@ -67,7 +49,13 @@ pub(super) fn put(txn: &mut Txn<'_>, request: &PublishRequest, head: &[u8]) -> T
     let delay = delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));
     let due = delay.filter(|delay| *delay > 0).map(|delay| txn.now.saturating_add(delay));
     let insert = "INSERT INTO messages (queue, rank, due, head, body) VALUES (?, ?, ?, ?, ?)";
-    txn.execute(insert, params![queue, -priority, due, head, &body[..]])?;
+    let is_stored = match (wake, due) {
+        (Some(wake), Some(due)) => wake.store(txn, id, queue, due)?,
+        _ => false,
+    };
+    if !is_stored {
+        txn.execute(insert, params![queue, -priority, due, head, &body[..]])?;
+    }
     txn.notify(Event::Queue(queue));
     Ok(Recorded::new(id.clone()))
 }
@@ -91,6 +79,7 @@ pub(super) fn queue_row(txn: &Txn<'_>, queue: &Queue) -> TxResult<(i64, i64)> {
 
 /// Makes delayed messages ready whose time has come.
 pub(super) fn promote(txn: &Txn<'_>, queue: i64) -> TxResult<()> {
+    wakes::deliver(txn, queue)?;
     txn.execute("UPDATE messages SET due = NULL WHERE queue = ? AND due <= ?", [queue, txn.now])?;
     Ok(())
 }
@@ -122,8 +111,9 @@ pub(super) fn lease(
     }
     drop(rows);
     let hold = "UPDATE messages SET holder = ?, handed_out = handed_out + 1 WHERE seq = ?";
+    let mut hold = txn.prepare(hold)?;
     for Leased { seq, .. } in &leased {
-        txn.execute(hold, [session, *seq])?;
+        hold.execute([session, *seq])?;
     }
     Ok(leased)
 }

@@ -21,10 +21,13 @@
 //! | `journal` | the results of finished steps |
 //! | `maintenance` | renewing sessions, deleting expired rows |
 //! | `marks` | small values with a name and an expiry |
+//! | `memory` | a database in memory |
+//! | `message_head` | the stored part of a message without its body |
 //! | `messages` | the rows of queues and messages |
 //! | `notifications` | notifications within this process |
 //! | `outbox` | resume messages that are not known to be sent |
 //! | `open` | opening the database that a URL names |
+//! | `packed` | the compressed messages of suspended tasks |
 //! | `peers` | the events that processes write for each other |
 //! | `queue_reader` | consuming a queue, and settling its deliveries |
 //! | `read_pool` | the connections of a file that read |
@@ -45,6 +48,7 @@
 //! | `stored_clock` | the stored time of the clock |
 //! | `suspensions` | suspended tasks, by the rules of `lifecycle/suspension.rs` |
 //! | `txn` | a transaction |
+//! | `wakes` | the wake messages of suspended tasks |
 //! | `wal` | the write-ahead log: its size, and its checkpoint |
 //! | `warnings` | warnings that repeat |
 //! | `workers` | live workers, and the queues that they consume |
@@ -71,10 +75,13 @@ mod index;
 mod journal;
 mod maintenance;
 mod marks;
+mod memory;
+mod message_head;
 mod messages;
 mod notifications;
 mod open;
 mod outbox;
+mod packed;
 mod peers;
 mod queue_reader;
 mod read_pool;
@@ -96,6 +103,7 @@ mod streams;
 mod suspension_records;
 mod suspensions;
 mod txn;
+mod wakes;
 mod wal;
 mod warnings;
 mod workers;

@@ -1,15 +1,18 @@
 //! Notifications within this process. They are hints: a subscriber always re-reads the stored state.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast};
 
 use crate::approval::ApprovalId;
-use crate::backend::Revocation;
-use crate::backend::waiters::Waiters;
+use crate::backend::early_results::EarlyResults;
+use crate::backend::waiters::{ResultSender, Waiters};
+use crate::backend::{Origin, Revocation};
 use crate::keyed_notify::KeyedNotify;
-use crate::protocol::Document;
+use crate::protocol::{Document, State};
 use crate::task::TaskId;
 
 /// The number of events that a slow subscriber may lag behind.
@@ -24,6 +27,8 @@ pub(super) enum Event {
     Queues,
     /// A task has ended with this document.
     Ended(Box<Document>),
+    /// The data of a task were deleted.
+    Forgotten(TaskId),
     /// A request was decided; `None`: any may have been.
     Decided(Option<ApprovalId>),
     /// A request was made; `None`: any may have been.
@@ -39,7 +44,11 @@ pub(super) enum Event {
 pub(super) struct Notifications {
     arrivals: Mutex<HashMap<i64, Vec<Weak<Notify>>>>,
     waiters: Mutex<Waiters>,
-    /// A wait was added: it may end before all others, or be the first one.
+    /// Successes that no caller has waited for yet. Locked after `waiters`.
+    early: Mutex<EarlyResults>,
+    /// Whether this process waits for results at all. One that only runs tasks keeps no early results.
+    is_awaiting: AtomicBool,
+    /// A wait was added that may end before all others, or is the first one.
     pub(super) waited: Notify,
     /// Wakes the waits for a decision on a request.
     pub(super) decided: KeyedNotify<ApprovalId>,
@@ -53,6 +62,8 @@ impl Default for Notifications {
         Self {
             arrivals: Mutex::default(),
             waiters: Mutex::default(),
+            early: Mutex::default(),
+            is_awaiting: AtomicBool::new(false),
             waited: Notify::new(),
             decided: KeyedNotify::default(),
             new_requests: broadcast::Sender::new(CHANNEL_CAPACITY),
@@ -91,6 +102,43 @@ impl Notifications {
         lock(&self.waiters)
     }
 
+    /// Registers a wait, or ends it at once by an early result. Returns whether the stored result must be
+    /// read: the task may have ended before.
+    pub(super) fn watch(
+        &self,
+        id: TaskId,
+        origin: Origin,
+        timeout: Option<Duration>,
+        sender: ResultSender,
+    ) -> bool {
+        self.is_awaiting.store(true, Ordering::Relaxed);
+        let mut waiters = self.waiters();
+        if origin == Origin::Own
+            && let Some(document) = lock(&self.early).take(&id)
+        {
+            // The send fails if the caller has dropped its receiver.
+            let _ = sender.send(Ok(Box::new(document)));
+            return false;
+        }
+        let is_first = waiters.is_empty();
+        waiters.add(id, origin, timeout, sender);
+        drop(waiters);
+        if is_first || timeout.is_some() {
+            self.waited.notify_one();
+        }
+        true
+    }
+
+    /// Resolves the waits for a task that has ended. Keeps the result if there is none yet.
+    fn end(&self, document: &Document) {
+        let mut waiters = self.waiters();
+        if waiters.is_waited(&document.id) {
+            waiters.resolve(document);
+        } else if self.is_awaiting.load(Ordering::Relaxed) && document.state == State::Success {
+            lock(&self.early).keep(document.id.clone(), document.json.clone());
+        }
+    }
+
     pub(super) fn notify(&self, event: Event) {
         match event {
             Event::Queue(queue) => {
@@ -98,7 +146,8 @@ impl Notifications {
                 arrivals.get(&queue).into_iter().flatten().for_each(notify);
             }
             Event::Queues => lock(&self.arrivals).values().flatten().for_each(notify),
-            Event::Ended(document) => drop(self.waiters().resolve(&document)),
+            Event::Ended(document) => self.end(&document),
+            Event::Forgotten(id) => lock(&self.early).forget(&id),
             Event::Decided(Some(id)) => self.decided.notify(&id),
             Event::Decided(None) => self.decided.notify_all(),
             // The send fails if there are no subscribers.

@@ -40,7 +40,7 @@ pub(super) fn write_events(txn: &Txn<'_>, events: &[Event]) -> TxResult<()> {
     let mut ended = Vec::new();
     for event in events {
         let (what, name) = match event {
-            Event::Queue(_) | Event::Queues => continue,
+            Event::Queue(_) | Event::Queues | Event::Forgotten(_) => continue,
             Event::Ended(document) => {
                 ended.push(document.id.as_str());
                 continue;

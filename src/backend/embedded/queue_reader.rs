@@ -16,8 +16,8 @@ use super::db::{Db, RETRY_DELAY};
 use super::fault::TxResult;
 use super::messages::{Leased, lease, promote, queue_row};
 use super::notifications::Event;
-use super::session_rows;
 use super::txn::Txn;
+use super::{session_rows, wakes};
 use crate::backend::backoff::Backoff;
 use crate::backend::{Delivery, Queue, Receipt};
 use crate::error::Error;
@@ -271,6 +271,7 @@ async fn settle_and_lease(
             };
             let next = "SELECT min(due) FROM messages WHERE queue = ? AND due IS NOT NULL";
             let next = txn.first(next, [queue], |row| row.get::<_, Option<i64>>(0))?.flatten();
+            let next = next.into_iter().chain(wakes::next(txn, queue)?).min();
             Ok(Some(LeasedBatch { leased, next: next.map(|due| (due - txn.now).max(1)) }))
         });
         match next_batch.await {

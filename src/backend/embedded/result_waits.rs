@@ -34,7 +34,7 @@ pub(super) async fn run_timers(db: Db) {
     loop {
         let (next, is_idle) = {
             let waiters = notifications.waiters();
-            (waiters.next_deadline(), waiters.ids().next().is_none())
+            (waiters.next_deadline(), waiters.is_empty())
         };
         let rereading = async {
             if is_idle {

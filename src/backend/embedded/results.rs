@@ -46,10 +46,9 @@ impl Results for EmbeddedStore {
             return wait;
         }
         // Registered before the read, so that no result is missed.
-        let notifications = &self.db.shared().notifications;
-        notifications.waiters().add(id.clone(), origin, timeout, sender);
-        notifications.waited.notify_one();
-        result_waits::refresh(&self.db, id);
+        if self.db.shared().notifications.watch(id.clone(), origin, timeout, sender) {
+            result_waits::refresh(&self.db, id);
+        }
         wait
     }
 
@@ -81,6 +80,7 @@ impl Results for EmbeddedStore {
             attempts::delete_all(txn, &id)?;
             index::delete_failure(txn, &id)?;
             txn.execute("DELETE FROM results WHERE id = ?", [id.as_str()])?;
+            txn.notify(Event::Forgotten(id.clone()));
             Ok(Forget::Forgotten)
         }))
     }
@@ -93,32 +93,43 @@ impl Results for EmbeddedStore {
 /// Stores a result, unless the task has ended. It expires after `retention` milliseconds; `None`: never.
 fn store(txn: &mut Txn<'_>, result: &StoreResult, retention: Option<i64>) -> TxResult<()> {
     let document = &result.document;
-    let find = "SELECT state FROM results WHERE id = ? AND (expires IS NULL OR expires >= ?)";
-    let found = params![document.id.as_str(), txn.now];
-    let state = txn.first(find, found, |row| Ok(State::named(&row.get::<_, String>(0)?)))?;
-    match state {
-        Some(State::Success) => return Ok(()),
-        Some(State::Failure | State::Revoked) => {
-            let done = documents::read(txn, &document.id)?.and_then(|stored| stored.date_done());
-            let is_older = done < result.received && done.is_some();
-            if !is_older {
-                return Ok(());
-            }
-        }
-        _ => {}
-    }
     // A suspended state does not expire: waiters find the task however long a decision takes.
     let retention = retention.filter(|_| document.state.as_str() != SUSPENDED);
     let expires = retention.map(|retention| txn.now.saturating_add(retention));
-    let store = "INSERT INTO results (id, state, json, expires) VALUES (?, ?, ?, ?) \
-                 ON CONFLICT (id) DO UPDATE SET state = excluded.state, json = excluded.json, \
-                 expires = excluded.expires";
     let Document { id, state, json } = document;
-    txn.execute(store, params![id.as_str(), state.as_str(), &json[..], expires])?;
+    let insert = "INSERT INTO results (id, state, json, expires) VALUES (?, ?, ?, ?) \
+                  ON CONFLICT (id) DO NOTHING";
+    let row = params![id.as_str(), state.as_str(), &json[..], expires];
+    if txn.execute(insert, row)? == 0 && !replace(txn, result, expires)? {
+        return Ok(());
+    }
     if state.is_terminal() {
         txn.notify(Event::Ended(Box::new(document.clone())));
     }
     Ok(())
+}
+
+/// Replaces the stored result of a task, and returns true, unless the task has ended.
+fn replace(txn: &Txn<'_>, result: &StoreResult, expires: Option<i64>) -> TxResult<bool> {
+    let document = &result.document;
+    let find = "SELECT state FROM results WHERE id = ? AND (expires IS NULL OR expires >= ?)";
+    let found = params![document.id.as_str(), txn.now];
+    let state = txn.first(find, found, |row| Ok(State::named(&row.get::<_, String>(0)?)))?;
+    match state {
+        Some(State::Success) => return Ok(false),
+        Some(State::Failure | State::Revoked) => {
+            let done = documents::read(txn, &document.id)?.and_then(|stored| stored.date_done());
+            let is_older = done < result.received && done.is_some();
+            if !is_older {
+                return Ok(false);
+            }
+        }
+        _ => {}
+    }
+    let Document { id, state, json } = document;
+    let update = "UPDATE results SET state = ?, json = ?, expires = ? WHERE id = ?";
+    txn.execute(update, params![state.as_str(), &json[..], expires, id.as_str()])?;
+    Ok(true)
 }
 
 /// Deletes a failure, and audits who did it. A success is kept, and so is a revocation unless superseded.

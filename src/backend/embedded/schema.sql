@@ -109,8 +109,16 @@ CREATE TABLE parks (
   expires INTEGER,
   message TEXT,
   -- The owner of the record; added to files of older versions, see file.rs.
-  digest TEXT
+  digest TEXT,
+  -- The message in place of `message`, see packed.rs; added to files of older versions.
+  packed BLOB,
+  -- The delayed wake message, see wakes.rs; added to files of older versions.
+  wake_queue INTEGER,
+  wake_at INTEGER,
+  wake_number INTEGER,
+  wake_sent INTEGER
 );
+CREATE INDEX parks_by_wake ON parks (wake_queue, wake_at) WHERE wake_queue IS NOT NULL;
 CREATE INDEX parks_by_end ON parks (expires) WHERE expires IS NOT NULL;
 
 -- Approval requests, and the votes on each; see lifecycle/decision_rules.rs. Votes outlive their request.

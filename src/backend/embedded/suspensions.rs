@@ -9,14 +9,14 @@ use rusqlite::params;
 use super::fault::TxResult;
 use super::requests::{self, RequestCache};
 use super::store::EmbeddedStore;
-use super::suspension_records::{self, FORMAT, Row};
+use super::suspension_records::{self, FORMAT, PACKED, Row};
 use super::txn::Txn;
-use super::{outbox, retention};
+use super::{outbox, packed, retention};
 use crate::approval::ApprovalId;
 use crate::backend::milliseconds::milliseconds;
 use crate::backend::suspensions::ENDED_RETENTION;
 use crate::backend::{ClaimResult, Recorded, SuspendRequest, SuspendResult, Suspensions};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::lifecycle::suspension::{self, ClaimOutcome, Due, Suspension};
 use crate::protocol::{SuspendHeader, SuspendKind, TaskDigest};
 use crate::task::TaskId;
@@ -56,7 +56,13 @@ impl Suspensions for EmbeddedStore {
     }
 
     fn suspend(&self, request: SuspendRequest) -> BoxFuture<'_, Result<SuspendResult, Error>> {
-        Box::pin(self.db.write(move |txn| suspend(txn, &request)))
+        Box::pin(async move {
+            let what = || format!("the message of suspended task {}", request.id);
+            // Compressed here, and not in the single writer thread.
+            let packed = packed::pack(&request.id, &request.message)
+                .map_err(|error| Kind::Codec { what: what(), cause: error.to_string() })?;
+            self.db.write(move |txn| suspend(txn, &request, &packed)).await
+        })
     }
 
     fn renew_claim(
@@ -113,8 +119,11 @@ impl Suspensions for EmbeddedStore {
             if let Some(suspension) = record {
                 suspension_records::update(txn, &id, &suspension, row.alarm)?;
             }
-            let update = "UPDATE parks SET asked = '', message = NULL, expires = ? WHERE task = ?";
-            txn.execute(update, params![txn.now + milliseconds(ENDED_RETENTION), id.as_str()])?;
+            let update = "UPDATE parks SET v = ?, asked = '', message = NULL, packed = NULL, \
+                          wake_queue = NULL, wake_at = NULL, wake_number = NULL, \
+                          wake_sent = NULL, expires = ? WHERE task = ?";
+            let expires = txn.now + milliseconds(ENDED_RETENTION);
+            txn.execute(update, params![FORMAT, expires, id.as_str()])?;
             Ok(withdrawn)
         }))
     }
@@ -139,7 +148,7 @@ fn claim_task(
     lease: Duration,
 ) -> TxResult<ClaimResult> {
     let found = suspension_records::find(txn, id)?;
-    if found.as_ref().is_some_and(|row| row.v != FORMAT) {
+    if found.as_ref().is_some_and(|row| row.v > PACKED) {
         return Ok(ClaimResult::Newer);
     }
     let mut cache = RequestCache::default();
@@ -203,11 +212,11 @@ fn claim_task(
 }
 
 /// Suspends a run, and publishes its approval requests to approvers.
-fn suspend(txn: &mut Txn<'_>, request: &SuspendRequest) -> TxResult<SuspendResult> {
+fn suspend(txn: &mut Txn<'_>, request: &SuspendRequest, packed: &[u8]) -> TxResult<SuspendResult> {
     let (id, number, now) = (&request.id, request.number, txn.now);
     let behind = || Ok(SuspendResult::Behind(Recorded::new(id.clone())));
     let found = suspension_records::find(txn, id)?;
-    if found.as_ref().is_some_and(|row| row.v != FORMAT) {
+    if found.as_ref().is_some_and(|row| row.v > PACKED) {
         // The newer process has sent messages of its own.
         return behind();
     }
@@ -250,8 +259,8 @@ fn suspend(txn: &mut Txn<'_>, request: &SuspendRequest) -> TxResult<SuspendResul
     for approval in withdrawn {
         requests::withdraw(txn, approval)?;
     }
-    let row = Row { v: FORMAT, suspension, listed, alarm, queue: request.queue.clone() };
-    suspension_records::insert(txn, id, &row, Some(&request.message))?;
+    let row = Row { v: PACKED, suspension, listed, alarm, queue: request.queue.clone() };
+    suspension_records::insert(txn, id, &row, Some(packed))?;
     if outcome == suspension::SuspendOutcome::Ready {
         // No other process will send a resume message: if this run dies, a sweeper does.
         outbox::add(txn, id, number, &row.queue, now + lease)?;

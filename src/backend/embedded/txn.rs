@@ -63,6 +63,11 @@ impl<'c> Txn<'c> {
 
     /// Sends an event to its subscribers, in this process and others, once the transaction is durable.
     pub(super) fn notify(&mut self, event: Event) {
+        if let (Event::Queue(queue), Some(Event::Queue(last))) = (&event, self.events.last())
+            && queue == last
+        {
+            return;
+        }
         self.events.push(event);
     }
 

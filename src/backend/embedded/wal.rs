@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::shared::Shared;
 
-/// The size in bytes from which the log is reported. SQLite restarts it at about 4 MiB, and truncates
+/// The size in bytes from which the log is reported. SQLite restarts it at about 16 MiB, and truncates
 /// it to 64 MiB when it has grown.
 const LIMIT: u64 = 128 * 1024 * 1024;
 /// How long a process that ends waits for others before it gives up the checkpoint.

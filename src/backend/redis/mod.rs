@@ -40,7 +40,6 @@ mod approvals;
 mod attempts;
 mod audit;
 mod connection;
-mod early_results;
 mod forget;
 mod idempotency;
 mod index;

@@ -24,12 +24,12 @@ use tracing::warn;
 
 use super::approval_records::{DECIDED_CHANNEL, NEW_REQUEST_CHANNEL};
 use super::connection::{Connection, ConnectionHandle, PushHandler};
-use super::early_results::EarlyResults;
 use super::keys::Keys;
 use super::pool::ReadPool;
 use super::revocation_events::{self, RevocationEvent};
 use crate::approval::ApprovalId;
 use crate::backend::Origin;
+use crate::backend::early_results::EarlyResults;
 use crate::backend::waiters::{ResultSender, Waiters};
 use crate::error::Kind;
 use crate::keyed_notify::KeyedNotify;
@@ -319,7 +319,7 @@ impl Waits {
             } else if self.waiters.is_waited(&id) {
                 self.to_read.push(id);
             } else {
-                self.early.keep(id, payload);
+                self.early.keep(id, payload.into());
             }
         } else if self.waiters.is_waited(&id)
             && str::from_utf8(&channel).ok().and_then(|key| self.keys.id_of(key))

@@ -239,7 +239,7 @@ async fn records_of_a_newer_version_are_left_alone() {
     let (store, id) = (in_memory(), TaskId::from("t"));
     let first = request_of(&id, "first", 1, 1);
     store.suspend(suspend_request(&id, 1, vec![first.clone()])).await.unwrap();
-    tamper(&store, "UPDATE parks SET v = 2").await;
+    tamper(&store, "UPDATE parks SET v = 3").await;
     for kind in [SuspendKind::Original, SuspendKind::Resume, SuspendKind::Wake] {
         let header = SuspendHeader { kind, number: 1 };
         let outcome = store.claim_suspended(&id, header, None, "b", HOUR).await.unwrap();

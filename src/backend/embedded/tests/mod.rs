@@ -8,6 +8,7 @@ mod file;
 mod outcome_summary;
 mod rules;
 mod sessions;
+mod wakes;
 
 use std::path::PathBuf;
 use std::time::Duration;

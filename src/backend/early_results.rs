@@ -13,14 +13,14 @@ const RESULTS: usize = 512;
 const BYTES: usize = 512 * 1024;
 
 #[derive(Debug, Default)]
-pub(super) struct EarlyResults {
-    young: HashMap<TaskId, Vec<u8>>,
-    old: HashMap<TaskId, Vec<u8>>,
+pub(in crate::backend) struct EarlyResults {
+    young: HashMap<TaskId, Bytes>,
+    old: HashMap<TaskId, Bytes>,
     young_bytes: usize,
 }
 
 impl EarlyResults {
-    pub(super) fn keep(&mut self, id: TaskId, text: Vec<u8>) {
+    pub(in crate::backend) fn keep(&mut self, id: TaskId, text: Bytes) {
         if text.len() > BYTES {
             return;
         }
@@ -34,10 +34,17 @@ impl EarlyResults {
 
     /// Returns the task's success. Any other state may have changed since (a replay takes a failure
     /// back), so the caller reads the record.
-    pub(super) fn take(&mut self, id: &TaskId) -> Option<Document> {
+    pub(in crate::backend) fn take(&mut self, id: &TaskId) -> Option<Document> {
         let text = self.young.remove(id).or_else(|| self.old.remove(id))?;
-        let document = Document::parse(id.clone(), Bytes::from(text)).ok()?;
+        let document = Document::parse(id.clone(), text).ok()?;
         (document.state == State::Success).then_some(document)
+    }
+
+    /// Drops the result of a task that was deleted.
+    #[cfg(feature = "embedded")]
+    pub(in crate::backend) fn forget(&mut self, id: &TaskId) {
+        self.young.remove(id);
+        self.old.remove(id);
     }
 }
 
@@ -45,7 +52,7 @@ impl EarlyResults {
 mod tests {
     use super::*;
 
-    fn text(status: &str, size: usize) -> Vec<u8> {
+    fn text(status: &str, size: usize) -> Bytes {
         format!(r#"{{"status": "{status}", "result": "{}"}}"#, "x".repeat(size)).into()
     }
 
@@ -67,7 +74,7 @@ mod tests {
                 early.keep(n.to_string().into(), text("SUCCESS", size));
             }
             assert!(early.young.len() + early.old.len() <= 2 * RESULTS);
-            let bytes: usize = early.young.values().chain(early.old.values()).map(Vec::len).sum();
+            let bytes: usize = early.young.values().chain(early.old.values()).map(Bytes::len).sum();
             assert!(bytes <= 2 * BYTES, "{bytes}");
             assert!(early.take(&(10 * RESULTS - 1).to_string().into()).is_some());
             assert!(early.take(&"0".into()).is_none());
