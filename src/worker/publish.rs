@@ -13,14 +13,16 @@ use crate::protocol::Message;
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Publishes with retries until the broker has confirmed.
+/// Publishes with retries until the broker has confirmed. If the user may not declare a queue with an expiry,
+/// the message is delayed on its way to the queue behind it: an administrator may have declared only the
+/// exchanges of delayed delivery.
 ///
 /// # Errors
 /// The broker refuses the message itself, or the broker's user lacks the permission.
 pub(super) async fn publish(
     state: &WorkerState,
     message: Message,
-    queue: Queue,
+    mut queue: Queue,
     delay: Option<Duration>,
 ) -> Result<Recorded, Error> {
     let mut retry_delay = FIRST_RETRY_DELAY;
@@ -33,7 +35,13 @@ pub(super) async fn publish(
         };
         match state.backends.broker.publish(request).await {
             Ok(recorded) => return Ok(recorded),
-            Err(error) if error.is_refusal() || error.is_access_refused() => return Err(error),
+            Err(error) if error.is_refusal() || error.is_access_refused() => {
+                match queue.expiry.take().filter(|_| error.is_access_refused()) {
+                    Some(expiry) => queue = *expiry.to,
+                    None => return Err(error),
+                }
+                continue;
+            }
             Err(error) => warn!(task.id = %message.id, "{error}; trying again"),
         }
         sleep(retry_delay.mul_f64(rand::random())).await;

@@ -15,8 +15,7 @@ use tracing::{debug, info, warn};
 use super::early_ack::{EarlyAck, EarlyAckProgress, EarlyAckResult};
 use super::first_claim::{FirstClaim, FirstClaimResult};
 use super::handler::HandlerResult;
-use super::results::prior_result;
-use super::suspension::{send_wake, store_suspension};
+use super::suspension::{send_wake, store_suspension, wake_queue};
 use super::task_delivery::TaskDelivery;
 use crate::approval::{ApprovalId, ApprovalRequest};
 use crate::backend::{ClaimResult, Recorded, SuspendRequest, SuspendResult};
@@ -234,7 +233,7 @@ impl SuspendableRun<'_> {
         let alarm = pending.first_wakeup();
         let deadlines = requests.iter().map(|request| request.expires_in);
         let due = deadlines.chain(alarm).chain([MAX_WAKE_DELAY]).min().unwrap_or_default();
-        send_wake(state, queue, envelope, number, due).await?;
+        send_wake(state, wake_queue(queue, due), envelope, number, due).await?;
         failpoints::point("wake confirmed");
         let request = SuspendRequest {
             id: self.context.id().clone(),
@@ -254,7 +253,7 @@ impl SuspendableRun<'_> {
             && *sooner + Duration::from_secs(1) < due
         {
             // The request existed before: its deadline is nearer than that of a new request.
-            send_wake(state, queue, envelope, number, *sooner).await?;
+            send_wake(state, wake_queue(queue, *sooner), envelope, number, *sooner).await?;
         }
         Ok(result)
     }
@@ -303,12 +302,12 @@ impl SuspendableRun<'_> {
         let (holder, lease, digest) = (claim.holder(), state.config.lease, envelope.digest());
         let store = &state.backends.store;
         match store.claim_suspended(id, header, Some(&digest), &holder, lease).await {
-            Ok(ClaimResult::Claimed { number, outcomes, .. }) => {
+            Ok(ClaimResult::Claimed { number, result, outcomes, .. }) => {
                 failpoints::point("slot reacquired");
                 claim.set_granted(state, id, number);
-                if let Some(document) = prior_result(state, envelope).await {
+                if let Some(document) = result {
                     pending.close(SUSPENDED);
-                    return Next::End(RunEnd::AlreadyEnded(document));
+                    return Next::End(RunEnd::AlreadyEnded(*document));
                 }
                 pending.resolve(outcomes);
                 Next::Continue

@@ -12,21 +12,27 @@ use crate::backend::{Queue, SuspendRequest, SuspendResult};
 use crate::error::Error;
 use crate::protocol::{Envelope, SuspendHeader, SuspendKind};
 
-/// Publishes the wake message, which resumes the task if no other message does, and waits until it is
-/// confirmed.
+/// Returns the queue for the wake message of a suspension that is due after `due`. The message may arrive
+/// later than that: a sweep resumes the task, and the message is the backstop for a store that has lost it.
+pub(super) fn wake_queue(queue: &Queue, due: Duration) -> Queue {
+    queue.backstop(due).unwrap_or_else(|| queue.resume())
+}
+
+/// Publishes the wake message, which resumes the task if no other message does, to the queue `to`, and waits
+/// until it is confirmed.
 ///
 /// # Errors
 /// The broker refuses the message, or the store is closed.
 pub(super) async fn send_wake(
     state: &WorkerState,
-    queue: &Queue,
+    to: Queue,
     envelope: &Envelope,
     number: u64,
     due: Duration,
 ) -> Result<(), Error> {
     let wake = SuspendHeader { kind: SuspendKind::Wake, number }.on(envelope.encode());
-    let wake = SuspendHeader::sent(wake, state.backends.store.clock().await?);
-    let _ = publish(state, wake, queue.resume(), Some(due)).await?;
+    let wake = SuspendHeader::sent(wake, state.store_clock.now(&*state.backends.store).await?);
+    let _ = publish(state, wake, to, Some(due)).await?;
     Ok(())
 }
 

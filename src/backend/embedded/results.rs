@@ -91,7 +91,11 @@ impl Results for EmbeddedStore {
 }
 
 /// Stores a result, unless the task has ended. It expires after `retention` milliseconds; `None`: never.
-fn store(txn: &mut Txn<'_>, result: &StoreResult, retention: Option<i64>) -> TxResult<()> {
+pub(super) fn store(
+    txn: &mut Txn<'_>,
+    result: &StoreResult,
+    retention: Option<i64>,
+) -> TxResult<()> {
     let document = &result.document;
     let find = "SELECT state FROM results WHERE id = ? AND (expires IS NULL OR expires >= ?)";
     let found = params![document.id.as_str(), txn.now];

@@ -81,7 +81,7 @@ fn sub_second(millis: u64) -> String {
 }
 
 /// The exchange where delayed messages of `queue` arrive, whether the queue exists or not.
-fn arrival_exchange(queue: &Queue) -> String {
+pub(super) fn arrival_exchange(queue: &Queue) -> String {
     format!("countersign_delayed.{}", queue.name)
 }
 

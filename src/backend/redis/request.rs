@@ -1,6 +1,7 @@
 //! One request to the server and its reply.
 
 use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connection::Connection;
@@ -28,7 +29,7 @@ impl RedisStore {
     ) -> Result<Vec<Value>, Error> {
         let (pool, limit) = (self.pool.clone(), self.request_timeout);
         let reading = async move { timeout(limit, pool.read(commands)).await };
-        let read = self.runtime.spawn(reading).await.map_err(|_| Kind::Closed)?;
+        let read = self.on_runtime(reading).await?;
         let cause = format!("no reply within {} s", limit.as_secs_f64());
         read.map_err(|_| Kind::Connection { peer: peer(&self.shown), cause })?
     }
@@ -45,11 +46,22 @@ impl RedisStore {
             let commands = commands(&connection);
             Ok::<_, Error>(connection.call(&commands).await)
         };
-        let outcome = self.runtime.spawn(async move { timeout(request_timeout, request).await });
+        let outcome = self.on_runtime(async move { timeout(request_timeout, request).await });
         let cause = format!("no reply within {} s", request_timeout.as_secs_f64());
-        match outcome.await.map_err(|_| Kind::Closed)? {
+        match outcome.await? {
             Ok(replies) => check_replies(&self.shown, replies?),
             Err(_) => Err(Kind::Connection { peer: peer(&self.shown), cause }.into()),
         }
+    }
+
+    /// Runs `work` on the store's own runtime: without another task if the caller already runs there.
+    async fn on_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        if Handle::try_current().is_ok_and(|current| current.id() == self.runtime.id()) {
+            return Ok(work.await);
+        }
+        self.runtime.spawn(work).await.map_err(|_| Kind::Closed.into())
     }
 }

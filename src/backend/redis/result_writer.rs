@@ -14,14 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::approval_records::PENDING;
 use super::connection::{Connection, ConnectionHandle, error_text};
 use super::keys::{Keys, REPLY_PREFIX};
 use super::pipelined_writer::{self, ALWAYS_ACCEPTED, PipelinedCall};
 use super::recent_results::RecentResults;
 use super::script::Script;
+use super::suspensions;
 use crate::backend::StoreResult;
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, SUSPENDED, date};
+use crate::protocol::{Document, SUSPENDED, TaskDigest, date};
 
 /// Queued results; further callers wait for capacity.
 const QUEUE_CAPACITY: usize = 256;
@@ -37,7 +39,10 @@ const NO_EXPIRY: &str = "0";
 #[derive(Debug)]
 pub(super) struct ResultJob {
     pub(super) result: StoreResult,
-    pub(super) stored: Option<oneshot::Sender<Result<(), Error>>>,
+    /// The digest of the task, if the end of its suspension is recorded in the same step.
+    pub(super) ended: Option<TaskDigest>,
+    /// Gets the reply of the script.
+    pub(super) stored: Option<oneshot::Sender<Result<Value, Error>>>,
 }
 
 impl PipelinedCall for ResultJob {
@@ -53,10 +58,10 @@ impl PipelinedCall for ResultJob {
         self.stored.as_ref().is_none_or(|stored| !stored.is_closed())
     }
 
-    fn succeed(self, _: Value) -> StoreResult {
+    fn succeed(self, reply: Value) -> StoreResult {
         if let Some(stored) = self.stored {
             // The caller may have stopped waiting.
-            let _ = stored.send(Ok(()));
+            let _ = stored.send(Ok(reply));
         }
         self.result
     }
@@ -137,7 +142,7 @@ impl ResultWriter {
                 Some(connection) = connections.changed() => {
                     let known = identity.replace(connection.identity.clone());
                     if known.is_some_and(|known| known != connection.identity) {
-                        retries.extend(recent.take().map(|result| ResultJob { result, stored: None }));
+                        retries.extend(recent.take().map(|result| ResultJob { result, ended: None, stored: None }));
                     }
                 }
                 received = pipelined_writer::receive(&mut jobs, &mut batch, BATCH), if has_capacity => {
@@ -172,15 +177,25 @@ impl ResultScript {
     fn encode(&self, job: &ResultJob, pipeline: &mut Pipeline, connection: &Connection) {
         let StoreResult { document, reply_to, received } = &job.result;
         let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
-        pipeline
-            .cmd("EVALSHA")
-            .arg(connection.hash(Script::StoreResult))
-            .arg("1")
-            .arg(self.keys.of(&document.id))
-            .arg(&*document.json)
+        let eval = pipeline.cmd("EVALSHA");
+        match &job.ended {
+            None => {
+                eval.arg(connection.hash(Script::StoreResult)).arg("1");
+                eval.arg(self.keys.of(&document.id));
+            }
+            Some(_) => {
+                eval.arg(connection.hash(Script::FinishTask)).arg("3");
+                eval.arg(self.keys.of(&document.id));
+                eval.arg(suspensions::key(&document.id)).arg(PENDING);
+            }
+        }
+        eval.arg(&*document.json)
             .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
             .arg(reply.unwrap_or_default())
             .arg(received.map(date).unwrap_or_default());
+        if let Some(digest) = &job.ended {
+            suspensions::end_arguments(eval, Some(digest));
+        }
     }
 }
 

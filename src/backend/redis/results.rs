@@ -16,7 +16,7 @@ use super::{index, suspensions};
 use crate::approval::MAX_AUDIT_ENTRIES;
 use crate::backend::{AuditAction, Forget, Origin, Recorded, Results, StoreResult};
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, SUSPENDED, State};
+use crate::protocol::{Document, SUSPENDED, State, TaskDigest};
 use crate::task::TaskId;
 
 /// The most attempts whose claims one call of `reopen` deletes.
@@ -26,10 +26,7 @@ impl Results for RedisStore {
     fn store_result(&self, result: StoreResult) -> BoxFuture<'_, Result<Recorded, Error>> {
         Box::pin(async move {
             let id = result.document.id.clone();
-            let (stored, wait) = oneshot::channel();
-            let job = ResultJob { result, stored: Some(stored) };
-            self.jobs.send(job).await.map_err(|_| Kind::Closed)?;
-            wait.await.map_err(|_| Kind::Closed)??;
+            self.write_result(result, None).await?;
             Ok(Recorded::new(id))
         })
     }
@@ -138,6 +135,18 @@ impl Results for RedisStore {
 }
 
 impl RedisStore {
+    /// Stores a result, and with a digest also the end of the task's suspension. Returns the script's reply.
+    pub(super) async fn write_result(
+        &self,
+        result: StoreResult,
+        ended: Option<TaskDigest>,
+    ) -> Result<Value, Error> {
+        let (stored, wait) = oneshot::channel();
+        let job = ResultJob { result, ended, stored: Some(stored) };
+        self.jobs.send(job).await.map_err(|_| Kind::Closed)?;
+        wait.await.map_err(|_| Kind::Closed)?
+    }
+
     /// Deletes the claims of earlier attempts, because they would block the requeued message. The
     /// record of a suspended task stays: another message may have its id.
     async fn delete_attempts(&self, id: TaskId, attempts: u64) -> Result<(), Error> {

@@ -21,6 +21,7 @@ pub(super) enum Script {
     DeleteResult,
     EndSuspended,
     ExtendApproval,
+    FinishTask,
     ForgetRun,
     ForgetSuspended,
     ExpireHistory,
@@ -40,7 +41,7 @@ pub(super) enum Script {
 }
 
 impl Script {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::AppendEntry,
         Self::ClaimKey,
         Self::ClaimTask,
@@ -49,6 +50,7 @@ impl Script {
         Self::DeleteResult,
         Self::EndSuspended,
         Self::ExtendApproval,
+        Self::FinishTask,
         Self::ForgetRun,
         Self::ForgetSuspended,
         Self::ExpireHistory,
@@ -72,6 +74,8 @@ impl Script {
         const STATUS: &str = include_str!("status.lua");
         const REFUSE: &str = include_str!("refuse.lua");
         const TIDY: &str = include_str!("tidy.lua");
+        const STORE_RESULT: &str = include_str!("store_result.lua");
+        const END_SUSPENDED: &str = include_str!("end.lua");
         match self {
             Self::AppendEntry => &[include_str!("stream.lua")],
             Self::ClaimKey => &[include_str!("claim.lua")],
@@ -79,8 +83,17 @@ impl Script {
             Self::Decide => &[STATUS, REFUSE, include_str!("decide.lua")],
             Self::DeleteEnded => &[include_str!("delete_ended.lua")],
             Self::DeleteResult => &[include_str!("delete_result.lua")],
-            Self::EndSuspended => &[STATUS, include_str!("end.lua")],
+            Self::EndSuspended => &[STATUS, END_SUSPENDED],
             Self::ExtendApproval => &[STATUS, REFUSE, include_str!("extend.lua")],
+            Self::FinishTask => &[
+                STATUS,
+                "local function store_result(KEYS, ARGV)\n",
+                STORE_RESULT,
+                "end\nlocal function end_task(KEYS, ARGV)\n",
+                END_SUSPENDED,
+                "end\n",
+                include_str!("finish.lua"),
+            ],
             Self::ForgetRun => &[include_str!("forget_run.lua")],
             Self::ForgetSuspended => &[include_str!("forget.lua")],
             Self::ExpireHistory => &[include_str!("expire.lua")],
@@ -92,7 +105,7 @@ impl Script {
             Self::RequestApproval => &[STATUS, TIDY, include_str!("request.lua")],
             Self::Revoke => &[include_str!("revoke.lua")],
             Self::Seal => &[include_str!("seal.lua")],
-            Self::StoreResult => &[include_str!("store_result.lua")],
+            Self::StoreResult => &[STORE_RESULT],
             Self::Suspend => &[STATUS, include_str!("suspend.lua")],
             Self::Sweep => &[STATUS, TIDY, include_str!("sweep.lua")],
             Self::ClaimAttempt => &[include_str!("claim_attempt.lua")],

@@ -21,7 +21,12 @@ pub(super) enum Action {
     Decide(usize, usize),
     RunDecider(usize, DeciderState),
     Sweep(Entry, bool),
+    /// The sweeper finds an expired request.
+    Expire(usize),
     Tick,
+    /// The time advances, and every delayed message is late: the queue of a backstop has one TTL, which is
+    /// longer than most waits.
+    TickLate,
     /// The handler fails.
     Fail(usize),
     Crash(usize),
