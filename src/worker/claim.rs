@@ -182,11 +182,12 @@ impl Claim {
     ) {
         let Some(header) = self.next_header() else { return };
         self.drop_lease();
-        let request = SuspendRequest {
+        let holder = self.holder();
+        let request = || SuspendRequest {
             id: next.id.clone(),
             number: header.number,
             digest: next.digest(),
-            holder: self.holder(),
+            holder: holder.clone(),
             lease: state.config.lease,
             message: next.encode(),
             queue: queue.name.clone(),
@@ -194,7 +195,7 @@ impl Claim {
             alarm: None,
             abandoned: Vec::new(),
         };
-        let _ = store_suspension(state, request).await;
+        let _ = store_suspension(state, &next.id, request).await;
     }
 
     /// Stores the result of the task and records its end, in one step. Returns `None` if that is not possible;

@@ -91,20 +91,20 @@ async fn claim(
             None
         }
         ClaimResult::Postpone(delay) => {
-            postpone_claim(message, &claim, delay + Duration::from_millis(1)).await;
+            Box::pin(postpone_claim(message, &claim, delay + Duration::from_millis(1))).await;
             None
         }
         ClaimResult::Newer => {
-            leave_to_newer(message, &claim).await;
+            Box::pin(leave_to_newer(message, &claim)).await;
             None
         }
         ClaimResult::StateLost => {
-            end_lost(message, claim).await;
+            Box::pin(end_lost(message, claim)).await;
             None
         }
         ClaimResult::Occupied(suspended) => {
             let reason = occupied_reason(message.id(), suspended.as_deref());
-            message.dead_letter(&reason).await;
+            Box::pin(message.dead_letter(&reason)).await;
             None
         }
     }

@@ -106,7 +106,7 @@ impl EarlyAck {
         }
         failpoints::point("long wake confirmed");
         let digest = envelope.digest();
-        let request = SuspendRequest {
+        let request = || SuspendRequest {
             id: envelope.id.clone(),
             number,
             digest: digest.clone(),
@@ -119,7 +119,7 @@ impl EarlyAck {
             abandoned: Vec::new(),
         };
         let (SuspendResult::Waiting(recorded, _) | SuspendResult::Behind(recorded)) =
-            store_suspension(&state, request).await
+            store_suspension(&state, &envelope.id, request).await
         else {
             return EarlyAckResult::Superseded;
         };

@@ -9,6 +9,7 @@ use super::state::WorkerState;
 use crate::backend::{PublishRequest, Queue, Recorded};
 use crate::error::Error;
 use crate::protocol::Message;
+use crate::task::TaskId;
 
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -22,13 +23,24 @@ const MAX_RETRY_DELAY: Duration = Duration::from_secs(5);
 pub(super) async fn publish(
     state: &WorkerState,
     message: Message,
+    queue: Queue,
+    delay: Option<Duration>,
+) -> Result<Recorded, Error> {
+    publish_encoded(state, &message.id, || message.clone(), queue, delay).await
+}
+
+/// Like [`publish`], for a message that each attempt encodes anew: usually there is one attempt.
+pub(super) async fn publish_encoded(
+    state: &WorkerState,
+    id: &TaskId,
+    encode: impl Fn() -> Message,
     mut queue: Queue,
     delay: Option<Duration>,
 ) -> Result<Recorded, Error> {
     let mut retry_delay = FIRST_RETRY_DELAY;
     loop {
         let request = PublishRequest {
-            message: message.clone(),
+            message: encode(),
             queue: queue.clone(),
             delay,
             timeout: state.config.publish_timeout,
@@ -42,7 +54,7 @@ pub(super) async fn publish(
                 }
                 continue;
             }
-            Err(error) => warn!(task.id = %message.id, "{error}; trying again"),
+            Err(error) => warn!(task.id = %id, "{error}; trying again"),
         }
         sleep(retry_delay.mul_f64(rand::random())).await;
         retry_delay = (retry_delay * 2).min(MAX_RETRY_DELAY);

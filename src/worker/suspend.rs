@@ -104,10 +104,11 @@ impl SuspendableRun<'_> {
                     continue;
                 }
             }
-            if let Err(end) = self.claim_first().await {
+            // Boxed, to keep the future small for a run that is never suspended.
+            if let Err(end) = Box::pin(self.claim_first()).await {
                 return end;
             }
-            if let Next::End(end) = self.suspend(handler).await {
+            if let Next::End(end) = Box::pin(self.suspend(handler)).await {
                 return end;
             }
         }
@@ -201,7 +202,7 @@ impl SuspendableRun<'_> {
         let ids = requests.iter().map(|request| request.id.clone()).collect();
         // Watches the decisions before the requests can be decided.
         let decided = self.task.state.backends.store.watch_decisions(ids);
-        match self.record_suspension(requests.clone()).await {
+        match self.record_suspension(&requests).await {
             Ok(SuspendResult::Ready(outcomes)) => {
                 let TaskDelivery { state, claim, .. } = &mut *self.task;
                 let number = claim.number + 1;
@@ -225,7 +226,7 @@ impl SuspendableRun<'_> {
     /// Sends the wake message, then stores the suspension.
     async fn record_suspension(
         &mut self,
-        requests: Vec<ApprovalRequest>,
+        requests: &[ApprovalRequest],
     ) -> Result<SuspendResult, Error> {
         let TaskDelivery { state, queue, envelope, claim, .. } = &mut *self.task;
         let pending = &self.context.run().pending;
@@ -235,19 +236,20 @@ impl SuspendableRun<'_> {
         let due = deadlines.chain(alarm).chain([MAX_WAKE_DELAY]).min().unwrap_or_default();
         send_wake(state, wake_queue(queue, due), envelope, number, due).await?;
         failpoints::point("wake confirmed");
-        let request = SuspendRequest {
-            id: self.context.id().clone(),
+        let holder = claim.holder();
+        let request = || SuspendRequest {
+            id: envelope.id.clone(),
             number,
             digest: envelope.digest(),
-            holder: claim.holder(),
+            holder: holder.clone(),
             lease: state.config.lease,
             message: envelope.encode(),
             queue: queue.name.clone(),
-            requests,
+            requests: requests.to_vec(),
             alarm,
             abandoned: pending.abandoned(),
         };
-        let result = store_suspension(state, request).await;
+        let result = store_suspension(state, &envelope.id, request).await;
         failpoints::point("suspension stored");
         if let SuspendResult::Waiting(_, sooner) = &result
             && *sooner + Duration::from_secs(1) < due

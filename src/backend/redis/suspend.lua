@@ -48,6 +48,8 @@ local function add_request(n)
     'approvers', ARGV[n + 7], 'editable', ARGV[n + 8], 'nonce', ARGV[n + 9], 'open', '1', 'task', ARGV[6],
     'at', whole(now))
   redis.call('PERSIST', key)
+  -- No decision is about it yet: its nonce is new.
+  seen[id] = { 'open', tonumber(deadline), false }
   redis.call('ZADD', KEYS[2], deadline, id)
   redis.call('PUBLISH', NEW_REQUEST_CHANNEL, id)
 end

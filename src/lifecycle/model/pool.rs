@@ -24,8 +24,7 @@ pub(super) enum Action {
     /// The sweeper finds an expired request.
     Expire(usize),
     Tick,
-    /// The time advances, and every delayed message is late: the queue of a backstop has one TTL, which is
-    /// longer than most waits.
+    /// The time advances, and every backstop is late: its queue has one TTL, which is longer than most waits.
     TickLate,
     /// The handler fails.
     Fail(usize),

@@ -4,7 +4,7 @@
 use stateright::Property;
 
 use super::pool::Pool;
-use super::state::{DeciderState, ModelState, ObservedOutcome, Step};
+use super::state::{DeciderState, Message, ModelState, ObservedOutcome, Step};
 use super::store::{NO_HOLDER, requests_in};
 use crate::protocol::SuspendKind;
 
@@ -48,12 +48,13 @@ const ALWAYS: [Check; 10] = [
     (ONE_RESUME, |_, state| state.observed.resumed.iter().all(|times| *times <= 1)),
     (NO_WAIT, |_, state| {
         let is_decided = |n: usize| state.store.decisions[n].is_some();
-        state.faults.wipes > 0 || !is_left_to_its_wake(state, is_decided)
+        state.faults.wipes > 0
+            || !is_left_to_its_wake(state, is_decided, |it| it.header.kind == SuspendKind::Wake)
     }),
     (NO_LATE, |_, state| {
         let is_overlooked =
             |n: usize| state.store.is_expired(n) && state.store.indexed >> n & 1 == 0;
-        state.faults.wipes > 0 || !is_left_to_its_wake(state, is_overlooked)
+        state.faults.wipes > 0 || !is_left_to_its_wake(state, is_overlooked, |it| it.is_backstop)
     }),
 ];
 
@@ -107,15 +108,18 @@ fn has_message(state: &ModelState) -> bool {
     is_held || state.messages.iter().any(|message| message.generation == generation)
 }
 
-/// A suspended task's request `is_over`, and only a delayed wake message, or no message at all, would resume
-/// the task.
-fn is_left_to_its_wake(state: &ModelState, is_over: impl Fn(usize) -> bool) -> bool {
+/// A suspended task's request `is_over`, and only a delayed message that `is_wake`, or no message at all, would
+/// resume the task.
+fn is_left_to_its_wake(
+    state: &ModelState,
+    is_over: impl Fn(usize) -> bool,
+    is_wake: impl Fn(&Message) -> bool,
+) -> bool {
     let Some(record) = state.store.record.filter(|record| !record.ended) else { return false };
     let has_ended_wait = requests_in(record.waits).any(is_over);
     let runs = record.claim.is_some_and(|(holder, _)| holder != NO_HOLDER);
     let is_sent = state.messages.iter().any(|message| {
-        let is_delayed = message.header.kind == SuspendKind::Wake && message.delay > 0;
-        message.header.number >= record.number && !is_delayed
+        message.header.number >= record.number && !(message.delay > 0 && is_wake(message))
     });
     let is_held = state.runs.iter().flatten().any(|run| run.message.header.number >= record.number);
     let is_noted = state.store.outbox.iter().any(|(entry, _)| entry.number == record.number);

@@ -66,6 +66,8 @@ impl ModelState {
                 if self.mutant == Mutant::BackstopNotRenewed && !is_held {
                     return None;
                 }
+                // A message that waits for a lease is not late: no sweep looks for leases.
+                run.message.is_backstop = !is_held;
                 Some(Step::PutOff(i8::try_from(left).unwrap_or(i8::MAX)))
             }
             ClaimOutcome::StateLost => Some(Step::Lose),
@@ -286,11 +288,13 @@ impl ModelState {
         }
     }
 
-    /// Advances the time for all deadlines and leases, and for all delays unless they are late. Live workers
-    /// renew their leases.
-    pub(super) fn tick(&mut self, are_delays_late: bool) {
+    /// Advances the time for all delays, deadlines and leases; backstops may be late. Live workers renew their
+    /// leases.
+    pub(super) fn tick(&mut self, are_backstops_late: bool) {
         for message in &mut self.messages {
-            message.delay = (message.delay - i8::from(!are_delays_late)).max(0);
+            let is_late = are_backstops_late && message.is_backstop;
+            message.delay = (message.delay - i8::from(!is_late)).max(0);
+            message.is_backstop &= message.delay > 0;
         }
         self.store.tick(self.mutant);
         for slot in 0..NO_HOLDER {
