@@ -20,7 +20,7 @@ pub(crate) fn decode(data: &[u8]) {
     let headers: Headers = serde_json::from_slice(headers).unwrap_or_else(|_| task());
     let message = Message {
         id: TaskId::from("fuzz"),
-        headers,
+        headers: headers.into(),
         body: body.strip_prefix(b"\n").unwrap_or(body).to_vec().into(),
         properties: Properties::default(),
     };

@@ -137,7 +137,7 @@ pub use config::Config;
 pub use context::{Approval, Context, ContextWith, Decided, Verdict};
 pub use error::{Error, Failure, TaskError, TaskResult};
 pub use handle::{Handle, gather, gather_within};
-pub use protocol::{Arguments, Kwargs};
+pub use protocol::{Arguments, EnvelopeForm, Kwargs};
 pub use retry::Retry;
 pub use task::{Policy, Rate, Revoke, Task, TaskId};
 pub use worker::{DrainReport, HandlerOutput, HealthHandle, Next, Worker};

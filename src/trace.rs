@@ -5,7 +5,7 @@ use std::fmt;
 use rand::Rng;
 use serde_json::Value;
 
-use crate::protocol::{Headers, Lineage};
+use crate::protocol::{Headers, Lineage, MessageHeaders};
 use crate::task::TaskId;
 
 const HEADER: &str = "traceparent";
@@ -26,7 +26,7 @@ pub(crate) struct TraceScope {
 impl TraceScope {
     /// Writes the lineage and the trace of a new task: its parent is the run that this code is part of, if
     /// any.
-    pub(crate) fn inherit(headers: &mut Headers, lineage: &mut Lineage) {
+    pub(crate) fn inherit(headers: &mut MessageHeaders, lineage: &mut Lineage) {
         let trace = CURRENT.try_with(|current| {
             lineage.parent_id = Some(current.task.clone());
             lineage.root_id = Some(current.root.clone());
@@ -62,8 +62,8 @@ impl TraceParent {
         Some(Self { trace_id, parent_id, flags: u8::from_str_radix(flags, 16).ok()? })
     }
 
-    pub(crate) fn read(headers: &Headers) -> Option<Self> {
-        headers.get(HEADER).and_then(Value::as_str).and_then(Self::parse)
+    pub(crate) fn read(headers: &MessageHeaders) -> Option<Self> {
+        headers.text(HEADER).and_then(Self::parse)
     }
 
     pub(crate) fn write(self, headers: &mut Headers) {

@@ -7,9 +7,10 @@ mod targets;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
-use countersign::TaskId;
 use countersign::protocol::{Arguments, Document, Envelope, Headers, Message, Properties};
+use countersign::{EnvelopeForm, TaskId};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ fn message(headers: Value, body: impl Into<Vec<u8>>) -> Message {
     let Value::Object(headers) = headers else { panic!("headers are an object") };
     Message {
         id: TaskId::from("t1"),
-        headers,
+        headers: headers.into(),
         body: body.into().into(),
         properties: Properties {
             content_type: Some("application/json".into()),
@@ -73,7 +74,7 @@ fn a_celery_message_is_decoded_completely() {
 fn a_forwarded_message_keeps_the_producers_headers_and_drops_the_brokers() {
     let before = captured();
     let after = Envelope::decode(&before, LIMIT).unwrap().encode();
-    for (name, value) in &before.headers {
+    for (name, value) in &*before.headers {
         match name.as_str() {
             "lang" => assert_eq!(after.headers[name], "rust"),
             "ignore_result" => assert_eq!(after.headers[name], false),
@@ -90,9 +91,31 @@ fn a_forwarded_message_keeps_the_producers_headers_and_drops_the_brokers() {
 }
 
 #[test]
-fn a_new_task_has_every_header_that_celery_reads() {
-    let arguments = Arguments::of(&(1, "it's")).unwrap();
-    let message = Envelope::new("demo.add", arguments).encode();
+fn a_new_task_has_only_the_headers_that_have_a_value() {
+    let mut task = Envelope::new("demo.add", Arguments::of(&(1, 2)).unwrap());
+    let headers = |task: &Envelope| Value::Object(task.encode().headers.into());
+    let id = task.id.as_str().to_owned();
+    let expected = json!({"id": id, "lang": "rust", "root_id": id, "task": "demo.add"});
+    assert_eq!(headers(&task), expected);
+    task.attempt = 3;
+    task.ignore_result = true;
+    task.limits.hard = Some(Duration::from_secs(2));
+    task.lineage.group_id = Some("g".into());
+    task.headers.insert("mine".into(), json!([1]));
+    let with_values = json!({
+        "id": id, "lang": "rust", "root_id": id, "task": "demo.add", "retries": 2, "group": "g",
+        "ignore_result": true, "timelimit": [2, null], "mine": [1],
+    });
+    assert_eq!(headers(&task), with_values);
+    let again = Envelope::decode(&task.encode(), LIMIT).unwrap();
+    assert_eq!((again.attempt, again.limits, again.ignore_result), (3, task.limits, true));
+}
+
+#[test]
+fn a_new_task_has_every_header_of_a_celery_client_on_request() {
+    let mut task = Envelope::new("demo.add", Arguments::of(&(1, "it's")).unwrap());
+    task.form = EnvelopeForm::Celery;
+    let message = task.encode();
     let names: Vec<_> = message.headers.keys().map(String::as_str).collect();
     assert_eq!(
         names,
@@ -303,7 +326,7 @@ proptest! {
     #[test]
     fn hostile_headers_are_decoded_or_refused(headers in any_headers(), body in any_json()) {
         let bytes = serde_json::to_vec(&body).unwrap();
-        let hostile = Message { headers, ..message(json!({}), bytes) };
+        let hostile = Message { headers: headers.into(), ..message(json!({}), bytes) };
         if let Err(unreadable) = Envelope::decode(&hostile, LIMIT) {
             prop_assert!(!unreadable.reason.is_empty());
         }

@@ -144,7 +144,7 @@ async fn show(letters: &DeadLetters, id: String, format: Format) -> Result<ExitC
     };
     let mut shown = record(&letter);
     let message = &letter.message;
-    shown["headers"] = Value::Object(message.headers.clone());
+    shown["headers"] = Value::Object(message.headers.clone().into());
     shown["content_type"] = message.properties.content_type.clone().into();
     match std::str::from_utf8(&message.body) {
         Ok(text) => shown["body"] = text.into(),
@@ -258,7 +258,7 @@ fn absent(letters: &DeadLetters, id: &str) -> ExitCode {
 #[cfg(test)]
 mod tests {
     use countersign::error::Failure;
-    use countersign::protocol::{Attempt, Message};
+    use countersign::protocol::{Attempt, Message, MessageHeaders};
 
     use super::*;
 
@@ -270,7 +270,7 @@ mod tests {
         };
         let message = Message {
             id: "x".into(),
-            headers: serde_json::Map::new(),
+            headers: MessageHeaders::default(),
             body: Default::default(),
             properties: Default::default(),
         };

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::Client;
 use crate::backend::{AuditAction, Delivery, PublishRequest, Queue, Recorded};
@@ -329,6 +328,6 @@ fn settle(delivery: Delivery, recorded: Recorded) -> Result<ScanAction, Error> {
 }
 
 fn has_returned_often(delivery: &Delivery) -> bool {
-    let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
+    let returns = delivery.message.delivery_count();
     returns.is_some_and(|returns| returns >= MANY_RETURNS)
 }

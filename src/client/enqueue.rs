@@ -41,6 +41,7 @@ impl<O: DeserializeOwned + Send + 'static> Enqueue<O> {
         let envelope = arguments.map(|arguments| {
             let mut envelope = Envelope::new(name, arguments);
             envelope.origin = Some(client.shared.origin.clone());
+            envelope.form = client.config().envelope;
             envelope.reply_to = Some(client.shared.backends.store.reply_channel().to_owned());
             TraceScope::inherit(&mut envelope.headers, &mut envelope.lineage);
             envelope

@@ -42,6 +42,7 @@ use std::time::Duration;
 use crate::address::sqlite::is_database;
 use crate::approval::{AutoPolicy, SealKey};
 use crate::error::{Error, Kind};
+use crate::protocol::EnvelopeForm;
 use read::Reader;
 #[cfg(feature = "unstable")]
 pub use sources::CONFIG_FLAG;
@@ -117,6 +118,8 @@ pub struct Config {
     /// The maximum size of an entry of a task's stream, in bytes; a larger one fails its task. Default:
     /// 256 KiB.
     pub max_stream_entry: usize,
+    /// The headers of enqueued tasks. Default: [`EnvelopeForm::Lean`].
+    pub envelope: EnvelopeForm,
     /// How long an idempotency key is stored. Default: 24 hours.
     pub idempotency_expires: Duration,
     /// How long a run that waits for a decision keeps its permit before it is suspended. Default:
@@ -304,6 +307,7 @@ impl Config {
             max_step: read.size("limits.step"),
             max_journal: read.size("limits.journal"),
             max_stream_entry: read.size("limits.stream_entry"),
+            envelope: read.envelope("client.envelope"),
             idempotency_expires: read.duration("client.idempotency_expires"),
             hold: read.duration("approvals.hold"),
             lease: read.duration("approvals.lease"),

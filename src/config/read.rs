@@ -11,6 +11,7 @@ use crate::address;
 use crate::address::redis::Endpoint;
 use crate::address::sqlite::{self, is_database};
 use crate::approval::SealKey;
+use crate::protocol::EnvelopeForm;
 
 /// The origin of one URL setting when the other one names a database, which is broker and store.
 const THE_OTHER: &str = "the other URL setting";
@@ -135,6 +136,18 @@ impl Reader {
     pub(super) fn count(&mut self, name: &'static str) -> u16 {
         let (value, origin) = self.text(name);
         self.parsed_count(name, &value, &origin).unwrap_or(1)
+    }
+
+    pub(super) fn envelope(&mut self, name: &'static str) -> EnvelopeForm {
+        let (value, origin) = self.text(name);
+        match value.trim() {
+            "lean" => EnvelopeForm::Lean,
+            "celery" => EnvelopeForm::Celery,
+            _ => {
+                self.fault(&origin, name, format!("{value:?} is neither lean nor celery"));
+                EnvelopeForm::default()
+            }
+        }
     }
 
     /// Reads a whole number from 0 on.

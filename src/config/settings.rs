@@ -136,6 +136,13 @@ pub const SETTINGS: &[Setting] = &[
         "how long an idempotency key is remembered",
     ),
     setting(
+        "client.envelope",
+        "COUNTERSIGN_CLIENT_ENVELOPE",
+        &[],
+        "lean",
+        "the headers of enqueued tasks: lean, or celery for every header of a Celery client",
+    ),
+    setting(
         "client.queue",
         "COUNTERSIGN_CLIENT_QUEUE",
         &[],

@@ -95,8 +95,9 @@ mod tests {
         assert_eq!(dead_letter.reason.as_deref(), Some("no handler for t"));
         assert_eq!(dead_letter.attempt, Some(4));
         let properties = Properties::default();
-        let message = Message { id: "x".into(), headers, body: Bytes::new(), properties };
-        let headers = Value::Object(message.revived().headers);
+        let message =
+            Message { id: "x".into(), headers: headers.into(), body: Bytes::new(), properties };
+        let headers = Value::Object(message.revived().headers.into());
         assert_eq!(headers, json!({"id": "x", "task": "t", "retries": 0, "mine": "kept"}));
     }
 }

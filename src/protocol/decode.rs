@@ -2,13 +2,32 @@
 
 use std::borrow::Cow;
 
-use serde_json::Value;
-
 use super::headers::{attempt, boolean, date, integer, is_history, limits, shown, text};
+use super::message_headers::Field;
 use super::{
-    DecodeError, Envelope, Headers, Lineage, Message, Properties, UNREADABLE, body, compression,
+    DecodeError, Envelope, EnvelopeForm, Lineage, Message, Properties, UNREADABLE, body,
+    compression,
 };
 use crate::task::TaskId;
+
+/// The headers that become fields of an envelope, or that say why there is none.
+const FIELDS: [&str; 15] = [
+    UNREADABLE,
+    "argsrepr",
+    "compression",
+    "eta",
+    "expires",
+    "group",
+    "group_index",
+    "id",
+    "ignore_result",
+    "origin",
+    "parent_id",
+    "retries",
+    "root_id",
+    "task",
+    "timelimit",
+];
 
 impl Envelope {
     /// Decodes a task message of protocol 2. `limit` is the maximum size of the body in bytes, also during
@@ -17,16 +36,32 @@ impl Envelope {
     /// # Errors
     /// A description of the error and its place. Only this message is affected.
     pub fn decode(message: &Message, limit: usize) -> Result<Self, DecodeError> {
-        let headers = &message.headers;
         let properties = &message.properties;
-        if let Some(reason) = headers.get(UNREADABLE).and_then(Value::as_str) {
+        let [
+            unreadable,
+            argsrepr,
+            compression,
+            eta,
+            expires,
+            group,
+            group_index,
+            id,
+            ignore_result,
+            origin,
+            parent_id,
+            retries,
+            root_id,
+            task,
+            timelimit,
+        ] = message.headers.fields(FIELDS);
+        if let Some(reason) = unreadable.and_then(Field::text) {
             return Err(DecodeError::new(reason));
         }
-        let name = task_name(message)?;
+        let name = task_name(task, message)?;
         // `Message::id` already has it; a wrong type is still reported as the producer's error.
-        text(headers, "id")?;
+        text("id", id)?;
         is_json_in_utf8(properties)?;
-        let compressed = text(headers, "compression")?;
+        let compressed = text("compression", compression)?;
         let content = content(message, compressed, limit)?;
         let (arguments, embed) = body::read(&content)?;
         Ok(Self {
@@ -34,17 +69,24 @@ impl Envelope {
             name: name.to_owned(),
             arguments,
             embed,
-            attempt: attempt(headers)?,
-            eta: date(headers, "eta")?,
-            expires: date(headers, "expires")?,
-            limits: limits(headers)?,
-            lineage: lineage(headers)?,
-            ignore_result: boolean(headers, "ignore_result")?.unwrap_or(false),
+            attempt: attempt(retries)?,
+            eta: date("eta", eta)?,
+            expires: date("expires", expires)?,
+            limits: limits(timelimit)?,
+            lineage: Lineage {
+                root_id: text("root_id", root_id)?.map(TaskId::from),
+                parent_id: text("parent_id", parent_id)?.map(TaskId::from),
+                group_id: text("group", group)?.map(str::to_owned),
+                group_index: integer("group_index", group_index)?,
+            },
+            ignore_result: boolean("ignore_result", ignore_result)?.unwrap_or(false),
             reply_to: properties.reply_to.clone().filter(|channel| !channel.is_empty()),
             priority: properties.priority.unwrap_or(0),
-            origin: text(headers, "origin")?.map(str::to_owned),
+            origin: text("origin", origin)?.map(str::to_owned),
+            // A copy has the form in which its producer wrote the task.
+            form: if argsrepr.is_some() { EnvelopeForm::Celery } else { EnvelopeForm::Lean },
             compressed: compressed.is_some(),
-            headers: custom(headers),
+            headers: message.headers.with_values(is_custom),
             properties: Properties {
                 app_id: properties.app_id.clone(),
                 kind: properties.kind.clone(),
@@ -55,8 +97,8 @@ impl Envelope {
     }
 }
 
-fn task_name(message: &Message) -> Result<&str, DecodeError> {
-    match text(&message.headers, "task")? {
+fn task_name<'m>(task: Option<Field<'m>>, message: &Message) -> Result<&'m str, DecodeError> {
+    match text("task", task)? {
         Some(name) => Ok(name),
         None if message.body.trim_ascii_start().starts_with(b"{") => Err(DecodeError::new(
             "no header `task`: a message of protocol 1; producers must set task_protocol = 2",
@@ -99,20 +141,6 @@ fn content<'a>(
         return Err(DecodeError::new(reason));
     }
     Ok(Cow::Borrowed(&message.body))
-}
-
-fn lineage(headers: &Headers) -> Result<Lineage, DecodeError> {
-    Ok(Lineage {
-        root_id: text(headers, "root_id")?.map(TaskId::from),
-        parent_id: text(headers, "parent_id")?.map(TaskId::from),
-        group_id: text(headers, "group")?.map(str::to_owned),
-        group_index: integer(headers, "group_index")?,
-    })
-}
-
-fn custom(headers: &Headers) -> Headers {
-    let kept = headers.iter().filter(|(name, value)| is_custom(name) && **value != Value::Null);
-    kept.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Returns whether a header is passed on as it is; the others have envelope fields, or belong to the broker.

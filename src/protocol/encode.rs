@@ -1,4 +1,4 @@
-//! Encodes an [`Envelope`] as a message, as Celery 5 writes it.
+//! Encodes an [`Envelope`] as a message that Celery 5 reads.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -8,7 +8,10 @@ use serde_json::Value;
 
 use super::decode::is_custom;
 use super::failures::seconds;
-use super::{Arguments, Envelope, Headers, Limits, Message, Properties, body, compression, repr};
+use super::{
+    Arguments, Envelope, EnvelopeForm, Headers, Limits, Lineage, Message, Properties, body,
+    compression, repr,
+};
 
 /// Kombu's name for a zlib stream. It is not gzip, despite the name.
 const ZLIB: &str = "application/x-gzip";
@@ -21,10 +24,15 @@ impl Envelope {
     /// own.
     #[must_use]
     pub fn encode(&self) -> Message {
-        let mut headers = self.standard_headers();
+        let mut headers = match self.form {
+            EnvelopeForm::Lean => self.lean_headers(),
+            EnvelopeForm::Celery => self.celery_headers(),
+        };
         let custom = self.headers.iter().filter(|(name, _)| is_custom(name));
         headers.extend(custom.map(|(name, value)| (name.clone(), value.clone())));
-        describe(&self.arguments, &mut headers);
+        if self.form == EnvelopeForm::Celery {
+            describe(&self.arguments, &mut headers);
+        }
         let mut body = body::write(&self.arguments, &self.embed);
         if self.compressed {
             body = compression::deflate(&body);
@@ -32,7 +40,7 @@ impl Envelope {
         }
         Message {
             id: self.id.clone(),
-            headers,
+            headers: headers.into(),
             body: Bytes::from(body),
             properties: Properties {
                 content_type: Some("application/json".into()),
@@ -48,7 +56,37 @@ impl Envelope {
         }
     }
 
-    fn standard_headers(&self) -> Headers {
+    /// Returns the headers whose value is not the one that a worker assumes without them.
+    fn lean_headers(&self) -> Headers {
+        let Lineage { root_id, parent_id, group_id, group_index } = &self.lineage;
+        let root = root_id.as_ref().unwrap_or(&self.id);
+        let retries = self.attempt.saturating_sub(1);
+        let headers: [(&str, Option<Value>); 12] = [
+            ("lang", Some("rust".into())),
+            ("task", Some(self.name.as_str().into())),
+            ("id", Some(self.id.as_str().into())),
+            ("root_id", Some(root.as_str().into())),
+            ("parent_id", parent_id.as_ref().map(|id| id.as_str().into())),
+            ("group", group_id.as_deref().map(Value::from)),
+            ("group_index", group_index.map(Value::from)),
+            ("eta", self.eta.map(|at| date(at).into())),
+            ("expires", self.expires.map(|at| date(at).into())),
+            ("retries", (retries > 0).then(|| retries.into())),
+            ("timelimit", (self.limits != Limits::default()).then(|| timelimit(self.limits))),
+            ("origin", self.origin.as_deref().map(Value::from)),
+        ];
+        let mut lean: Headers = headers
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect();
+        if self.ignore_result {
+            lean.insert("ignore_result".to_owned(), true.into());
+        }
+        lean
+    }
+
+    /// Returns the headers that a Celery client writes, also those without a value.
+    fn celery_headers(&self) -> Headers {
         let lineage = &self.lineage;
         let root = lineage.root_id.as_ref().unwrap_or(&self.id);
         let parent = lineage.parent_id.as_ref().map(ToString::to_string);

@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Arguments, Headers, Properties, body};
+use super::{Arguments, MessageHeaders, Properties, body};
 use crate::error::Failure;
 use crate::task::TaskId;
 
@@ -39,14 +38,28 @@ pub struct Envelope {
     pub priority: u8,
     /// The sender, for logs.
     pub origin: Option<String>,
+    /// Which headers are written.
+    pub form: EnvelopeForm,
     /// Whether the body is sent compressed.
     pub compressed: bool,
     /// All other headers, which are kept when the task is published again. `argsrepr` and `kwargsrepr` are
     /// among them, because a producer may have redacted secrets there.
-    pub headers: Headers,
+    pub headers: MessageHeaders,
     /// Only `app_id`, `kind` and `timestamp` are kept when the task is published again; the other properties
     /// follow from the fields above, or belong to the broker.
     pub properties: Properties,
+}
+
+/// Which headers a task message has. Every worker reads both forms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EnvelopeForm {
+    /// The headers that have a value, without the text of the arguments (`argsrepr`, `kwargsrepr`) and
+    /// `shadow`. Flower and logs of Celery workers then show no arguments.
+    #[default]
+    Lean,
+    /// Every header that a Celery client writes.
+    Celery,
 }
 
 /// Time limits of one run, as the producer set them.
@@ -93,8 +106,9 @@ impl Envelope {
             reply_to: None,
             priority: 0,
             origin: None,
+            form: EnvelopeForm::default(),
             compressed: false,
-            headers: Headers::new(),
+            headers: MessageHeaders::default(),
             properties: Properties::default(),
         }
     }
@@ -102,7 +116,7 @@ impl Envelope {
     /// Returns the W3C trace context of the message.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {
-        self.headers.get("traceparent").and_then(Value::as_str)
+        self.headers.text("traceparent")
     }
 }
 

@@ -8,7 +8,8 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use serde_json::Value;
 
-use super::{DecodeError, Headers, Limits};
+use super::message_headers::Field;
+use super::{DecodeError, Limits};
 
 /// How many characters of untrusted text are repeated in an error.
 const SHOWN: usize = 80;
@@ -16,35 +17,35 @@ const SHOWN: usize = 80;
 type Read<T> = Result<Option<T>, DecodeError>;
 
 /// Returns the text of header `name`; `None` if it is empty.
-pub(super) fn text<'a>(headers: &'a Headers, name: &str) -> Read<&'a str> {
-    match headers.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
-        Some(other) => Err(wrong(name, other, "text")),
+pub(super) fn text<'h>(name: &str, field: Option<Field<'h>>) -> Read<&'h str> {
+    let Some(field) = field.filter(|field| !field.is_null()) else { return Ok(None) };
+    match field.text() {
+        Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+        None => Err(wrong(name, &field.value(), "text")),
     }
 }
 
-pub(super) fn integer(headers: &Headers, name: &str) -> Read<i64> {
-    match headers.get(name) {
+pub(super) fn integer(name: &str, field: Option<Field<'_>>) -> Read<i64> {
+    match field.map(Field::value) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_i64() {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(name, value, "a 64-bit integer")),
+            None => Err(wrong(name, &value, "a 64-bit integer")),
         },
     }
 }
 
-pub(super) fn boolean(headers: &Headers, name: &str) -> Read<bool> {
-    match headers.get(name) {
+pub(super) fn boolean(name: &str, field: Option<Field<'_>>) -> Read<bool> {
+    match field.map(Field::value) {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::Bool(flag)) => Ok(Some(*flag)),
-        Some(other) => Err(wrong(name, other, "true or false")),
+        Some(Value::Bool(flag)) => Ok(Some(flag)),
+        Some(other) => Err(wrong(name, &other, "true or false")),
     }
 }
 
 /// Returns the attempt number, from 1, from header `retries`.
-pub(super) fn attempt(headers: &Headers) -> Result<u32, DecodeError> {
-    let retries = integer(headers, "retries")?.unwrap_or(0);
+pub(super) fn attempt(retries: Option<Field<'_>>) -> Result<u32, DecodeError> {
+    let retries = integer("retries", retries)?.unwrap_or(0);
     u32::try_from(retries)
         .ok()
         .and_then(|retries| retries.checked_add(1))
@@ -52,8 +53,8 @@ pub(super) fn attempt(headers: &Headers) -> Result<u32, DecodeError> {
 }
 
 /// Parses an ISO 8601 date with any offset; without an offset it is UTC.
-pub(super) fn date(headers: &Headers, name: &str) -> Read<Timestamp> {
-    let Some(text) = text(headers, name)? else {
+pub(super) fn date(name: &str, field: Option<Field<'_>>) -> Read<Timestamp> {
+    let Some(text) = text(name, field)? else {
         return Ok(None);
     };
     let garbage = || format!("header `{name}` is not an ISO 8601 date: {:?}", shown(text));
@@ -69,15 +70,15 @@ pub(super) fn parse_date(text: &str) -> Option<Timestamp> {
 }
 
 /// Parses header `timelimit`: `[hard, soft]` in seconds. Zero means no limit, as in Celery.
-pub(super) fn limits(headers: &Headers) -> Result<Limits, DecodeError> {
-    match headers.get("timelimit") {
+pub(super) fn limits(timelimit: Option<Field<'_>>) -> Result<Limits, DecodeError> {
+    match timelimit.map(Field::value) {
         None | Some(Value::Null) => Ok(Limits::default()),
         Some(Value::Array(pair)) => match pair.as_slice() {
             [] => Ok(Limits::default()),
             [hard, soft] => Ok(Limits { soft: seconds(soft)?, hard: seconds(hard)? }),
             _ => Err(DecodeError::new("header `timelimit` is not a pair")),
         },
-        Some(other) => Err(wrong("timelimit", other, "a pair of numbers")),
+        Some(other) => Err(wrong("timelimit", &other, "a pair of numbers")),
     }
 }
 
@@ -134,11 +135,6 @@ mod tests {
 
     use super::*;
 
-    fn headers(value: Value) -> Headers {
-        let Value::Object(headers) = value else { unreachable!() };
-        headers
-    }
-
     #[test]
     fn a_date_may_have_any_offset_and_without_one_is_utc() {
         let expected: Timestamp = "2026-11-21T10:00:00.5Z".parse().unwrap();
@@ -150,32 +146,32 @@ mod tests {
             "2026-11-21 10:00:00.5",
             "2026-11-21T10:00:00.5Z",
         ] {
-            let found = date(&headers(json!({"eta": text})), "eta").unwrap();
+            let found = date("eta", Some(Field::Decoded(&json!(text)))).unwrap();
             assert_eq!(found, Some(expected), "{text}");
         }
     }
 
     #[test]
     fn an_invalid_date_is_refused_with_the_name_of_its_header() {
-        let reason = date(&headers(json!({"eta": "soon"})), "eta").unwrap_err().reason;
+        let reason = date("eta", Some(Field::Decoded(&json!("soon")))).unwrap_err().reason;
         assert_eq!(reason, "header `eta` is not an ISO 8601 date: \"soon\"");
-        assert!(date(&headers(json!({"eta": 5})), "eta").is_err());
-        assert!(date(&headers(json!({"eta": "9".repeat(60_000)})), "eta").is_err());
+        assert!(date("eta", Some(Field::Decoded(&json!(5)))).is_err());
+        assert!(date("eta", Some(Field::Decoded(&json!("9".repeat(60_000))))).is_err());
     }
 
     #[test]
     fn retries_count_from_zero_and_are_never_negative() {
-        assert_eq!(attempt(&headers(json!({}))).unwrap(), 1);
-        assert_eq!(attempt(&headers(json!({"retries": null}))).unwrap(), 1);
-        assert_eq!(attempt(&headers(json!({"retries": 3}))).unwrap(), 4);
+        assert_eq!(attempt(None).unwrap(), 1);
+        assert_eq!(attempt(Some(Field::Decoded(&Value::Null))).unwrap(), 1);
+        assert_eq!(attempt(Some(Field::Decoded(&json!(3)))).unwrap(), 4);
         for bad in [json!(-1), json!(u32::MAX), json!(1.5), json!("1"), json!(true)] {
-            assert!(attempt(&headers(json!({"retries": bad}))).is_err(), "{bad}");
+            assert!(attempt(Some(Field::Decoded(&bad))).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn the_hard_limit_comes_first() {
-        let limits = limits(&headers(json!({"timelimit": [2.5, 1]}))).unwrap();
+        let limits = limits(Some(Field::Decoded(&json!([2.5, 1])))).unwrap();
         assert_eq!(limits.hard, Some(Duration::from_millis(2500)));
         assert_eq!(limits.soft, Some(Duration::from_secs(1)));
     }
@@ -185,7 +181,7 @@ mod tests {
         for bad in
             [json!([-1, null]), json!([1e300, null]), json!(["1", null]), json!([1]), json!(9)]
         {
-            assert!(limits(&headers(json!({"timelimit": bad}))).is_err(), "{bad}");
+            assert!(limits(Some(Field::Decoded(&bad))).is_err(), "{bad}");
         }
     }
 }

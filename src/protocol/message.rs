@@ -4,14 +4,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::headers::{RETURNED, is_history};
+use super::{Headers, MessageHeaders};
 use crate::error::{Error, Kind};
 use crate::task::TaskId;
-
-/// Message headers. AMQP's integer widths are mapped to JSON numbers, byte strings to text.
-pub type Headers = Map<String, Value>;
 
 /// The maximum size in bytes of headers to publish. A received table that is larger than a frame (128 KiB)
 /// cannot be read, and brokers add headers on the way.
@@ -24,7 +22,7 @@ pub struct Message {
     /// proof of recording can always be matched with its delivery.
     pub id: TaskId,
     /// Application headers.
-    pub headers: Headers,
+    pub headers: MessageHeaders,
     /// Body.
     pub body: Bytes,
     /// AMQP basic properties.
@@ -54,7 +52,7 @@ pub struct Properties {
 /// A message in storage without AMQP.
 #[derive(Serialize, Deserialize)]
 struct StoredMessage {
-    headers: Headers,
+    headers: MessageHeaders,
     properties: Properties,
     body: String,
 }
@@ -88,7 +86,7 @@ impl Message {
     #[must_use]
     pub fn names_its_task(&self) -> bool {
         let Properties { correlation_id, message_id, .. } = &self.properties;
-        let named = self.headers.get("id").and_then(Value::as_str);
+        let named = self.headers.text("id");
         named.or(correlation_id.as_deref()).or(message_id.as_deref()) == Some(self.id.as_str())
     }
 
@@ -130,7 +128,13 @@ impl Message {
     /// Returns whether the message is such a copy.
     #[must_use]
     pub fn is_returned(&self) -> bool {
-        self.headers.contains_key(RETURNED)
+        self.headers.field(RETURNED).is_some()
+    }
+
+    /// Returns how often the broker has returned the message to its queue, if the queue counts that.
+    #[must_use]
+    pub fn delivery_count(&self) -> Option<u64> {
+        self.headers.field("x-delivery-count")?.value().as_u64()
     }
 
     /// Returns an upper bound of the size of the headers as an AMQP table, in bytes. Messages over
@@ -170,8 +174,12 @@ mod tests {
             unreachable!()
         };
         let properties = Properties::default();
-        let mut message =
-            Message { id: TaskId::from("x"), headers, body: Bytes::new(), properties };
+        let mut message = Message {
+            id: TaskId::from("x"),
+            headers: headers.into(),
+            body: Bytes::new(),
+            properties,
+        };
         assert_eq!(message.fit_headers(400), ["a"]);
         assert!(message.header_bytes() <= 400 && message.headers.contains_key("id"));
         assert!(message.fit_headers(400).is_empty());
@@ -185,7 +193,7 @@ mod tests {
         };
         let message = Message {
             id: TaskId::from("x"),
-            headers,
+            headers: headers.into(),
             body: Bytes::new(),
             properties: Properties::default(),
         };

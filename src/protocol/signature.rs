@@ -4,9 +4,10 @@ use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Map, Value};
 
+use super::message_headers::Field;
 use super::{Kwargs, headers, tagged_json};
 use crate::error::Failure;
 use crate::task::TaskId;
@@ -91,8 +92,8 @@ impl Signature {
         }
         let text = tagged_json::read(json, std::marker::PhantomData::<String>);
         let text = text.map_err(|error| decode_error(&format!("option `{name}`"), &error))?;
-        let table = Map::from_iter([(name.to_owned(), Value::String(text))]);
-        headers::date(&table, name).map_err(|unreadable| decode_error("a signature", &unreadable))
+        let date = headers::date(name, Some(Field::Decoded(&Value::String(text))));
+        date.map_err(|unreadable| decode_error("a signature", &unreadable))
     }
 
     pub(super) fn set<T: Serialize>(&mut self, name: &str, value: &T) -> Result<(), Failure> {

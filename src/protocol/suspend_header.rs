@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{DecodeError, Headers, Message, Properties};
+use super::{DecodeError, Headers, Message, MessageHeaders, Properties};
 use crate::task::TaskId;
 
 const HEADER: &str = "x-countersign-ticket";
@@ -37,8 +37,8 @@ impl SuspendHeader {
     /// # Errors
     /// If the header's value is invalid.
     pub fn read(message: &Message) -> Result<Option<Self>, DecodeError> {
-        let Some(value) = message.headers.get(HEADER) else { return Ok(None) };
-        let header = value.as_str().and_then(|text| {
+        let Some(field) = message.headers.field(HEADER) else { return Ok(None) };
+        let header = field.text().and_then(|text| {
             let (kind, number) = text.split_once(' ')?;
             let kind = match kind {
                 "original" => SuspendKind::Original,
@@ -68,9 +68,8 @@ impl SuspendHeader {
     }
 
     /// Removes both headers.
-    pub fn remove(headers: &mut Headers) {
-        headers.remove(HEADER);
-        headers.remove(SENT);
+    pub fn remove(headers: &mut MessageHeaders) {
+        headers.discard([HEADER, SENT]);
     }
 
     /// Adds the send time to a wake message.
@@ -89,11 +88,12 @@ impl SuspendHeader {
     /// Returns the message that resumes a task. It has no arguments: they are in the store.
     #[must_use]
     pub fn resume(id: &TaskId, number: u64) -> Message {
-        let headers =
+        let headers: [(_, Value); 3] =
             [("lang", json!("rust")), ("task", json!("countersign.resume")), ("id", json!(id))];
         let message = Message {
             id: id.clone(),
-            headers: headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            headers: Headers::from_iter(headers.map(|(name, value)| (name.to_owned(), value)))
+                .into(),
             body: "[[], {}, {}]".into(),
             properties: Properties {
                 content_type: Some("application/json".into()),

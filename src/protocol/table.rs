@@ -3,9 +3,7 @@
 //! Arrays and tables carry their length, so the decoder skips unreadable entries and keeps the others.
 //! Recursion ends at [`MAX_DEPTH`].
 
-use serde_json::Value;
-
-use super::Headers;
+use serde_json::{Map, Value};
 
 /// Celery sends no deeper tables.
 const MAX_DEPTH: usize = 32;
@@ -13,6 +11,11 @@ const MAX_DEPTH: usize = 32;
 const MAX_VALUES: usize = 16_384;
 /// How many characters of a name are shown in a reason.
 const SHOWN: usize = 80;
+/// The type of an entry without a value.
+pub(crate) const VOID: u8 = b'V';
+
+/// Message headers. AMQP's integer widths are mapped to JSON numbers, byte strings to text.
+pub type Headers = Map<String, Value>;
 
 /// A decoded table.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,8 +102,70 @@ pub(crate) fn repair(text: &mut [u8]) -> bool {
 pub(crate) struct Entry<'t> {
     /// The entry's name, which may be invalid UTF-8.
     pub(crate) name: &'t [u8],
-    kind: u8,
-    value: &'t [u8],
+    /// The type byte of the value.
+    pub(crate) kind: u8,
+    /// The value, without its length.
+    pub(crate) value: &'t [u8],
+}
+
+impl Entry<'_> {
+    /// Appends the entry to a table.
+    pub(crate) fn write(&self, table: &mut Vec<u8>) {
+        table.push(u8::try_from(self.name.len()).unwrap_or(u8::MAX));
+        table.extend_from_slice(self.name);
+        table.push(self.kind);
+        if matches!(self.kind, b'S' | b'x' | b'A' | b'F') {
+            let size = u32::try_from(self.value.len()).unwrap_or(u32::MAX);
+            table.extend_from_slice(&size.to_be_bytes());
+        }
+        table.extend_from_slice(self.value);
+    }
+}
+
+/// Returns whether every entry of a table can be decoded, and every text is UTF-8.
+pub(crate) fn is_sound(table: &[u8]) -> bool {
+    let mut budget = MAX_VALUES;
+    is_sound_table(table, 0, &mut budget)
+}
+
+fn is_sound_table(mut rest: &[u8], depth: usize, budget: &mut usize) -> bool {
+    while !rest.is_empty() {
+        let Some(entry) = next_entry(&mut rest) else { return false };
+        let is_sound = std::str::from_utf8(entry.name).is_ok()
+            && is_sound_value(entry.kind, entry.value, depth + 1, budget);
+        if !is_sound {
+            return false;
+        }
+    }
+    true
+}
+
+fn is_sound_value(kind: u8, mut bytes: &[u8], depth: usize, budget: &mut usize) -> bool {
+    if depth > MAX_DEPTH || *budget == 0 {
+        return false;
+    }
+    *budget -= 1;
+    match kind {
+        b'S' | b'x' => std::str::from_utf8(bytes).is_ok(),
+        b'F' => is_sound_table(bytes, depth, budget),
+        b'A' => {
+            while !bytes.is_empty() {
+                let Some((kind, value)) = next_value(&mut bytes) else { return false };
+                if !is_sound_value(kind, value, depth + 1, budget) {
+                    return false;
+                }
+            }
+            true
+        }
+        // The length of the others follows from their type.
+        _ => true,
+    }
+}
+
+/// Decodes a value of a table that [`is_sound`].
+pub(crate) fn decode_value(kind: u8, bytes: &[u8]) -> Value {
+    let mut budget = MAX_VALUES;
+    value(kind, bytes, 1, &mut budget).unwrap_or_default()
 }
 
 /// Splits the next entry off a table; `None` if it is malformed, and then consumes nothing.

@@ -138,6 +138,7 @@ impl FollowUpSender<'_> {
         let FollowUp { mut envelope, queue: named } = task;
         let queue = named.map_or_else(|| self.route(&envelope.name), Queue::new);
         envelope.origin = Some(self.state.name.clone());
+        envelope.form = self.envelope.form;
         if let Some(trace) = TraceParent::read(&self.envelope.headers) {
             trace.child().write(&mut envelope.headers);
         }

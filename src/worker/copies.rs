@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::time::timeout;
 
 use super::message_delivery::MessageDelivery;
@@ -90,7 +89,7 @@ impl MessageDelivery {
 
 /// Returns whether the broker has delivered this message so often that its queue may soon drop it.
 pub(super) fn is_near_delivery_limit(queue: &Queue, delivery: &Delivery) -> bool {
-    let returns = delivery.message.headers.get("x-delivery-count").and_then(Value::as_u64);
+    let returns = delivery.message.delivery_count();
     returns.is_some_and(|returns| returns >= queue.worn_at())
 }
 

@@ -69,5 +69,5 @@ fn message(id: TaskId, odd: Value, body: &'static [u8]) -> Message {
         content_encoding: Some("utf-8".into()),
         ..Properties::default()
     };
-    Message { id, headers, body: Bytes::from_static(body), properties }
+    Message { id, headers: headers.into(), body: Bytes::from_static(body), properties }
 }

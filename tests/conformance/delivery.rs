@@ -68,7 +68,12 @@ async fn a_message_arrives_complete(fixture: Fixture) {
         priority: Some(0),
         timestamp: Some(1_763_000_000),
     };
-    let sent = Message { id, headers, body: Bytes::from_static(b"[[], {}, {}]"), properties };
+    let sent = Message {
+        id,
+        headers: headers.into(),
+        body: Bytes::from_static(b"[[], {}, {}]"),
+        properties,
+    };
     fixture.publish(sent.clone()).await;
     let delivery = fixture.consume(1).next().await.unwrap();
     assert_eq!((&delivery.message, delivery.id()), (&sent, &sent.id));

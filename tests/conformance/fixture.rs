@@ -95,7 +95,7 @@ pub(crate) fn message(body: impl Into<Bytes>) -> Message {
         priority: Some(0),
         ..Properties::default()
     };
-    Message { id, headers, body: body.into(), properties }
+    Message { id, headers: headers.into(), body: body.into(), properties }
 }
 
 /// Returns a request to publish to this queue without a delay.

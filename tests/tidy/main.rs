@@ -30,7 +30,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("protocol", &["approval", "error", "task"]),
     ("trace", &["protocol", "task"]),
     ("lifecycle", &["approval", "error", "task", "protocol"]),
-    ("config", &["address", "approval", "error"]),
+    ("config", &["address", "approval", "error", "protocol"]),
     (
         "blocking",
         &["approval", "backend", "client", "config", "error", "handle", "protocol", "task"],

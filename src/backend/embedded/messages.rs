@@ -8,14 +8,14 @@ use super::fault::TxResult;
 use super::notifications::Event;
 use super::txn::Txn;
 use crate::backend::{PublishRequest, Queue, Recorded};
-use crate::protocol::{Headers, Message, Properties};
+use crate::protocol::{Message, MessageHeaders, Properties};
 use crate::task::TaskId;
 
 /// The stored part of a message without its body.
 #[derive(Serialize)]
 struct Head<'m> {
     id: &'m TaskId,
-    headers: &'m Headers,
+    headers: &'m MessageHeaders,
     properties: &'m Properties,
 }
 
@@ -28,7 +28,7 @@ pub(super) fn head(message: &Message) -> Vec<u8> {
 #[derive(Deserialize)]
 struct StoredHead {
     id: TaskId,
-    headers: Headers,
+    headers: MessageHeaders,
     properties: Properties,
 }
 
@@ -50,7 +50,7 @@ impl Leased {
             Ok(StoredHead { id, headers, properties }) => Message { id, headers, body, properties },
             Err(_) => Message {
                 id: TaskId::random(),
-                headers: Headers::new(),
+                headers: MessageHeaders::default(),
                 body,
                 properties: Properties::default(),
             },

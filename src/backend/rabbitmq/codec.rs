@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
 
 use super::frame;
 use crate::protocol::table::Table;
-use crate::protocol::{Headers, Message, Properties, RAW_HEADERS, UNREADABLE};
+use crate::protocol::{Headers, Message, MessageHeaders, Properties, RAW_HEADERS, UNREADABLE};
 use crate::task::TaskId;
 
 const PERSISTENT: u8 = 2;
@@ -23,7 +24,7 @@ const MAX_RAW: usize = 44 * 1024;
 /// [`UNREADABLE`] names the parts that could not be read, and [`RAW_HEADERS`] holds their bytes.
 pub(super) fn decode(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |field: &Option<ShortString>| field.as_ref().map(|text| text.as_str().to_owned());
-    let headers = properties.headers().as_ref().map_or_else(Map::new, read_headers);
+    let headers = properties.headers().as_ref().map_or_else(MessageHeaders::default, read_headers);
     let decoded = Properties {
         content_type: text(properties.content_type()),
         content_encoding: text(properties.content_encoding()),
@@ -37,7 +38,7 @@ pub(super) fn decode(properties: &BasicProperties, body: Vec<u8>) -> Message {
         priority: *properties.priority(),
         timestamp: *properties.timestamp(),
     };
-    let id = match headers.get("id").and_then(Value::as_str) {
+    let id = match headers.text("id") {
         Some(id) if !id.is_empty() => TaskId::from(id),
         _ => decoded
             .correlation_id
@@ -117,14 +118,20 @@ pub(super) fn short(text: &str) -> Result<ShortString, String> {
     ShortString::try_new(text).map_err(|_| format!("longer than 255 bytes: {text:.40}..."))
 }
 
-fn read_headers(table: &FieldTable) -> Headers {
+fn read_headers(table: &FieldTable) -> MessageHeaders {
     let bytes = |name| match table.inner().get(name) {
         Some(AMQPValue::ByteArray(bytes)) => Some(bytes.as_slice()),
         _ => None,
     };
     let raw = bytes(frame::RAW_TABLE).unwrap_or_default();
+    if bytes(frame::REASON).is_none()
+        && let Some(mut headers) = MessageHeaders::encoded(Bytes::copy_from_slice(raw))
+    {
+        // Only the code below sets it: a producer's own value is removed.
+        headers.discard([UNREADABLE]);
+        return headers;
+    }
     let Table { mut headers, fault } = Table::decode(raw);
-    // Only this function sets it: a producer's own value is removed.
     headers.remove(UNREADABLE);
     let reason = bytes(frame::REASON).map(|reason| String::from_utf8_lossy(reason).into_owned());
     let reasons: Vec<_> = reason.into_iter().chain(fault).collect();
@@ -135,7 +142,7 @@ fn read_headers(table: &FieldTable) -> Headers {
             headers.insert(RAW_HEADERS.into(), Value::String(STANDARD.encode(raw)));
         }
     }
-    headers
+    headers.into()
 }
 
 fn write_table(headers: &Headers) -> Result<FieldTable, String> {
@@ -193,8 +200,12 @@ mod tests {
         let id = "x".repeat(300);
         let headers = Headers::from_iter([("id".to_owned(), Value::from(id.as_str()))]);
         let properties = Properties { correlation_id: Some(id.clone()), ..Properties::default() };
-        let message =
-            Message { id: TaskId::from(&id), headers, body: Vec::new().into(), properties };
+        let message = Message {
+            id: TaskId::from(&id),
+            headers: headers.into(),
+            body: Vec::new().into(),
+            properties,
+        };
         let encoded = encode(&message).unwrap();
         assert_eq!(encoded, encode(&message).unwrap(), "the same for each copy");
         let mapped = encoded.message_id().as_ref().unwrap().as_str();

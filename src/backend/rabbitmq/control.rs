@@ -144,7 +144,7 @@ async fn open(live: &OpenConnection, node: &str) -> Result<(Channel, Consumer), 
 async fn send(live: &OpenConnection, reply: ControlReply) -> Result<(), String> {
     let message = Message {
         id: TaskId::random(),
-        headers: reply.headers,
+        headers: reply.headers.into(),
         body: reply.body,
         properties: Properties {
             content_type: Some("application/json".into()),

@@ -22,6 +22,9 @@ use crate::task::TaskId;
 const WEEK_SECONDS: u64 = 7 * 24 * 60 * 60;
 /// The shortest retention after the end: the result may not be stored yet.
 const HOUR_SECONDS: u64 = 60 * 60;
+/// The most fields and bytes of a history that is read on the store's own connection.
+const SMALL_FIELDS: usize = 64;
+const SMALL_BYTES: usize = 16 * 1024;
 /// The field of a journal that holds the owner's digest. Step names that begin with a zero byte are
 /// stored with another one in front.
 const OWNER: &str = "\0digest";
@@ -34,13 +37,11 @@ impl Journals for RedisStore {
     ) -> BoxFuture<'_, Result<TaskHistory, Error>> {
         let (id, digest) = (id.clone(), digest.cloned());
         Box::pin(async move {
-            let replies = self.pool.read_without_limit(|_| {
-                let mut read = Pipeline::with_capacity(3);
-                read.cmd("HGETALL").arg(key(&id)).cmd("HKEYS").arg(stream_entries::heads_key(&id));
-                read.cmd("HGET").arg(stream_entries::heads_key(&id)).arg(stream_entries::OWNER);
-                read
-            });
-            decode_history(replies.await?, digest.as_ref()).map_err(|cause| {
+            let replies = match self.read_small_history(&id).await {
+                Some(replies) => replies,
+                None => self.read_large_history(&id).await?,
+            };
+            decode_history(replies, digest.as_ref()).map_err(|cause| {
                 let what = format!("the journal of task {id}");
                 Kind::Codec { what, cause }.into()
             })
@@ -91,6 +92,34 @@ impl Journals for RedisStore {
 }
 
 impl RedisStore {
+    /// Reads a history on the store's own connection, in one pipeline with other requests: a task
+    /// that resumes needs it at once. Returns `None` when it is large or could not be read.
+    async fn read_small_history(&self, id: &TaskId) -> Option<Vec<Value>> {
+        let (journal, heads) = (key(id), stream_entries::heads_key(id));
+        let replies = self.request_with_timeout(move |connection| {
+            let mut read = Pipeline::with_capacity(1);
+            read.cmd("EVALSHA").arg(connection.hash(Script::ReadHistory)).arg(2);
+            read.arg(journal).arg(heads);
+            read.arg(SMALL_FIELDS).arg(SMALL_BYTES).arg(stream_entries::OWNER);
+            read
+        });
+        match replies.await.ok()?.pop()? {
+            Value::Array(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// Reads a history of any size on a pooled connection, without a time limit.
+    async fn read_large_history(&self, id: &TaskId) -> Result<Vec<Value>, Error> {
+        let replies = self.pool.read_without_limit(|_| {
+            let mut read = Pipeline::with_capacity(3);
+            read.cmd("HGETALL").arg(key(id)).cmd("HKEYS").arg(stream_entries::heads_key(id));
+            read.cmd("HGET").arg(stream_entries::heads_key(id)).arg(stream_entries::OWNER);
+            read
+        });
+        replies.await
+    }
+
     /// Extends the lifetime of the journal and the stream of a suspended task. Every wake message
     /// does so, and one arrives every hour. Returns at once; under load they may be skipped.
     pub(super) fn extend_history(&self, id: &TaskId) {

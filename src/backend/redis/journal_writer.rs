@@ -51,6 +51,10 @@ impl PipelinedCall for JournalCall {
         let _ = self.reply.send(Err(error));
     }
 
+    fn replies(replies: Vec<Value>, _count: usize) -> Vec<Value> {
+        replies
+    }
+
     fn log_rejection(error: &ServerError) {
         debug!(cause = error_text(error), "Redis rejected steps or stream entries; retrying");
     }
@@ -99,10 +103,11 @@ impl JournalWriter {
     }
 }
 
-fn encode(call: &JournalCall, pipeline: &mut Pipeline, connection: &Connection) {
-    let JournalCall { script, keys, arguments, .. } = call;
-    pipeline.cmd("EVALSHA").arg(connection.hash(*script)).arg(keys.len()).arg(keys);
-    for argument in arguments {
-        pipeline.arg(&**argument);
+fn encode(calls: &[JournalCall], pipeline: &mut Pipeline, connection: &Connection) {
+    for JournalCall { script, keys, arguments, .. } in calls {
+        pipeline.cmd("EVALSHA").arg(connection.hash(*script)).arg(keys.len()).arg(keys);
+        for argument in arguments {
+            pipeline.arg(&**argument);
+        }
     }
 }

@@ -16,7 +16,7 @@
 //! | `outbox` | resume messages that are not known to be sent |
 //! | `results` | results: storing, reading, waiting, deleting |
 //! | `pipelined_writer` | writes many calls of scripts in one round trip |
-//! | `result_writer` | the writer of results; `store_result.lua` decides which result wins |
+//! | `result_writer` | the writer of results; `store_results.lua` decides which result wins |
 //! | `idempotency` | maps idempotency keys to tasks |
 //! | `attempts` | claimed attempts, and tasks that were running when a worker died |
 //! | `suspensions` | suspended tasks; `claim_task.lua` decides who may run one |

@@ -43,6 +43,9 @@ pub(super) trait PipelinedCall: Sized {
         Kind::Connection { peer: "Redis".to_owned(), cause: error_text(error) }.into()
     }
 
+    /// Returns the replies of `count` calls from those of their pipeline.
+    fn replies(replies: Vec<Value>, count: usize) -> Vec<Value>;
+
     /// Logs that the server has rejected calls for now. Called once for each batch.
     fn log_rejection(error: &ServerError);
 }
@@ -72,7 +75,7 @@ pub(super) async fn receive<C>(
 pub(super) async fn write<C: PipelinedCall>(
     batch: impl IntoIterator<Item = C>,
     handle: &ConnectionHandle,
-    encode: impl Fn(&C, &mut Pipeline, &Connection),
+    encode: impl Fn(&[C], &mut Pipeline, &Connection),
 ) -> Vec<C::Written> {
     let mut calls = VecDeque::from_iter(batch);
     let mut written = Vec::with_capacity(calls.len());
@@ -92,9 +95,10 @@ pub(super) async fn write<C: PipelinedCall>(
         let count = if broken == 0 { portion(&calls) } else { 1 };
         let before = calls.len();
         let mut pipeline = Pipeline::new();
-        calls.iter().take(count).for_each(|call| encode(call, &mut pipeline, &connection));
+        encode(&calls.make_contiguous()[..count], &mut pipeline, &connection);
         match connection.send(&pipeline).await {
             Ok(replies) => {
+                let replies = C::replies(replies, count);
                 let rejected = settle(&mut calls, replies, &connection, &mut written).await;
                 if let Some(error) = rejected.filter(|_| !std::mem::replace(&mut warned, true)) {
                     C::log_rejection(&error);

@@ -22,6 +22,8 @@ use super::recent_results::RecentResults;
 use super::script::Script;
 use super::suspensions;
 use crate::backend::StoreResult;
+use crate::backend::approvals::REQUEST_RETENTION;
+use crate::backend::suspensions::ENDED_RETENTION;
 use crate::error::{Error, Kind};
 use crate::protocol::{Document, SUSPENDED, TaskDigest, date};
 
@@ -32,7 +34,7 @@ const BATCH: usize = 128;
 /// Pipelines in flight: one is written while another is answered.
 const IN_FLIGHT: usize = 2;
 
-/// The argument of `store_result.lua` that keeps a result forever.
+/// The argument of `store_results.lua` that keeps a result forever.
 const NO_EXPIRY: &str = "0";
 
 /// A result to store and the channel for its caller (`None`: a recent result is stored again).
@@ -82,6 +84,15 @@ impl PipelinedCall for ResultJob {
         Kind::Connection { peer: "Redis".into(), cause: error_text(error) }.into()
     }
 
+    /// An error of the script is the reply to each call.
+    fn replies(mut replies: Vec<Value>, count: usize) -> Vec<Value> {
+        match replies.pop() {
+            Some(Value::Array(replies)) => replies,
+            Some(error) => vec![error; count],
+            None => Vec::new(),
+        }
+    }
+
     fn log_rejection(error: &ServerError) {
         warn!(cause = error_text(error), "Redis rejected results; retrying");
     }
@@ -114,8 +125,8 @@ impl ResultWriter {
     /// Writes until the store is closed or all senders are gone.
     async fn run(self) {
         let Self { mut jobs, handle, script, closing } = self;
-        let encode = |job: &ResultJob, pipeline: &mut Pipeline, connection: &Connection| {
-            script.encode(job, pipeline, connection);
+        let encode = |jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection| {
+            script.encode(jobs, pipeline, connection);
         };
         let write = |batch: Vec<ResultJob>| pipelined_writer::write(batch, &handle, encode);
         let mut recent = RecentResults::default();
@@ -165,7 +176,7 @@ impl ResultWriter {
     }
 }
 
-/// The parameters of the `store_result.lua` calls.
+/// The parameters of `store_results.lua`.
 #[derive(Debug)]
 struct ResultScript {
     keys: Keys,
@@ -174,27 +185,27 @@ struct ResultScript {
 }
 
 impl ResultScript {
-    fn encode(&self, job: &ResultJob, pipeline: &mut Pipeline, connection: &Connection) {
-        let StoreResult { document, reply_to, received } = &job.result;
-        let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
-        let eval = pipeline.cmd("EVALSHA");
-        match &job.ended {
-            None => {
-                eval.arg(connection.hash(Script::StoreResult)).arg("1");
-                eval.arg(self.keys.of(&document.id));
-            }
-            Some(_) => {
-                eval.arg(connection.hash(Script::FinishTask)).arg("3");
-                eval.arg(self.keys.of(&document.id));
-                eval.arg(suspensions::key(&document.id)).arg(PENDING);
-            }
+    /// Adds one call for all results: looking a script up and preparing its arguments takes Redis as long
+    /// as storing a result.
+    fn encode(&self, jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection) {
+        let ended = jobs.iter().filter(|job| job.ended.is_some());
+        let records: Vec<_> = ended.map(|job| suspensions::key(&job.result.document.id)).collect();
+        let index = (!records.is_empty()).then_some(PENDING);
+        let keys = jobs.len() + usize::from(index.is_some()) + records.len();
+        pipeline.cmd("EVALSHA").arg(connection.hash(Script::StoreResults)).arg(keys);
+        for job in jobs {
+            pipeline.arg(self.keys.of(&job.result.document.id));
         }
-        eval.arg(&*document.json)
-            .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
-            .arg(reply.unwrap_or_default())
-            .arg(received.map(date).unwrap_or_default());
-        if let Some(digest) = &job.ended {
-            suspensions::end_arguments(eval, Some(digest));
+        pipeline.arg(index.as_slice()).arg(records);
+        pipeline.arg(ENDED_RETENTION.as_secs()).arg(REQUEST_RETENTION.as_secs());
+        for ResultJob { result: StoreResult { document, reply_to, received }, ended, .. } in jobs {
+            let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
+            pipeline
+                .arg(&*document.json)
+                .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
+                .arg(reply.unwrap_or_default())
+                .arg(received.map(date).unwrap_or_default())
+                .arg(ended.as_ref().map_or("", TaskDigest::as_str));
         }
     }
 }

@@ -139,7 +139,7 @@ impl Suspensions for RedisStore {
         Box::pin(async move {
             let id = result.document.id.clone();
             let reply = self.write_result(result, Some(digest)).await?;
-            Ok((Recorded::new(id), withdrawn(vec![reply], "finish.lua")?))
+            Ok((Recorded::new(id), withdrawn(vec![reply], "store_results.lua")?))
         })
     }
 }
@@ -249,7 +249,7 @@ fn withdrawn(replies: Vec<Value>, script: &str) -> Result<Vec<ApprovalId>, Error
 }
 
 /// Adds the arguments of `end.lua`.
-pub(super) fn end_arguments(eval: &mut Pipeline, digest: Option<&TaskDigest>) {
+fn end_arguments(eval: &mut Pipeline, digest: Option<&TaskDigest>) {
     eval.arg(ENDED_RETENTION.as_secs()).arg(REQUEST_RETENTION.as_secs());
     eval.arg(digest.map_or("", TaskDigest::as_str));
 }

@@ -197,7 +197,7 @@ impl<'a> Plan<'a> {
         envelope.reply_to = signature.option("reply_to")?;
         envelope.priority = signature.option("priority")?.unwrap_or(0);
         envelope.compressed = signature.option::<Value>("compression")?.is_some();
-        envelope.headers = custom_headers(&signature)?;
+        envelope.headers = custom_headers(&signature)?.into();
         let mut args = if signature.immutable { Vec::new() } else { arguments.to_vec() };
         args.extend(signature.args);
         envelope.arguments = Arguments { args, kwargs: signature.kwargs };

@@ -77,7 +77,7 @@ fn a_readable_message_retains_all_its_properties() {
         &short(b"cluster"),
     ];
     let message = message(&payload(0xfffc, list));
-    assert_eq!(Value::Object(message.headers), json!({"id": "t-1", "task": "demo.add"}));
+    assert_eq!(Value::Object(message.headers.into()), json!({"id": "t-1", "task": "demo.add"}));
     assert_eq!(message.id.as_str(), "t-1");
     let properties = message.properties;
     assert_eq!(properties.content_type.as_deref(), Some("application/json"));
