@@ -454,7 +454,7 @@ async fn a_new_task_replaces_a_record_that_has_ended(fixture: Fixture) {
     assert!(matches!(copy, ClaimResult::Over(_)), "{copy:?}");
     for (last, digest) in [(1, own), (3, other())] {
         let begun = store.claim_first(test_task.id(), &digest, true, "b", HOUR).await.unwrap();
-        let ClaimResult::Claimed { number, message: None, outcomes } = begun else {
+        let ClaimResult::Claimed { number, message: None, outcomes, .. } = begun else {
             panic!("{begun:?}")
         };
         assert_eq!((number, outcomes.len()), (last + 1, 0));

@@ -203,17 +203,7 @@ fn claim_task(
                 // A message has arrived: no sweeper has to send one when the sleep ends.
                 outbox::cancel(txn, id, suspension.number, queue)?;
             }
-            let listed = found.map_or_else(Vec::new, |row| row.listed);
-            let outcomes = cache.outcomes(txn, &listed)?;
-            for outcome in &outcomes {
-                requests::unlist(txn, &outcome.approval)?;
-            }
-            ClaimResult::Claimed {
-                number,
-                message: suspension_records::message(txn, id)?.map(Box::new),
-                result: documents::read_final(txn, id)?.map(Box::new),
-                outcomes,
-            }
+            claimed(txn, id, number, found.map_or_else(Vec::new, |row| row.listed), cache)?
         }
         ClaimOutcome::Ack => ClaimResult::Over(Recorded::new(id.clone())),
         ClaimOutcome::Postpone(delay) => {
@@ -225,6 +215,23 @@ fn claim_task(
             ClaimResult::Occupied(suspension_records::message(txn, id)?.map(Box::new))
         }
     })
+}
+
+/// Returns a claim with the data of its task.
+fn claimed(
+    txn: &Txn<'_>,
+    id: &TaskId,
+    number: u64,
+    listed: Vec<ApprovalId>,
+    mut cache: RequestCache,
+) -> TxResult<ClaimResult> {
+    let outcomes = cache.outcomes(txn, &listed)?;
+    for outcome in &outcomes {
+        requests::unlist(txn, &outcome.approval)?;
+    }
+    let message = suspension_records::message(txn, id)?.map(Box::new);
+    let result = documents::read_final(txn, id)?.map(Box::new);
+    Ok(ClaimResult::Claimed { number, message, result, outcomes })
 }
 
 /// Suspends a run, and publishes its approval requests to approvers.

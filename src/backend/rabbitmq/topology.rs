@@ -7,7 +7,6 @@ use tokio::time::timeout;
 
 use super::channel_pool::{ChannelPool, DECLARE_DEADLINE};
 use super::codec::short;
-use super::delayed_delivery::arrival_exchange;
 use crate::backend::{Expiry, Queue};
 use crate::config::QueueType;
 
@@ -109,6 +108,11 @@ async fn declare_with(
         }
         Err(error) => Ok(Err(error)),
     }
+}
+
+/// The exchange where delayed messages of `queue` arrive, whether the queue exists or not.
+pub(super) fn arrival_exchange(queue: &Queue) -> String {
+    format!("countersign_delayed.{}", queue.name)
 }
 
 fn arguments(queue: &Queue) -> FieldTable {

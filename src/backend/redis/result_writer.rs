@@ -14,13 +14,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::approval_records::PENDING;
+use super::approval_records::{PENDING, suspension_key};
 use super::connection::{Connection, ConnectionHandle, error_text};
 use super::keys::{Keys, REPLY_PREFIX};
 use super::pipelined_writer::{self, ALWAYS_ACCEPTED, PipelinedCall};
 use super::recent_results::RecentResults;
 use super::script::Script;
-use super::suspensions;
 use crate::backend::StoreResult;
 use crate::backend::approvals::REQUEST_RETENTION;
 use crate::backend::suspensions::ENDED_RETENTION;
@@ -189,7 +188,7 @@ impl ResultScript {
     /// as storing a result.
     fn encode(&self, jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection) {
         let ended = jobs.iter().filter(|job| job.ended.is_some());
-        let records: Vec<_> = ended.map(|job| suspensions::key(&job.result.document.id)).collect();
+        let records: Vec<_> = ended.map(|job| suspension_key(&job.result.document.id)).collect();
         let index = (!records.is_empty()).then_some(PENDING);
         let keys = jobs.len() + usize::from(index.is_some()) + records.len();
         pipeline.cmd("EVALSHA").arg(connection.hash(Script::StoreResults)).arg(keys);

@@ -12,7 +12,7 @@ use super::result_writer::ResultJob;
 use super::script::Script;
 use super::store::RedisStore;
 use super::subscription::Watch;
-use super::{index, suspensions};
+use super::{approval_records, index};
 use crate::approval::MAX_AUDIT_ENTRIES;
 use crate::backend::{AuditAction, Forget, Origin, Recorded, Results, StoreResult};
 use crate::error::{Error, Kind};
@@ -151,7 +151,7 @@ impl RedisStore {
     /// record of a suspended task stays: another message may have its id.
     async fn delete_attempts(&self, id: TaskId, attempts: u64) -> Result<(), Error> {
         let runs = (1..=attempts.clamp(1, ATTEMPTS)).map(|n| format!("cs:run:{id}:{n}"));
-        let (runs, suspension) = (runs.collect::<Vec<_>>(), suspensions::key(&id));
+        let (runs, suspension) = (runs.collect::<Vec<_>>(), approval_records::suspension_key(&id));
         self.request_with_timeout(move |connection| {
             let mut delete = Pipeline::with_capacity(runs.len() + 1);
             for key in runs {

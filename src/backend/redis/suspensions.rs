@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use redis::{FromRedisValue, Pipeline, Value};
 use tracing::warn;
 
-use super::approval_records::{OUTBOX, PENDING, add_request, read_outcomes};
+use super::approval_records::{OUTBOX, PENDING, add_request, read_outcomes, suspension_key};
 use super::reply::texts;
 use super::script::Script;
 use super::store::RedisStore;
@@ -72,7 +72,7 @@ impl Suspensions for RedisStore {
             let replies = self.request_with_timeout(move |connection| {
                 let mut eval = Pipeline::with_capacity(1);
                 eval.cmd("EVALSHA").arg(connection.hash(Script::Suspend)).arg(3);
-                eval.arg(key(&request.id)).arg(PENDING).arg(OUTBOX);
+                eval.arg(suspension_key(&request.id)).arg(PENDING).arg(OUTBOX);
                 eval.arg(request.number).arg(request.holder).arg(milliseconds(request.lease));
                 eval.arg(request.message.to_json()).arg(request.queue).arg(request.id.as_str());
                 eval.arg(joined(&request.abandoned)).arg(request.alarm.map_or(0, milliseconds));
@@ -121,7 +121,7 @@ impl Suspensions for RedisStore {
                 eval.cmd("EVALSHA")
                     .arg(connection.hash(Script::EndSuspended))
                     .arg(2)
-                    .arg(key(&id))
+                    .arg(suspension_key(&id))
                     .arg(PENDING);
                 end_arguments(&mut eval, digest.as_ref());
                 eval
@@ -152,7 +152,7 @@ impl RedisStore {
         (kind, number, starts_anew): (&'static str, u64, bool),
         caller: Caller,
     ) -> Result<ClaimResult, Error> {
-        let (key, result_key) = (key(&id), self.keys.of(&id));
+        let (key, result_key) = (suspension_key(&id), self.keys.of(&id));
         let replies = self.request_with_timeout(move |connection| {
             let mut eval = Pipeline::with_capacity(1);
             eval.cmd("EVALSHA").arg(connection.hash(Script::ClaimTask)).arg(4);
@@ -197,7 +197,7 @@ impl RedisStore {
             eval.cmd("EVALSHA")
                 .arg(connection.hash(Script::Lease))
                 .arg(1)
-                .arg(key(&id))
+                .arg(suspension_key(&id))
                 .arg(holder);
             eval.arg(lease.map_or(0, milliseconds));
             eval
@@ -209,7 +209,10 @@ impl RedisStore {
     pub(super) async fn forget_suspension(&self, id: TaskId) -> Result<bool, Error> {
         let replies = self.request_with_timeout(move |connection| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVALSHA").arg(connection.hash(Script::ForgetSuspended)).arg(1).arg(key(&id));
+            eval.cmd("EVALSHA")
+                .arg(connection.hash(Script::ForgetSuspended))
+                .arg(1)
+                .arg(suspension_key(&id));
             eval.arg(TaskDigest::of_none().as_str());
             eval
         });
@@ -257,8 +260,4 @@ fn end_arguments(eval: &mut Pipeline, digest: Option<&TaskDigest>) {
 /// Parses the stored message. An unreadable one counts as absent: the wake message has a copy.
 fn readable(id: TaskId, json: &str) -> Option<Message> {
     Message::from_json(id, json).inspect_err(|error| warn!(cause = %error, "cannot decode the message of a suspended task; its wake message continues it")).ok()
-}
-
-pub(super) fn key(id: &TaskId) -> String {
-    format!("cs:park:{{cs}}:{id}")
 }
