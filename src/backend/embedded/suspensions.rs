@@ -203,7 +203,8 @@ fn claim_task(
                 // A message has arrived: no sweeper has to send one when the sleep ends.
                 outbox::cancel(txn, id, suspension.number, queue)?;
             }
-            claimed(txn, id, number, found.map_or_else(Vec::new, |row| row.listed), cache)?
+            let listed = found.map_or_else(Vec::new, |row| row.listed);
+            claimed(txn, id, number, &listed, cache)?
         }
         ClaimOutcome::Ack => ClaimResult::Over(Recorded::new(id.clone())),
         ClaimOutcome::Postpone(delay) => {
@@ -222,10 +223,10 @@ fn claimed(
     txn: &Txn<'_>,
     id: &TaskId,
     number: u64,
-    listed: Vec<ApprovalId>,
+    listed: &[ApprovalId],
     mut cache: RequestCache,
 ) -> TxResult<ClaimResult> {
-    let outcomes = cache.outcomes(txn, &listed)?;
+    let outcomes = cache.outcomes(txn, listed)?;
     for outcome in &outcomes {
         requests::unlist(txn, &outcome.approval)?;
     }
