@@ -12,8 +12,8 @@ use url::Url;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_PORT: u16 = 15672;
-/// The queues of delayed delivery, Countersign's and Kombu's.
-const LEVELS: &str = "^(celery_delayed_|countersign_delay_)";
+/// The queues of delayed delivery, Countersign's and Kombu's, and those of wake messages.
+const LEVELS: &str = r"^(celery_delayed_|countersign_delay_)|\.countersign-wake-1(m|0m|h)$";
 
 /// The API's URL and credentials.
 #[derive(Clone)]

@@ -13,6 +13,9 @@ const LOSSES: [(&str, &str); 4] = [
     ("expires", "deletes it with its messages when nothing uses it"),
 ];
 
+/// Those of queues of wake messages, whose messages move to another queue when they expire.
+const BACKSTOP_LOSSES: &[(&str, &str)] = LOSSES.split_at(1).1;
+
 /// Checks the queues of these tasks, and the queues of delayed delivery.
 pub(crate) async fn check(management: &Management, queues: &[Queue], findings: &mut Vec<Finding>) {
     let levels = match management.levels().await {
@@ -36,7 +39,14 @@ pub(crate) async fn check(management: &Management, queues: &[Queue], findings: &
             [&queue.name, &queue.resume().name, &queue.dead().name, &queue.quarantine().name]
         {
             match management.queue(name).await {
-                Ok(Some(info)) => findings.extend(loss(&info)),
+                Ok(Some(info)) => findings.extend(loss(&info, &LOSSES)),
+                Ok(None) => {}
+                Err(why) => return findings.push(unchecked(&why)),
+            }
+        }
+        for backstop in queue.backstops() {
+            match management.queue(&backstop.name).await {
+                Ok(Some(info)) => findings.extend(loss(&info, BACKSTOP_LOSSES)),
                 Ok(None) => {}
                 Err(why) => return findings.push(unchecked(&why)),
             }
@@ -46,14 +56,14 @@ pub(crate) async fn check(management: &Management, queues: &[Queue], findings: &
 }
 
 /// Returns the setting that makes messages of a queue disappear silently, if there is one.
-fn loss(info: &QueueInfo) -> Option<Finding> {
+fn loss(info: &QueueInfo, losses: &[(&str, &str)]) -> Option<Finding> {
     let of_policy = &info.effective_policy_definition;
     let argument = |key: &str| info.arguments.get(&format!("x-{key}"));
     let rejects = |value: Option<&serde_json::Value>| {
         value.and_then(serde_json::Value::as_str).is_some_and(|text| text.starts_with("reject"))
     };
     let is_refused = rejects(of_policy.get("overflow")) || rejects(argument("overflow"));
-    let found = LOSSES.into_iter().find(|(key, _)| {
+    let found = losses.iter().copied().find(|(key, _)| {
         let is_set = of_policy.contains_key(*key) || argument(key).is_some();
         is_set && !(is_refused && key.starts_with("max-length"))
     });
@@ -108,15 +118,18 @@ mod tests {
         for policy in
             [json!({"message-ttl": 3000}), json!({"max-length": 10}), json!({"expires": 5})]
         {
-            let finding = loss(&info(&policy, &json!({}))).unwrap();
+            let finding = loss(&info(&policy, &json!({})), &LOSSES).unwrap();
             assert_eq!(finding.level, Level::Error, "{policy}");
             assert!(finding.what.contains("policy `short`"), "{}", finding.what);
         }
-        assert!(loss(&info(&json!({}), &json!({"x-max-length": 10}))).is_some());
+        assert!(loss(&info(&json!({}), &json!({"x-max-length": 10})), &LOSSES).is_some());
         assert!(
-            loss(&info(&json!({"max-length": 10, "overflow": "reject-publish"}), &json!({})))
-                .is_none()
+            loss(
+                &info(&json!({"max-length": 10, "overflow": "reject-publish"}), &json!({})),
+                &LOSSES
+            )
+            .is_none()
         );
-        assert!(loss(&info(&json!({"ha-mode": "all"}), &json!({}))).is_none());
+        assert!(loss(&info(&json!({"ha-mode": "all"}), &json!({})), &LOSSES).is_none());
     }
 }

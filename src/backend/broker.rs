@@ -26,7 +26,8 @@ pub struct PublishRequest {
     /// The target queue; declared if it does not exist yet.
     pub queue: Queue,
     /// The approximate delay before delivery: rounded up to 100, 250 or 500 ms below a second, and down
-    /// to whole seconds above. The exact time is in the message's `eta`.
+    /// to whole seconds above. The exact time is in the message's `eta`. A queue with an expiry delivers to
+    /// its other queue; RabbitMQ then rounds the delay up to the time of that expiry.
     pub delay: Option<Duration>,
     /// How long publishing is retried. After that, it is unknown whether the broker has the message.
     pub timeout: Duration,

@@ -73,7 +73,7 @@ pub use journal::{Journals, TaskHistory};
 pub use outbox::{Outbox, Resume};
 pub(crate) use pool::PoolSettings;
 pub use pool::PoolState;
-pub use queue::Queue;
+pub use queue::{Expiry, Queue};
 pub use recorded::Recorded;
 pub use results::{Forget, Origin, Results, StoreResult};
 pub use revocations::{Revocation, Revocations};

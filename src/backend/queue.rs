@@ -1,5 +1,7 @@
 //! A queue: its name, its arguments, and its companion queues.
 
+use std::time::Duration;
+
 use crate::config::{Config, QueueSettings, QueueType};
 
 /// A queue as it is declared and consumed.
@@ -17,10 +19,27 @@ pub struct Queue {
     pub exchange: Option<String>,
     /// The routing key that they use, if not the queue's name.
     pub routing_key: Option<String>,
+    /// Where its messages go when they have waited for a fixed time; for a queue without a consumer.
+    pub expiry: Option<Expiry>,
+}
+
+/// The time after which the messages of a queue move to another queue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Expiry {
+    /// The time that a message waits.
+    pub after: Duration,
+    /// The queue that then gets it.
+    pub to: Box<Queue>,
 }
 
 /// The suffix of the queue for resume and wake messages.
 const RESUME_SUFFIX: &str = ".countersign-resume";
+/// The times that wake messages wait, each with the suffix of its queue.
+const BACKSTOPS: [(Duration, &str); 3] = [
+    (Duration::from_secs(60), ".countersign-wake-1m"),
+    (Duration::from_secs(600), ".countersign-wake-10m"),
+    (Duration::from_secs(3600), ".countersign-wake-1h"),
+];
 /// The longest name of a queue that a worker can serve, in bytes: a routing key has 255, of which
 /// delayed delivery takes 56 and the suffix of the queue for resume messages 19.
 const LONGEST_NAME: usize = 180;
@@ -35,6 +54,7 @@ impl Queue {
             delivery_limit: None,
             exchange: None,
             routing_key: None,
+            expiry: None,
         }
     }
 
@@ -45,7 +65,8 @@ impl Queue {
             Some(settings) => {
                 let QueueSettings { kind, max_priority, delivery_limit, exchange, routing_key } =
                     settings.clone();
-                Self { name, kind, max_priority, delivery_limit, exchange, routing_key }
+                let new = Self::new(name);
+                Self { kind, max_priority, delivery_limit, exchange, routing_key, ..new }
             }
             None => Self::new(name),
         }
@@ -96,6 +117,28 @@ impl Queue {
         self.companion(format!("{}{RESUME_SUFFIX}", self.name))
     }
 
+    /// Returns the queues in which the wake messages of this queue's suspended tasks wait, the shortest wait
+    /// first. They are quorum queues: dead-lettering from a classic queue may lose a message.
+    pub fn backstops(&self) -> impl Iterator<Item = Self> {
+        BACKSTOPS.into_iter().map(|(after, suffix)| Self {
+            kind: QueueType::Quorum,
+            expiry: Some(Expiry { after, to: Box::new(self.resume()) }),
+            ..Self::new(format!("{}{suffix}", self.name))
+        })
+    }
+
+    /// Returns the queue in which the wake message of a task waits that is due after `wait`: the one with
+    /// the shortest time that is not shorter, or else the longest one. `None` if the wait is shorter than
+    /// that of every queue.
+    #[must_use]
+    pub fn backstop(&self, wait: Duration) -> Option<Self> {
+        let (shortest, _) = BACKSTOPS[0];
+        let is_long =
+            |queue: &Self| queue.expiry.as_ref().is_some_and(|expiry| expiry.after >= wait);
+        let chosen = self.backstops().find(is_long).or_else(|| self.backstops().last());
+        chosen.filter(|_| wait >= shortest)
+    }
+
     /// Returns the queue for tasks of this queue that were running during worker crashes: a separate
     /// process runs them.
     #[must_use]
@@ -115,5 +158,29 @@ impl Queue {
     pub fn undelivered(&self) -> Self {
         let known = self.name.strip_suffix(RESUME_SUFFIX).unwrap_or(&self.name);
         self.companion(format!("{known}.dead"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wake_message_waits_in_the_queue_of_the_next_longer_time() {
+        let queue = Queue::new("q");
+        let suffix = |seconds| {
+            let backstop = queue.backstop(Duration::from_secs(seconds))?;
+            Some(backstop.name.strip_prefix("q.countersign-wake-").unwrap_or_default().to_owned())
+        };
+        let expected = [
+            (59, None),
+            (60, Some("1m")),
+            (61, Some("10m")),
+            (601, Some("1h")),
+            (7200, Some("1h")),
+        ];
+        for (seconds, wanted) in expected {
+            assert_eq!(suffix(seconds).as_deref(), wanted, "{seconds} s");
+        }
     }
 }

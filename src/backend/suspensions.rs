@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use super::{Recorded, sealed};
+use super::{Recorded, StoreResult, sealed};
 use crate::approval::{ApprovalId, ApprovalOutcome, ApprovalRequest};
 use crate::error::Error;
 use crate::lifecycle::suspension;
-use crate::protocol::{Message, SuspendHeader, TaskDigest};
+use crate::protocol::{Document, Message, SuspendHeader, TaskDigest};
 use crate::task::TaskId;
 
 /// How long the record of a task's end is kept.
@@ -26,6 +26,8 @@ pub enum ClaimResult {
         number: u64,
         /// The task as it was suspended, where the store has it.
         message: Option<Box<Message>>,
+        /// The task's result, if one is stored: the message must not run.
+        result: Option<Box<Document>>,
         /// The outcomes of its approval requests.
         outcomes: Vec<ApprovalOutcome>,
     },
@@ -86,7 +88,7 @@ pub enum SuspendResult {
 /// Calls give up like those of [`super::Approvals`]. All may be repeated.
 pub trait Suspensions: sealed::Sealed {
     /// Claims a task for one of its messages, and returns the action for the message; see
-    /// [`crate::lifecycle::suspension::claim`]. `digest` is the task's, if the message carries the task.
+    /// [`crate::lifecycle::suspension::claim`]. The task's result is read in the same step. `digest` is the task's, if the message carries the task.
     fn claim_suspended(
         &self,
         id: &TaskId,
@@ -128,6 +130,15 @@ pub trait Suspensions: sealed::Sealed {
         id: &TaskId,
         digest: Option<&TaskDigest>,
     ) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>>;
+
+    /// Stores the result of a suspended task as [`super::Results::store_result`] does, and records its end as
+    /// [`Suspensions::end_suspended`] does, in one step. Waits while the store is unreachable, without limit:
+    /// drop the future to give up.
+    fn finish_suspended(
+        &self,
+        result: StoreResult,
+        digest: &TaskDigest,
+    ) -> BoxFuture<'_, Result<(Recorded, Vec<ApprovalId>), Error>>;
 }
 
 /// Joins ids to their stored form.

@@ -8,9 +8,9 @@ use tracing::{info, warn};
 
 use super::state::{STORE_RETRY_DELAY, WorkerState};
 use super::suspension::store_suspension;
-use crate::approval::ApprovalOutcome;
-use crate::backend::{Queue, SuspendRequest};
-use crate::protocol::{Envelope, Message, SuspendHeader, SuspendKind};
+use crate::approval::{ApprovalId, ApprovalOutcome};
+use crate::backend::{Queue, Recorded, StoreResult, SuspendRequest};
+use crate::protocol::{Document, Envelope, Message, SuspendHeader, SuspendKind};
 use crate::task::TaskId;
 
 /// One delivery's claim. For a task that was never suspended it is empty, and costs nothing.
@@ -29,6 +29,16 @@ pub(super) struct Claim {
     is_recording: bool,
     /// The outcomes that were decided before this run began.
     pub(super) outcomes: Vec<ApprovalOutcome>,
+    /// The stored result of the task, read when the claim was granted for the message.
+    pub(super) result: StoredResult,
+}
+
+/// The stored result of a task.
+#[derive(Debug, Default)]
+pub(super) enum StoredResult {
+    #[default]
+    Unread,
+    Read(Option<Box<Document>>),
 }
 
 /// A lease that is renewed until it is dropped.
@@ -172,11 +182,12 @@ impl Claim {
     ) {
         let Some(header) = self.next_header() else { return };
         self.drop_lease();
-        let request = SuspendRequest {
+        let holder = self.holder();
+        let request = || SuspendRequest {
             id: next.id.clone(),
             number: header.number,
             digest: next.digest(),
-            holder: self.holder(),
+            holder: holder.clone(),
             lease: state.config.lease,
             message: next.encode(),
             queue: queue.name.clone(),
@@ -184,7 +195,28 @@ impl Claim {
             alarm: None,
             abandoned: Vec::new(),
         };
-        let _ = store_suspension(state, request).await;
+        let _ = store_suspension(state, &next.id, request).await;
+    }
+
+    /// Stores the result of the task and records its end, in one step. Returns `None` if that is not possible;
+    /// the result may then be stored.
+    pub(super) async fn finish(
+        &self,
+        state: &WorkerState,
+        envelope: &Envelope,
+        result: StoreResult,
+    ) -> Option<Recorded> {
+        let id = &envelope.id;
+        match state.backends.store.finish_suspended(result, &envelope.digest()).await {
+            Ok((recorded, withdrawn)) => {
+                note_withdrawn(id, &withdrawn);
+                Some(recorded)
+            }
+            Err(error) => {
+                warn!(task.id = %id, "cannot store the result together with the task's end: {error}");
+                None
+            }
+        }
     }
 
     /// Records the end of the task, so that late messages of it find it ended, and withdraws its open
@@ -196,16 +228,19 @@ impl Claim {
         let (id, digest) = (&envelope.id, envelope.digest());
         loop {
             match state.backends.store.end_suspended(id, Some(&digest)).await {
-                Ok(withdrawn) if withdrawn.is_empty() => return,
-                Ok(withdrawn) => {
-                    return info!(task.id = %id, ?withdrawn, "ended with open approval requests");
-                }
+                Ok(withdrawn) => return note_withdrawn(id, &withdrawn),
                 Err(error) => {
                     warn!(task.id = %id, "cannot record the task's end: {error}; trying again")
                 }
             }
             sleep(STORE_RETRY_DELAY).await;
         }
+    }
+}
+
+fn note_withdrawn(id: &TaskId, withdrawn: &[ApprovalId]) {
+    if !withdrawn.is_empty() {
+        info!(task.id = %id, ?withdrawn, "ended with open approval requests");
     }
 }
 

@@ -6,11 +6,12 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::claim::{Claim, occupied_reason};
+use super::claim::{Claim, StoredResult, occupied_reason};
 use super::message_delivery::MessageDelivery;
 use super::outcome::Outcome;
 use super::results::prior_result;
 use super::state::{STORE_RETRY_DELAY, WorkerState};
+use super::suspension::wake_queue;
 use super::task_delivery::TaskDelivery;
 use crate::backend::{AuditAction, ClaimResult, Queue};
 use crate::error::Failure;
@@ -63,10 +64,11 @@ async fn claim(
     };
     match result {
         ClaimResult::Unclaimed => Some((message, claim)),
-        ClaimResult::Claimed { number, message: stored, outcomes } => {
+        ClaimResult::Claimed { number, message: stored, result, outcomes } => {
             claim.set_granted(&message.state, message.id(), number);
             failpoints::point("claimed");
             claim.outcomes = outcomes;
+            claim.result = StoredResult::Read(result);
             match (stored, header) {
                 (Some(stored), _) => message.delivery.message = claim.with_header(*stored),
                 (None, Some(SuspendHeader { kind: SuspendKind::Resume, .. })) => {
@@ -89,20 +91,20 @@ async fn claim(
             None
         }
         ClaimResult::Postpone(delay) => {
-            postpone_claim(message, &claim, delay + Duration::from_millis(1)).await;
+            Box::pin(postpone_claim(message, &claim, delay + Duration::from_millis(1))).await;
             None
         }
         ClaimResult::Newer => {
-            leave_to_newer(message, &claim).await;
+            Box::pin(leave_to_newer(message, &claim)).await;
             None
         }
         ClaimResult::StateLost => {
-            end_lost(message, claim).await;
+            Box::pin(end_lost(message, claim)).await;
             None
         }
         ClaimResult::Occupied(suspended) => {
             let reason = occupied_reason(message.id(), suspended.as_deref());
-            message.dead_letter(&reason).await;
+            Box::pin(message.dead_letter(&reason)).await;
             None
         }
     }
@@ -149,19 +151,24 @@ async fn postpone_claim(message: MessageDelivery, claim: &Claim, delay: Duration
     if message.delivery.redelivered {
         copy.mark_returned();
     }
-    // The task has a record now, so the copy of its wake message gets a new send time.
-    if let Ok(Some(SuspendHeader { kind: SuspendKind::Wake, .. })) = SuspendHeader::read(&copy)
-        && let Some(now) = store_clock(&message.state).await
-    {
-        copy = SuspendHeader::sent(copy, now);
+    let mut source = claim.source_queue(&message.queue);
+    if let Ok(Some(SuspendHeader { kind: SuspendKind::Wake, .. })) = SuspendHeader::read(&copy) {
+        // The task has a record now, so the copy of its wake message gets a new send time.
+        if let Some(now) = store_clock(&message.state).await {
+            copy = SuspendHeader::sent(copy, now);
+        }
+        // No sweep finds a run whose lease ends, so the delay of a lease is not exceeded.
+        if delay > message.state.config.lease {
+            source = wake_queue(&message.queue, delay);
+        }
     }
-    let source = claim.source_queue(&message.queue);
     message.requeue_delayed(&source, copy, delay, async {}).await;
 }
 
 /// Returns the store's clock, or `None` when the worker ends all waits.
 async fn store_clock(state: &WorkerState) -> Option<i64> {
-    state.end_waits.run_until_cancelled(state.backends.store.clock()).await?.ok()
+    let reading = state.store_clock.now(&*state.backends.store);
+    state.end_waits.run_until_cancelled(reading).await?.ok()
 }
 
 /// Fails a task whose suspension the store has lost, because it can no longer be decided. If the wake

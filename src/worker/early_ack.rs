@@ -15,7 +15,6 @@ use tokio::time::{Sleep, sleep};
 use tracing::warn;
 
 use super::first_claim::{FirstClaim, FirstClaimResult};
-use super::results::prior_result;
 use super::state::{STORE_RETRY_DELAY, WorkerState};
 use super::suspension::{send_wake, store_suspension};
 use crate::backend::{ClaimResult, Queue, Recorded, SuspendRequest, SuspendResult};
@@ -101,13 +100,13 @@ impl EarlyAck {
             None => (number, None),
         };
         failpoints::point("long run begun");
-        while let Err(error) = send_wake(&state, &queue, &envelope, number, lease).await {
+        while let Err(error) = send_wake(&state, queue.resume(), &envelope, number, lease).await {
             warn!("cannot send the wake message of a long run: {error}; trying again");
             sleep(STORE_RETRY_DELAY).await;
         }
         failpoints::point("long wake confirmed");
         let digest = envelope.digest();
-        let request = SuspendRequest {
+        let request = || SuspendRequest {
             id: envelope.id.clone(),
             number,
             digest: digest.clone(),
@@ -120,7 +119,7 @@ impl EarlyAck {
             abandoned: Vec::new(),
         };
         let (SuspendResult::Waiting(recorded, _) | SuspendResult::Behind(recorded)) =
-            store_suspension(&state, request).await
+            store_suspension(&state, &envelope.id, request).await
         else {
             return EarlyAckResult::Superseded;
         };
@@ -130,10 +129,10 @@ impl EarlyAck {
         loop {
             let store = &state.backends.store;
             match store.claim_suspended(&envelope.id, header, Some(&digest), &holder, lease).await {
-                Ok(ClaimResult::Claimed { number, .. }) => {
+                Ok(ClaimResult::Claimed { number, result, .. }) => {
                     failpoints::point("long run claimed");
                     // Another worker that claimed the task in between may have ended it.
-                    return match prior_result(&state, &envelope).await {
+                    return match result {
                         None => EarlyAckResult::Granted(number, recorded),
                         Some(_) => EarlyAckResult::Superseded,
                     };

@@ -6,6 +6,7 @@ use tracing::{Instrument, info_span, warn};
 
 use super::attempt::{eta_delay, has_expired, times_limited, until_expiry};
 use super::canvas;
+use super::claim::StoredResult;
 use super::concurrency_limit::Permit;
 use super::handler::RegisteredHandler;
 use super::limits::StartRequest;
@@ -22,7 +23,12 @@ pub(super) async fn execute(task: &mut TaskDelivery, permit: &mut Permit) -> Out
     let envelope = &Arc::clone(&task.envelope);
     let is_resumed = task.claim.is_resumed();
     let is_rerun = task.delivery.redelivered || envelope.attempt > 1 || is_resumed;
-    if is_rerun && let Some(document) = Box::pin(prior_result(state, envelope)).await {
+    let prior = match std::mem::take(&mut task.claim.result) {
+        StoredResult::Read(result) => result.map(|document| *document),
+        StoredResult::Unread if is_rerun => Box::pin(prior_result(state, envelope)).await,
+        StoredResult::Unread => None,
+    };
+    if let Some(document) = prior {
         return Outcome::AlreadyEnded(document);
     }
     if state.revoked.contains(&envelope.id) {

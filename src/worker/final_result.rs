@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use tracing::{error, warn};
 
 use super::canvas::{ChainBreak, FollowUpSender};
-use super::results::{failed_task, status_request, store_failed_task, store_request, store_status};
+use super::results::{failed_task, status_request, store_failed_task, store_status};
 use super::task_delivery::TaskDelivery;
 use crate::clock;
 use crate::error::Failure;
@@ -47,11 +47,19 @@ impl TaskDelivery {
         let failed = failed_task(state, queue, envelope, &document).map(Box::new);
         let effects = async {
             failpoints::point("handler ran");
-            let recorded = if envelope.ignore_result {
-                Ok(state.backends.store.ignore_result(&envelope.id))
-            } else {
-                let request = store_request(envelope, document, received);
-                state.backends.store.store_result(request).await
+            let request = status_request(envelope, document, received);
+            // The errbacks of a failure are sent before the end is recorded.
+            let finished = match &request {
+                Some(request) if broken.is_none() && claim.has_record() => {
+                    Box::pin(claim.finish(state, envelope, request.clone())).await
+                }
+                _ => None,
+            };
+            let is_end_recorded = finished.is_some();
+            let recorded = match (finished, request) {
+                (Some(recorded), _) => Ok(recorded),
+                (None, Some(request)) => state.backends.store.store_result(request).await,
+                (None, None) => Ok(state.backends.store.ignore_result(&envelope.id)),
             };
             failpoints::point("result stored");
             if let Some(failed) = failed {
@@ -60,7 +68,7 @@ impl TaskDelivery {
             if let Some(broken) = &broken {
                 Box::pin(self.follow_ups().after_failure(broken)).await;
             }
-            if claim.has_record() {
+            if claim.has_record() && !is_end_recorded {
                 Box::pin(claim.record_end(state, envelope)).await;
             }
             failpoints::point("suspension ended");

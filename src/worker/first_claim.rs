@@ -40,23 +40,17 @@ pub(super) enum FirstClaimResult {
 impl FirstClaim {
     /// Claims the task. Retries without a limit. Cancel safe: an abandoned claim ends with its lease.
     ///
-    /// The task continues by other messages, which treat a stored result as their own, so the result of
-    /// an earlier task with this id is removed first. The suspension that is replaced may be that of
-    /// another copy of this message which has ended in the meantime: its result is then stored.
+    /// The suspension that is replaced may be that of another copy of this message which has ended in the
+    /// meantime: its result is then stored. The result of an earlier task with this id is removed: the task
+    /// continues by other messages, which treat a stored result as their own.
     pub(super) async fn claim(self) -> FirstClaimResult {
-        let Self { state, queue, envelope, received, holder } = self;
-        let (store, id, lease) = (&state.backends.store, &envelope.id, state.config.lease);
-        let digest = envelope.digest();
+        let (store, id) = (&self.state.backends.store, &self.envelope.id);
+        let lease = self.state.config.lease;
+        let digest = self.envelope.digest();
         // Where no result is stored, only the record shows that a copy of this message has ended.
-        let starts_anew = received.is_some() || !envelope.ignore_result;
-        while let Some(received) = received
-            && let Err(error) = remove_older_result(&state, &queue, &envelope, received).await
-        {
-            warn!(task.id = %id, "cannot look for an older result of this id: {error}; trying again");
-            sleep(STORE_RETRY_DELAY).await;
-        }
+        let starts_anew = self.received.is_some() || !self.envelope.ignore_result;
         let result = loop {
-            match store.claim_first(id, &digest, starts_anew, &holder, lease).await {
+            match store.claim_first(id, &digest, starts_anew, &self.holder, lease).await {
                 Ok(result) => break result,
                 Err(error) => {
                     warn!(task.id = %id, "cannot claim the task: {error}; trying again");
@@ -65,15 +59,32 @@ impl FirstClaim {
             sleep(STORE_RETRY_DELAY).await;
         };
         match result {
-            ClaimResult::Claimed { number, .. } => match prior_result(&state, &envelope).await {
-                Some(document) => FirstClaimResult::AlreadyEnded(Box::new(document)),
-                None => FirstClaimResult::Claimed(number, Lease::renewed(&state, id, holder)),
-            },
+            ClaimResult::Claimed { number, result, .. } => {
+                let lease = Lease::renewed(&self.state, id, self.holder.clone());
+                let own = match result {
+                    None => None,
+                    Some(document) => self.without_older(document).await,
+                };
+                own.map_or(FirstClaimResult::Claimed(number, lease), FirstClaimResult::AlreadyEnded)
+            }
             ClaimResult::Over(recorded) => FirstClaimResult::Over(recorded),
             ClaimResult::Occupied(suspended) => {
                 FirstClaimResult::Occupied(occupied_reason(id, suspended.as_deref()))
             }
             _ => FirstClaimResult::Elsewhere,
         }
+    }
+
+    /// Removes the stored result if it is that of an earlier task with this id. Returns the result of this
+    /// task. Retries without a limit.
+    async fn without_older(&self, stored: Box<Document>) -> Option<Box<Document>> {
+        let Some(received) = self.received else { return Some(stored) };
+        let Self { state, queue, envelope, .. } = self;
+        while let Err(error) = remove_older_result(state, queue, envelope, received).await {
+            let id = &envelope.id;
+            warn!(task.id = %id, "cannot look for an older result of this id: {error}; trying again");
+            sleep(STORE_RETRY_DELAY).await;
+        }
+        prior_result(state, envelope).await.map(Box::new)
     }
 }

@@ -46,6 +46,7 @@ mod settle;
 mod setup;
 mod start_schedule;
 mod state;
+mod store_clock;
 mod suspend;
 mod suspension;
 mod task_delivery;

@@ -25,6 +25,7 @@ use super::report::Observer;
 use super::revoked::{self, Revoked};
 use super::runs::Runs;
 use super::state::WorkerState;
+use super::store_clock::StoreClock;
 use super::{heartbeat, isolation, outbox, panics, remote_control, watchdog};
 use crate::backend::Queue;
 use crate::client::{Client, hostname};
@@ -170,6 +171,7 @@ impl Setup {
             isolation_lock: IsolationLock::default(),
             revoked: Arc::new(Revoked::default()),
             runs: Runs::default(),
+            store_clock: StoreClock::default(),
             observer: self.observer,
             handlers: self.handlers,
             middlewares: self.middlewares.into(),

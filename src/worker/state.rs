@@ -20,6 +20,7 @@ use super::middleware::Middleware;
 use super::report::Observer;
 use super::revoked::Revoked;
 use super::runs::Runs;
+use super::store_clock::StoreClock;
 use crate::backend::{Backends, Queue};
 use crate::client::Client;
 use crate::config::Config;
@@ -53,6 +54,7 @@ pub(super) struct WorkerState {
     pub(super) isolation_lock: IsolationLock,
     pub(super) revoked: Arc<Revoked>,
     pub(super) runs: Runs,
+    pub(super) store_clock: StoreClock,
     pub(super) observer: Observer,
     pub(super) handlers: HashMap<&'static str, RegisteredHandler>,
     pub(super) middlewares: Arc<[Middleware]>,

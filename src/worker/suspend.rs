@@ -15,8 +15,7 @@ use tracing::{debug, info, warn};
 use super::early_ack::{EarlyAck, EarlyAckProgress, EarlyAckResult};
 use super::first_claim::{FirstClaim, FirstClaimResult};
 use super::handler::HandlerResult;
-use super::results::prior_result;
-use super::suspension::{send_wake, store_suspension};
+use super::suspension::{send_wake, store_suspension, wake_queue};
 use super::task_delivery::TaskDelivery;
 use crate::approval::{ApprovalId, ApprovalRequest};
 use crate::backend::{ClaimResult, Recorded, SuspendRequest, SuspendResult};
@@ -105,10 +104,11 @@ impl SuspendableRun<'_> {
                     continue;
                 }
             }
-            if let Err(end) = self.claim_first().await {
+            // Boxed, to keep the future small for a run that is never suspended.
+            if let Err(end) = Box::pin(self.claim_first()).await {
                 return end;
             }
-            if let Next::End(end) = self.suspend(handler).await {
+            if let Next::End(end) = Box::pin(self.suspend(handler)).await {
                 return end;
             }
         }
@@ -202,7 +202,7 @@ impl SuspendableRun<'_> {
         let ids = requests.iter().map(|request| request.id.clone()).collect();
         // Watches the decisions before the requests can be decided.
         let decided = self.task.state.backends.store.watch_decisions(ids);
-        match self.record_suspension(requests.clone()).await {
+        match self.record_suspension(&requests).await {
             Ok(SuspendResult::Ready(outcomes)) => {
                 let TaskDelivery { state, claim, .. } = &mut *self.task;
                 let number = claim.number + 1;
@@ -226,7 +226,7 @@ impl SuspendableRun<'_> {
     /// Sends the wake message, then stores the suspension.
     async fn record_suspension(
         &mut self,
-        requests: Vec<ApprovalRequest>,
+        requests: &[ApprovalRequest],
     ) -> Result<SuspendResult, Error> {
         let TaskDelivery { state, queue, envelope, claim, .. } = &mut *self.task;
         let pending = &self.context.run().pending;
@@ -234,27 +234,28 @@ impl SuspendableRun<'_> {
         let alarm = pending.first_wakeup();
         let deadlines = requests.iter().map(|request| request.expires_in);
         let due = deadlines.chain(alarm).chain([MAX_WAKE_DELAY]).min().unwrap_or_default();
-        send_wake(state, queue, envelope, number, due).await?;
+        send_wake(state, wake_queue(queue, due), envelope, number, due).await?;
         failpoints::point("wake confirmed");
-        let request = SuspendRequest {
-            id: self.context.id().clone(),
+        let holder = claim.holder();
+        let request = || SuspendRequest {
+            id: envelope.id.clone(),
             number,
             digest: envelope.digest(),
-            holder: claim.holder(),
+            holder: holder.clone(),
             lease: state.config.lease,
             message: envelope.encode(),
             queue: queue.name.clone(),
-            requests,
+            requests: requests.to_vec(),
             alarm,
             abandoned: pending.abandoned(),
         };
-        let result = store_suspension(state, request).await;
+        let result = store_suspension(state, &envelope.id, request).await;
         failpoints::point("suspension stored");
         if let SuspendResult::Waiting(_, sooner) = &result
             && *sooner + Duration::from_secs(1) < due
         {
             // The request existed before: its deadline is nearer than that of a new request.
-            send_wake(state, queue, envelope, number, *sooner).await?;
+            send_wake(state, wake_queue(queue, *sooner), envelope, number, *sooner).await?;
         }
         Ok(result)
     }
@@ -303,12 +304,12 @@ impl SuspendableRun<'_> {
         let (holder, lease, digest) = (claim.holder(), state.config.lease, envelope.digest());
         let store = &state.backends.store;
         match store.claim_suspended(id, header, Some(&digest), &holder, lease).await {
-            Ok(ClaimResult::Claimed { number, outcomes, .. }) => {
+            Ok(ClaimResult::Claimed { number, result, outcomes, .. }) => {
                 failpoints::point("slot reacquired");
                 claim.set_granted(state, id, number);
-                if let Some(document) = prior_result(state, envelope).await {
+                if let Some(document) = result {
                     pending.close(SUSPENDED);
-                    return Next::End(RunEnd::AlreadyEnded(document));
+                    return Next::End(RunEnd::AlreadyEnded(*document));
                 }
                 pending.resolve(outcomes);
                 Next::Continue

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use countersign::TaskId;
-use countersign::backend::{Capability, Deliveries, PublishRequest, Queue};
+use countersign::backend::{Capability, Deliveries, Expiry, PublishRequest, Queue};
+use countersign::config::QueueType;
 use countersign::protocol::{Message, Properties};
 use serde_json::{Value, json};
 use tokio::task::yield_now;
@@ -32,6 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         case(a_higher_priority_comes_first),
         case(a_delayed_message_does_not_come_before_its_time),
         case(delays_of_one_queue_do_not_block_each_other),
+        case(an_expired_message_moves_to_the_other_queue),
         case(fetched_messages_return_to_the_head_of_the_queue),
         case(a_fetched_and_acked_message_is_gone),
         case(stopping_returns_the_prefetched_messages),
@@ -252,6 +254,24 @@ async fn a_delayed_message_does_not_come_before_its_time(fixture: Fixture) {
         // Clocks count whole milliseconds.
         assert!(begun.elapsed() + Duration::from_millis(1) >= delay, "{delay:?}");
     }
+}
+
+async fn an_expired_message_moves_to_the_other_queue(fixture: Fixture) {
+    let after = Duration::from_millis(300);
+    let expiry = Some(Expiry { after, to: Box::new(fixture.queue.clone()) });
+    let name = format!("{}.waiting", fixture.queue.name);
+    let waiting = Queue { expiry, kind: QueueType::Quorum, ..Queue::new(name) };
+    let begun = Instant::now();
+    for body in ["a", "b"] {
+        let request = publish_request(message(body), &waiting);
+        let request = PublishRequest { delay: Some(after), ..request };
+        let _ = fixture.broker.publish(request).await.unwrap();
+    }
+    let mut deliveries = fixture.consume(10);
+    for body in ["a", "b"] {
+        assert_eq!(settle_next(&fixture.store, &mut deliveries).await, body);
+    }
+    assert!(begun.elapsed() + Duration::from_millis(1) >= after, "early");
 }
 
 async fn delays_of_one_queue_do_not_block_each_other(fixture: Fixture) {

@@ -38,6 +38,7 @@ mod results;
 mod revocations;
 mod rules;
 mod streams;
+mod suspended_results;
 mod suspensions;
 mod waits;
 
@@ -65,6 +66,7 @@ fn cases() -> Vec<Case> {
         journal::cases(),
         streams::cases(),
         revocations::cases(),
+        suspended_results::cases(),
         suspensions::cases(),
         deadlines::cases(),
         forget::cases(),

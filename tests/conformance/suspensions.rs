@@ -211,8 +211,11 @@ async fn a_decided_task_is_resumed_as_it_was_suspended(fixture: Fixture) {
     assert_eq!((&resume.task, resume.number, &*resume.queue), (test_task.id(), 1, "q"));
     for kind in [RESUME, WAKE] {
         let taken = test_task.claim(&fixture, kind, 1, "b").await;
-        let ClaimResult::Claimed { number, message, outcomes } = taken else { panic!("{taken:?}") };
+        let ClaimResult::Claimed { number, message, result, outcomes } = taken else {
+            panic!("{taken:?}")
+        };
         assert_eq!((number, message.as_deref()), (1, Some(&test_task.message)));
+        assert_eq!(result, None);
         let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
         assert_eq!(outcome.approval, decision.approval);
         assert_eq!(outcome.digest, decision.digest);
@@ -451,7 +454,7 @@ async fn a_new_task_replaces_a_record_that_has_ended(fixture: Fixture) {
     assert!(matches!(copy, ClaimResult::Over(_)), "{copy:?}");
     for (last, digest) in [(1, own), (3, other())] {
         let begun = store.claim_first(test_task.id(), &digest, true, "b", HOUR).await.unwrap();
-        let ClaimResult::Claimed { number, message: None, outcomes } = begun else {
+        let ClaimResult::Claimed { number, message: None, outcomes, .. } = begun else {
             panic!("{begun:?}")
         };
         assert_eq!((number, outcomes.len()), (last + 1, 0));

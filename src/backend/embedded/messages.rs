@@ -43,7 +43,8 @@ pub(super) fn put(
     wake: Option<&Wake>,
 ) -> TxResult<Recorded> {
     let PublishRequest { message, queue, delay, .. } = request;
-    let (queue, max_priority) = queue_row(txn, queue)?;
+    let target = queue.expiry.as_ref().map_or(queue, |expiry| &*expiry.to);
+    let (queue, max_priority) = queue_row(txn, target)?;
     let Message { id, body, properties, .. } = message;
     let priority = properties.priority.map_or(0, i64::from).min(max_priority);
     let delay = delay.map(|delay| i64::try_from(delay.as_millis()).unwrap_or(i64::MAX));

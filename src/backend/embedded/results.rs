@@ -91,7 +91,11 @@ impl Results for EmbeddedStore {
 }
 
 /// Stores a result, unless the task has ended. It expires after `retention` milliseconds; `None`: never.
-fn store(txn: &mut Txn<'_>, result: &StoreResult, retention: Option<i64>) -> TxResult<()> {
+pub(super) fn store(
+    txn: &mut Txn<'_>,
+    result: &StoreResult,
+    retention: Option<i64>,
+) -> TxResult<()> {
     let document = &result.document;
     // A suspended state does not expire: waiters find the task however long a decision takes.
     let retention = retention.filter(|_| document.state.as_str() != SUSPENDED);

@@ -11,11 +11,14 @@ use super::requests::{self, RequestCache};
 use super::store::EmbeddedStore;
 use super::suspension_records::{self, FORMAT, PACKED, Row};
 use super::txn::Txn;
-use super::{outbox, packed, retention};
+use super::{documents, outbox, packed, results, retention};
 use crate::approval::ApprovalId;
 use crate::backend::milliseconds::milliseconds;
+use crate::backend::outbox::OVERDUE;
 use crate::backend::suspensions::ENDED_RETENTION;
-use crate::backend::{ClaimResult, Recorded, SuspendRequest, SuspendResult, Suspensions};
+use crate::backend::{
+    ClaimResult, Recorded, StoreResult, SuspendRequest, SuspendResult, Suspensions,
+};
 use crate::error::{Error, Kind};
 use crate::lifecycle::suspension::{self, ClaimOutcome, Due, Suspension};
 use crate::protocol::{SuspendHeader, SuspendKind, TaskDigest};
@@ -104,29 +107,50 @@ impl Suspensions for EmbeddedStore {
         digest: Option<&TaskDigest>,
     ) -> BoxFuture<'_, Result<Vec<ApprovalId>, Error>> {
         let (id, digest) = (id.clone(), digest.cloned());
-        Box::pin(self.db.write(move |txn| {
-            let Some(row) = suspension_records::find(txn, &id)? else { return Ok(Vec::new()) };
-            let mut record = Some(row.suspension);
-            if !suspension::end(&mut record, digest.as_ref()) {
-                return Ok(Vec::new());
-            }
-            let mut withdrawn = Vec::new();
-            for approval in row.listed {
-                let is_open = requests::find(txn, &approval)?.is_open(txn.now);
-                requests::expire(txn, &approval, is_open)?;
-                withdrawn.extend(Some(approval).filter(|_| is_open));
-            }
-            if let Some(suspension) = record {
-                suspension_records::update(txn, &id, &suspension, row.alarm)?;
-            }
-            let update = "UPDATE parks SET v = ?, asked = '', message = NULL, packed = NULL, \
-                          wake_queue = NULL, wake_at = NULL, wake_number = NULL, \
-                          wake_sent = NULL, expires = ? WHERE task = ?";
-            let expires = txn.now + milliseconds(ENDED_RETENTION);
-            txn.execute(update, params![FORMAT, expires, id.as_str()])?;
-            Ok(withdrawn)
-        }))
+        Box::pin(self.db.write(move |txn| end(txn, &id, digest.as_ref())))
     }
+
+    fn finish_suspended(
+        &self,
+        result: StoreResult,
+        digest: &TaskDigest,
+    ) -> BoxFuture<'_, Result<(Recorded, Vec<ApprovalId>), Error>> {
+        let (id, digest, retention) =
+            (result.document.id.clone(), digest.clone(), self.retention.results);
+        Box::pin(async move {
+            let task = id.clone();
+            let finishing = self.retry_until_ok(move |txn| {
+                results::store(txn, &result, retention)?;
+                end(txn, &task, Some(&digest))
+            });
+            let withdrawn = finishing.await?;
+            Ok((Recorded::new(id), withdrawn))
+        })
+    }
+}
+
+/// Records that a suspended task has ended, and withdraws its open requests. Returns these.
+fn end(txn: &Txn<'_>, id: &TaskId, digest: Option<&TaskDigest>) -> TxResult<Vec<ApprovalId>> {
+    let Some(row) = suspension_records::find(txn, id)? else { return Ok(Vec::new()) };
+    let mut record = Some(row.suspension);
+    if !suspension::end(&mut record, digest) {
+        return Ok(Vec::new());
+    }
+    let mut withdrawn = Vec::new();
+    for approval in row.listed {
+        let is_open = requests::find(txn, &approval)?.is_open(txn.now);
+        requests::expire(txn, &approval, is_open)?;
+        withdrawn.extend(Some(approval).filter(|_| is_open));
+    }
+    if let Some(suspension) = record {
+        suspension_records::update(txn, id, &suspension, row.alarm)?;
+    }
+    let update = "UPDATE parks SET v = ?, asked = '', message = NULL, packed = NULL, \
+                  wake_queue = NULL, wake_at = NULL, wake_number = NULL, wake_sent = NULL, \
+                  expires = ? WHERE task = ?";
+    let expires = txn.now + milliseconds(ENDED_RETENTION);
+    txn.execute(update, params![FORMAT, expires, id.as_str()])?;
+    Ok(withdrawn)
 }
 
 /// The reason for claiming a task.
@@ -189,15 +213,7 @@ fn claim_task(
                 outbox::cancel(txn, id, suspension.number, queue)?;
             }
             let listed = found.map_or_else(Vec::new, |row| row.listed);
-            let outcomes = cache.outcomes(txn, &listed)?;
-            for outcome in &outcomes {
-                requests::unlist(txn, &outcome.approval)?;
-            }
-            ClaimResult::Claimed {
-                number,
-                message: suspension_records::message(txn, id)?.map(Box::new),
-                outcomes,
-            }
+            claimed(txn, id, number, &listed, cache)?
         }
         ClaimOutcome::Ack => ClaimResult::Over(Recorded::new(id.clone())),
         ClaimOutcome::Postpone(delay) => {
@@ -209,6 +225,23 @@ fn claim_task(
             ClaimResult::Occupied(suspension_records::message(txn, id)?.map(Box::new))
         }
     })
+}
+
+/// Returns a claim with the data of its task.
+fn claimed(
+    txn: &Txn<'_>,
+    id: &TaskId,
+    number: u64,
+    listed: &[ApprovalId],
+    mut cache: RequestCache,
+) -> TxResult<ClaimResult> {
+    let outcomes = cache.outcomes(txn, listed)?;
+    for outcome in &outcomes {
+        requests::unlist(txn, &outcome.approval)?;
+    }
+    let message = suspension_records::message(txn, id)?.map(Box::new);
+    let result = documents::read_final(txn, id)?.map(Box::new);
+    Ok(ClaimResult::Claimed { number, message, result, outcomes })
 }
 
 /// Suspends a run, and publishes its approval requests to approvers.
@@ -267,8 +300,8 @@ fn suspend(txn: &mut Txn<'_>, request: &SuspendRequest, packed: &[u8]) -> TxResu
         return Ok(SuspendResult::Ready(cache.outcomes(txn, &waits)?));
     }
     if let Some(alarm) = alarm {
-        // The wake message may be lost: a sweeper resumes the task after its sleep.
-        outbox::add(txn, id, number, &row.queue, alarm)?;
+        // The wake message may be late or lost: a sweeper resumes the task after its sleep.
+        outbox::add(txn, id, number, &row.queue, alarm + 1 - milliseconds(OVERDUE))?;
     }
     let left = match due {
         Due::Now => 0,

@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use super::channel_pool::{BorrowedChannel, ChannelPool};
 use super::codec::short;
-use super::topology::{self, DeclareError, access_refused, declare_error, is};
+use super::topology::{self, DeclareError, access_refused, arrival_exchange, declare_error, is};
 use crate::backend::Queue;
 
 const LEVELS: u32 = 28;
@@ -78,11 +78,6 @@ fn level_name(level: u32) -> String {
 
 fn sub_second(millis: u64) -> String {
     format!("countersign_delay_{millis}ms")
-}
-
-/// The exchange where delayed messages of `queue` arrive, whether the queue exists or not.
-fn arrival_exchange(queue: &Queue) -> String {
-    format!("countersign_delayed.{}", queue.name)
 }
 
 /// Declares the exchanges and queues of all levels. Idempotent; existing ones require no configure

@@ -20,6 +20,7 @@ use super::connection::{ConnectionHandle, OpenConnection};
 use super::delayed_delivery;
 use super::publish_job::{self, EncodedMessage, PendingConfirm, PublishJob, PublishResult};
 use super::topology::{self, ACCESS_REFUSED, DeclareError};
+use crate::backend::Expiry;
 use crate::error::{Error, Kind};
 
 /// The most confirms to wait for at once.
@@ -295,6 +296,10 @@ async fn prepare(
     let (channels, what) = (&live.channels, format!("publishing to {}", pending.queue.name));
     let preparing = async {
         if declare {
+            if let Some(Expiry { to, .. }) = &pending.queue.expiry {
+                topology::declare(channels, to).await?;
+                delayed_delivery::bind(channels, to).await?;
+            }
             topology::declare(channels, &pending.queue).await?;
         }
         if needs_delay {

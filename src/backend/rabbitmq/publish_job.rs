@@ -62,7 +62,7 @@ impl PublishJob {
             id: message.id.clone(),
             message_id: TaskId::from(codec::message_id_of(message)),
             queue: request.queue.clone(),
-            is_delayed: request.delay.is_some(),
+            is_delayed: level_delay(request).is_some(),
             deadline,
             timeout: request.timeout,
             done,
@@ -78,7 +78,7 @@ impl EncodedMessage {
             let what = format!("task {}", message.id);
             Error::new(Kind::Codec { what, cause })
         })?;
-        let route = match request.delay {
+        let route = match level_delay(request) {
             Some(delay) => {
                 request.queue.check_name().map_err(|why| refused(&request.queue, why))?;
                 delayed_delivery::route(&request.queue, delay)
@@ -88,6 +88,11 @@ impl EncodedMessage {
         let key = codec::short(&route.routing_key).map_err(|why| refused(&request.queue, why))?;
         Ok(Self { exchange: route.exchange.into(), key, properties, body: message.body.clone() })
     }
+}
+
+/// Returns the delay by the levels of delayed delivery. A queue with an expiry delays its messages itself.
+fn level_delay(request: &PublishRequest) -> Option<Duration> {
+    request.delay.filter(|_| request.queue.expiry.is_none())
 }
 
 impl PendingConfirm {

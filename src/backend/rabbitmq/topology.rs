@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::channel_pool::{ChannelPool, DECLARE_DEADLINE};
 use super::codec::short;
-use crate::backend::Queue;
+use crate::backend::{Expiry, Queue};
 use crate::config::QueueType;
 
 pub(super) const ACCESS_REFUSED: u16 = 403;
@@ -110,6 +110,11 @@ async fn declare_with(
     }
 }
 
+/// The exchange where delayed messages of `queue` arrive, whether the queue exists or not.
+pub(super) fn arrival_exchange(queue: &Queue) -> String {
+    format!("countersign_delayed.{}", queue.name)
+}
+
 fn arguments(queue: &Queue) -> FieldTable {
     let mut arguments = FieldTable::default();
     if queue.kind == QueueType::Quorum {
@@ -121,6 +126,15 @@ fn arguments(queue: &Queue) -> FieldTable {
     }
     if let Some(levels) = queue.max_priority {
         arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
+    }
+    if let Some(Expiry { after, to }) = &queue.expiry {
+        let text = |text: &str| AMQPValue::LongString(LongString::from(text));
+        let ttl = i64::try_from(after.as_millis()).unwrap_or(i64::MAX);
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongLongInt(ttl));
+        arguments.insert("x-dead-letter-exchange".into(), text(&arrival_exchange(to)));
+        arguments.insert("x-dead-letter-routing-key".into(), text(&to.name));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        arguments.insert("x-overflow".into(), text("reject-publish"));
     }
     arguments
 }

@@ -1,4 +1,4 @@
-//! The keys of approval requests, and the form in which scripts take and return them.
+//! The keys of approval requests and suspensions, and the form in which scripts take and return them.
 
 use std::borrow::Cow;
 
@@ -11,6 +11,7 @@ use crate::approval::{
 use crate::backend::approvals::{nonce, stored_request, unreadable};
 use crate::backend::milliseconds::milliseconds;
 use crate::backend::{ApprovalRecord, Lookup};
+use crate::task::TaskId;
 
 pub(super) const PENDING: &str = "cs:pending:{cs}";
 /// The channel that announces decisions.
@@ -18,6 +19,11 @@ pub(super) const DECIDED_CHANNEL: &str = "cs:decided";
 /// The channel that announces new requests: `suspend.lua` and `request.lua` publish there.
 pub(super) const NEW_REQUEST_CHANNEL: &str = "cs:asked";
 pub(super) const OUTBOX: &str = "cs:outbox:{cs}";
+
+/// The key of a task's suspension record.
+pub(super) fn suspension_key(id: &TaskId) -> String {
+    format!("cs:park:{{cs}}:{id}")
+}
 
 /// Adds the ten arguments that `suspend.lua` and `request.lua` read for a request.
 pub(super) fn add_request(eval: &mut Pipeline, approval: &ApprovalRequest) {

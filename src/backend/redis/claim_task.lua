@@ -3,10 +3,11 @@
 -- KEYS[1] the suspension record
 -- KEYS[2] the index of open requests
 -- KEYS[3] the outbox
+-- KEYS[4] the task's result
 -- ARGV    kind of suspend header or 'begin', its number or 0, holder, lease in ms, longest wait in ms,
 --         digest of the task ('': the message does not carry it), 1 if a run that begins starts anew
--- Returns the action and a number; for a claim then the stored message and the outcomes of the task's
--- requests. For 'occupied' the message of the suspended task.
+-- Returns the action and a number; for a claim then the stored message, the result if it is final, and the
+-- outcomes of the task's requests. For 'occupied' the message of the suspended task.
 local MAX_AHEAD_DELAY, MAX_NUMBER_JUMP = 1000, 2 ^ 20
 local kind, number, holder = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local lease, recheck = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -18,16 +19,27 @@ local function claim(waits, alarm)
     'until', whole(now + lease), 'waits', waits, 'alarm', alarm)
 end
 
+-- Returns the result of the task; '' if there is none, or if it is known not to be final.
+local function final_result()
+  local stored = redis.pcall('GET', KEYS[4])
+  if type(stored) ~= 'string' then
+    return ''
+  end
+  local status = string.match(stored, '^{%s*"status"%s*:%s*"([^"\\]*)"')
+  local is_final = status == 'SUCCESS' or status == 'FAILURE' or status == 'REVOKED'
+  return (is_final or not status) and stored or ''
+end
+
 local function create(result_number)
   claim('', '0')
   if digest ~= '' then
     redis.call('HSET', KEYS[1], 'digest', digest)
   end
-  return { 'claimed', result_number, '' }
+  return { 'claimed', result_number, '', final_result() }
 end
 
 local suspension = redis.call('HMGET', KEYS[1], 'number', 'waits', 'holder', 'until', 'ended', 'v', 'alarm',
-  'digest')
+  'digest', 'asked', 'message', 'queue')
 if not suspension[1] then
   if kind == 'wake' then
     return { 'lost', '0' }
@@ -55,7 +67,7 @@ if is_another then
   elseif suspension[5] == '1' then
     return { 'unclaimed', '0' }
   end
-  return { 'occupied', '0', redis.call('HGET', KEYS[1], 'message') or '' }
+  return { 'occupied', '0', suspension[10] or '' }
 end
 if suspension[5] == '1' and is_known and is_first and kind == 'original' then
   return { 'ended', '0' }
@@ -80,17 +92,16 @@ end
 if alarm ~= '0' then
   -- A message has arrived for this sleep, or has ended it early: the sweeper need not send one.
   local id = string.sub(KEYS[1], #'cs:park:{cs}:' + 1)
-  local queue = redis.call('HGET', KEYS[1], 'queue') or ''
-  redis.call('ZREM', KEYS[3], cjson.encode({ id, suspension[1], queue }))
+  redis.call('ZREM', KEYS[3], cjson.encode({ id, suspension[1], suspension[11] or '' }))
 end
 if is_ahead then
   claim('', '0')
 else
   claim(waits, alarm)
 end
-local requested = redis.call('HGET', KEYS[1], 'asked') or ''
-local result = add_outcomes({ 'claimed', ARGV[2], redis.call('HGET', KEYS[1], 'message') or '' }, requested, now)
-for n = 4, #result, 5 do
+local claimed = { 'claimed', ARGV[2], suspension[10] or '', final_result() }
+local result = add_outcomes(claimed, suspension[9] or '', now)
+for n = 5, #result, 5 do
   redis.call('ZREM', KEYS[2], result[n])
 end
 return result

@@ -5,13 +5,12 @@
 -- ARGV    retention of the record and of the requests in seconds, digest of the task ('': unknown)
 -- Returns the withdrawn requests.
 local now, withdrawn = now_in_ms(), {}
-local requested = redis.call('HGET', KEYS[1], 'asked')
-local digest = redis.call('HGET', KEYS[1], 'digest')
-local is_another = digest and ARGV[3] ~= '' and digest ~= ARGV[3]
-if is_another or redis.call('EXISTS', KEYS[1]) == 0 then
+local suspension = redis.call('HMGET', KEYS[1], 'number', 'asked', 'digest')
+local is_another = suspension[3] and ARGV[3] ~= '' and suspension[3] ~= ARGV[3]
+if is_another or not suspension[1] then
   return withdrawn
 end
-for id in string.gmatch(requested or '', '%S+') do
+for id in string.gmatch(suspension[2] or '', '%S+') do
   if status(id, now) == 'open' then
     redis.call('HSET', REQUEST .. id, 'open', '0')
     withdrawn[#withdrawn + 1] = id

@@ -4,7 +4,7 @@
 use redis::{FromRedisValue, Pipeline, Value};
 
 use super::store::RedisStore;
-use super::{attempts, index, journal, stream_entries, suspensions};
+use super::{approval_records, attempts, index, journal, stream_entries};
 use crate::error::Error;
 use crate::task::TaskId;
 
@@ -15,7 +15,8 @@ impl RedisStore {
     /// Whether a task without a result may be running: its runs have left data, and no suspension
     /// record exists.
     pub(super) async fn may_run(&self, id: &TaskId) -> Result<bool, Error> {
-        let left = [journal::key(id), stream_entries::heads_key(id), suspensions::key(id)];
+        let left =
+            [journal::key(id), stream_entries::heads_key(id), approval_records::suspension_key(id)];
         let replies = self.request_with_timeout(move |_| {
             let mut exist = Pipeline::with_capacity(left.len());
             for key in left {

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use redis::{FromRedisValue, Pipeline};
 use tokio::time::Instant;
 
+use super::approval_records;
 use super::store::RedisStore;
-use super::suspensions;
 use crate::approval::ApprovalId;
 use crate::backend::index::FAILED_LISTED;
 use crate::backend::{FailedTask, SuspendedTask, TaskIndex};
@@ -78,7 +78,7 @@ impl TaskIndex for RedisStore {
 
     fn suspended_tasks(&self, limit: usize) -> BoxFuture<'_, Result<Vec<SuspendedTask>, Error>> {
         Box::pin(async move {
-            let start = suspensions::key(&TaskId::from(""));
+            let start = approval_records::suspension_key(&TaskId::from(""));
             let mut found = Vec::new();
             let mut ids = self.rests("hash", &start, "", usize::MAX).await?;
             while !ids.is_empty() && found.len() < limit {
@@ -101,7 +101,7 @@ impl TaskIndex for RedisStore {
             let none = TaskId::from("");
             let mut found = BTreeSet::new();
             for (kind, start) in
-                [("string", self.keys.of(&none)), ("hash", suspensions::key(&none))]
+                [("string", self.keys.of(&none)), ("hash", approval_records::suspension_key(&none))]
             {
                 found.extend(self.rests(kind, &start, &prefix, limit).await?);
             }
@@ -189,7 +189,7 @@ impl RedisStore {
     }
 
     async fn read_suspended(&self, ids: Vec<TaskId>) -> Result<Vec<SuspendedTask>, Error> {
-        let keys: Vec<_> = ids.iter().map(suspensions::key).collect();
+        let keys: Vec<_> = ids.iter().map(approval_records::suspension_key).collect();
         let replies = self.read_with_timeout(move |_| {
             let mut read = Pipeline::with_capacity(keys.len());
             for key in &keys {

@@ -19,8 +19,12 @@ pub(super) struct RecentResults {
 }
 
 impl RecentResults {
-    /// Adds a result that was just stored.
+    /// Adds a result that was just stored. Other states are not kept: the task will store another one, or its
+    /// wake message finds that the server has lost it.
     pub(super) fn remember(&mut self, result: StoreResult, now: Instant) {
+        if !result.document.state.is_terminal() {
+            return;
+        }
         self.bytes += size(&result);
         self.entries.push_back((now, result));
         self.forget_old(now);
@@ -80,5 +84,14 @@ mod tests {
         recent.remember(result(1), start);
         recent.remember(result(1), start + Duration::from_secs(61));
         assert_eq!(recent.take().count(), 1);
+    }
+
+    #[test]
+    fn a_state_that_is_not_final_is_not_kept() {
+        let mut recent = RecentResults::default();
+        let mut suspended = result(1);
+        suspended.document.state = State::named(crate::protocol::SUSPENDED);
+        recent.remember(suspended, Instant::now());
+        assert_eq!(recent.take().count(), 0);
     }
 }

@@ -1,6 +1,8 @@
 //! One request to the server and its reply.
 
+use futures_util::future::BoxFuture;
 use redis::{Pipeline, Value};
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connection::Connection;
@@ -27,8 +29,8 @@ impl RedisStore {
         commands: impl Fn(&Connection) -> Pipeline + Send + Sync + 'static,
     ) -> Result<Vec<Value>, Error> {
         let (pool, limit) = (self.pool.clone(), self.request_timeout);
-        let reading = async move { timeout(limit, pool.read(commands)).await };
-        let read = self.runtime.spawn(reading).await.map_err(|_| Kind::Closed)?;
+        let reading = Box::pin(async move { timeout(limit, pool.read(commands)).await });
+        let read = self.on_runtime(reading).await?;
         let cause = format!("no reply within {} s", limit.as_secs_f64());
         read.map_err(|_| Kind::Connection { peer: peer(&self.shown), cause })?
     }
@@ -39,17 +41,35 @@ impl RedisStore {
         &self,
         commands: impl FnOnce(&Connection) -> Pipeline + Send + 'static,
     ) -> Result<Vec<Value>, Error> {
-        let (handle, request_timeout) = (self.handle.clone(), self.request_timeout);
-        let request = async move {
-            let connection = handle.connection().await.ok_or(Kind::Closed)?;
-            let commands = commands(&connection);
-            Ok::<_, Error>(connection.call(&commands).await)
-        };
-        let outcome = self.runtime.spawn(async move { timeout(request_timeout, request).await });
-        let cause = format!("no reply within {} s", request_timeout.as_secs_f64());
-        match outcome.await.map_err(|_| Kind::Closed)? {
+        let (handle, limit) = (self.handle.clone(), self.request_timeout);
+        // Boxed, because an argument of an async function takes its size several times.
+        let request = Box::pin(async move {
+            if let Some(connection) = handle.live() {
+                // The deadlines of its commands are within the limit.
+                let commands = commands(&connection);
+                return Ok(Ok(connection.call(&commands).await));
+            }
+            let request = async {
+                let connection = handle.connection().await.ok_or(Kind::Closed)?;
+                let commands = commands(&connection);
+                Ok::<_, Error>(connection.call(&commands).await)
+            };
+            timeout(limit, request).await
+        });
+        match self.on_runtime(request).await? {
             Ok(replies) => check_replies(&self.shown, replies?),
-            Err(_) => Err(Kind::Connection { peer: peer(&self.shown), cause }.into()),
+            Err(_) => {
+                let cause = format!("no reply within {} s", limit.as_secs_f64());
+                Err(Kind::Connection { peer: peer(&self.shown), cause }.into())
+            }
         }
+    }
+
+    /// Runs `work` on the store's own runtime: without another task if the caller already runs there.
+    async fn on_runtime<T: Send + 'static>(&self, work: BoxFuture<'static, T>) -> Result<T, Error> {
+        if Handle::try_current().is_ok_and(|current| current.id() == self.runtime.id()) {
+            return Ok(work.await);
+        }
+        self.runtime.spawn(work).await.map_err(|_| Kind::Closed.into())
     }
 }

@@ -14,14 +14,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
+use super::approval_records::{PENDING, suspension_key};
 use super::connection::{Connection, ConnectionHandle, error_text};
 use super::keys::{Keys, REPLY_PREFIX};
 use super::pipelined_writer::{self, ALWAYS_ACCEPTED, PipelinedCall};
 use super::recent_results::RecentResults;
 use super::script::Script;
 use crate::backend::StoreResult;
+use crate::backend::approvals::REQUEST_RETENTION;
+use crate::backend::suspensions::ENDED_RETENTION;
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, SUSPENDED, date};
+use crate::protocol::{Document, SUSPENDED, TaskDigest, date};
 
 /// Queued results; further callers wait for capacity.
 const QUEUE_CAPACITY: usize = 256;
@@ -37,7 +40,10 @@ const NO_EXPIRY: &str = "0";
 #[derive(Debug)]
 pub(super) struct ResultJob {
     pub(super) result: StoreResult,
-    pub(super) stored: Option<oneshot::Sender<Result<(), Error>>>,
+    /// The digest of the task, if the end of its suspension is recorded in the same step.
+    pub(super) ended: Option<TaskDigest>,
+    /// Gets the reply of the script.
+    pub(super) stored: Option<oneshot::Sender<Result<Value, Error>>>,
 }
 
 impl PipelinedCall for ResultJob {
@@ -53,10 +59,10 @@ impl PipelinedCall for ResultJob {
         self.stored.as_ref().is_none_or(|stored| !stored.is_closed())
     }
 
-    fn succeed(self, _: Value) -> StoreResult {
+    fn succeed(self, reply: Value) -> StoreResult {
         if let Some(stored) = self.stored {
             // The caller may have stopped waiting.
-            let _ = stored.send(Ok(()));
+            let _ = stored.send(Ok(reply));
         }
         self.result
     }
@@ -146,7 +152,7 @@ impl ResultWriter {
                 Some(connection) = connections.changed() => {
                     let known = identity.replace(connection.identity.clone());
                     if known.is_some_and(|known| known != connection.identity) {
-                        retries.extend(recent.take().map(|result| ResultJob { result, stored: None }));
+                        retries.extend(recent.take().map(|result| ResultJob { result, ended: None, stored: None }));
                     }
                 }
                 received = pipelined_writer::receive(&mut jobs, &mut batch, BATCH), if has_capacity => {
@@ -181,17 +187,24 @@ impl ResultScript {
     /// Adds one call for all results: looking a script up and preparing its arguments takes Redis as long
     /// as storing a result.
     fn encode(&self, jobs: &[ResultJob], pipeline: &mut Pipeline, connection: &Connection) {
-        pipeline.cmd("EVALSHA").arg(connection.hash(Script::StoreResults)).arg(jobs.len());
+        let ended = jobs.iter().filter(|job| job.ended.is_some());
+        let records: Vec<_> = ended.map(|job| suspension_key(&job.result.document.id)).collect();
+        let index = (!records.is_empty()).then_some(PENDING);
+        let keys = jobs.len() + usize::from(index.is_some()) + records.len();
+        pipeline.cmd("EVALSHA").arg(connection.hash(Script::StoreResults)).arg(keys);
         for job in jobs {
             pipeline.arg(self.keys.of(&job.result.document.id));
         }
-        for ResultJob { result: StoreResult { document, reply_to, received }, .. } in jobs {
+        pipeline.arg(index.as_slice()).arg(records);
+        pipeline.arg(ENDED_RETENTION.as_secs()).arg(REQUEST_RETENTION.as_secs());
+        for ResultJob { result: StoreResult { document, reply_to, received }, ended, .. } in jobs {
             let reply = reply_to.as_deref().filter(|to| to.starts_with(REPLY_PREFIX));
             pipeline
                 .arg(&*document.json)
                 .arg(if is_suspended(document) { NO_EXPIRY } else { &self.expires })
                 .arg(reply.unwrap_or_default())
-                .arg(received.map(date).unwrap_or_default());
+                .arg(received.map(date).unwrap_or_default())
+                .arg(ended.as_ref().map_or("", TaskDigest::as_str));
         }
     }
 }

@@ -12,11 +12,11 @@ use super::result_writer::ResultJob;
 use super::script::Script;
 use super::store::RedisStore;
 use super::subscription::Watch;
-use super::{index, suspensions};
+use super::{approval_records, index};
 use crate::approval::MAX_AUDIT_ENTRIES;
 use crate::backend::{AuditAction, Forget, Origin, Recorded, Results, StoreResult};
 use crate::error::{Error, Kind};
-use crate::protocol::{Document, SUSPENDED, State};
+use crate::protocol::{Document, SUSPENDED, State, TaskDigest};
 use crate::task::TaskId;
 
 /// The most attempts whose claims one call of `reopen` deletes.
@@ -26,10 +26,7 @@ impl Results for RedisStore {
     fn store_result(&self, result: StoreResult) -> BoxFuture<'_, Result<Recorded, Error>> {
         Box::pin(async move {
             let id = result.document.id.clone();
-            let (stored, wait) = oneshot::channel();
-            let job = ResultJob { result, stored: Some(stored) };
-            self.jobs.send(job).await.map_err(|_| Kind::Closed)?;
-            wait.await.map_err(|_| Kind::Closed)??;
+            self.write_result(result, None).await?;
             Ok(Recorded::new(id))
         })
     }
@@ -138,11 +135,23 @@ impl Results for RedisStore {
 }
 
 impl RedisStore {
+    /// Stores a result, and with a digest also the end of the task's suspension. Returns the script's reply.
+    pub(super) async fn write_result(
+        &self,
+        result: StoreResult,
+        ended: Option<TaskDigest>,
+    ) -> Result<Value, Error> {
+        let (stored, wait) = oneshot::channel();
+        let job = ResultJob { result, ended, stored: Some(stored) };
+        self.jobs.send(job).await.map_err(|_| Kind::Closed)?;
+        wait.await.map_err(|_| Kind::Closed)?
+    }
+
     /// Deletes the claims of earlier attempts, because they would block the requeued message. The
     /// record of a suspended task stays: another message may have its id.
     async fn delete_attempts(&self, id: TaskId, attempts: u64) -> Result<(), Error> {
         let runs = (1..=attempts.clamp(1, ATTEMPTS)).map(|n| format!("cs:run:{id}:{n}"));
-        let (runs, suspension) = (runs.collect::<Vec<_>>(), suspensions::key(&id));
+        let (runs, suspension) = (runs.collect::<Vec<_>>(), approval_records::suspension_key(&id));
         self.request_with_timeout(move |connection| {
             let mut delete = Pipeline::with_capacity(runs.len() + 1);
             for key in runs {

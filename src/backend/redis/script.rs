@@ -74,6 +74,7 @@ impl Script {
         const STATUS: &str = include_str!("status.lua");
         const REFUSE: &str = include_str!("refuse.lua");
         const TIDY: &str = include_str!("tidy.lua");
+        const END_SUSPENDED: &str = include_str!("end.lua");
         match self {
             Self::AppendEntry => &[include_str!("stream.lua")],
             Self::ClaimKey => &[include_str!("claim.lua")],
@@ -81,7 +82,7 @@ impl Script {
             Self::Decide => &[STATUS, REFUSE, include_str!("decide.lua")],
             Self::DeleteEnded => &[include_str!("delete_ended.lua")],
             Self::DeleteResult => &[include_str!("delete_result.lua")],
-            Self::EndSuspended => &[STATUS, include_str!("end.lua")],
+            Self::EndSuspended => &[STATUS, END_SUSPENDED],
             Self::ExtendApproval => &[STATUS, REFUSE, include_str!("extend.lua")],
             Self::ForgetRun => &[include_str!("forget_run.lua")],
             Self::ForgetSuspended => &[include_str!("forget.lua")],
@@ -95,7 +96,13 @@ impl Script {
             Self::RequestApproval => &[STATUS, TIDY, include_str!("request.lua")],
             Self::Revoke => &[include_str!("revoke.lua")],
             Self::Seal => &[include_str!("seal.lua")],
-            Self::StoreResults => &[include_str!("store_results.lua")],
+            Self::StoreResults => &[
+                STATUS,
+                "local function end_task(KEYS, ARGV)\n",
+                END_SUSPENDED,
+                "end\n",
+                include_str!("store_results.lua"),
+            ],
             Self::Suspend => &[STATUS, include_str!("suspend.lua")],
             Self::Sweep => &[STATUS, TIDY, include_str!("sweep.lua")],
             Self::ClaimAttempt => &[include_str!("claim_attempt.lua")],

@@ -70,10 +70,20 @@ local function start_record(id)
   end
 end
 
+-- The status of requests that this call of the script has read, or has just made.
+local seen = {}
+
+local function seen_status(id, now)
+  if not seen[id] then
+    seen[id] = { status(id, now) }
+  end
+  return unpack(seen[id])
+end
+
 -- Appends the outcomes of the requests that are not open: five texts each.
 local function add_outcomes(result, ids, now)
   for id in string.gmatch(ids, '%S+') do
-    local state, at, is_same = status(id, now)
+    local state, at, is_same = seen_status(id, now)
     if state ~= 'open' and state ~= 'unknown' then
       local document = is_same and redis.call('HGET', DECISION .. id, 'document')
       local digest = redis.call('HGET', REQUEST .. id, 'digest')
@@ -90,7 +100,7 @@ end
 local function due_in(ids, alarm, now)
   local nearest = alarm ~= '0' and tonumber(alarm) or nil
   for id in string.gmatch(ids, '%S+') do
-    local state, deadline = status(id, now)
+    local state, deadline = seen_status(id, now)
     if state ~= 'open' then
       return 0
     end

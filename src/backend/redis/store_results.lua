@@ -1,9 +1,13 @@
 -- Stores the results of tasks and publishes them. For each task, the first terminal result wins. A success
 -- is final; a result of a message that was received later replaces a failure or a revocation.
--- KEYS    for each result the task's key, and Celery's channel of the same name
--- ARGV    for each result four: document, retention in seconds (0: forever), reply channel ('': none), time
---         when the message was received ('': redelivered, or a later attempt)
--- Returns for each result 1 if it was stored, 0 if an earlier one stays, or the error
+-- Then marks the tasks that were suspended as ended: `end_task` of `end.lua`.
+-- KEYS    for each result the task's key, and Celery's channel of the same name; the index of open requests;
+--         the suspension record of each task that was suspended
+-- ARGV    retention of the record and of the requests in seconds; for each result five: document, retention
+--         in seconds (0: forever), reply channel ('': none), time when the message was received
+--         ('': redelivered, or a later attempt), digest of a task that was suspended ('': another task)
+-- Returns for each result 1 if it was stored, 0 if an earlier one stays, or the error; for a task that was
+-- suspended its withdrawn requests
 local terminal = { SUCCESS = true, FAILURE = true, REVOKED = true }
 
 local function is_older(document, received)
@@ -47,9 +51,25 @@ local function store(key, document, retention, reply, received)
   return 1
 end
 
+local count = (#ARGV - 2) / 5
+local record = count + 1
+
+local function finish(digest)
+  record = record + 1
+  local is_ended, reply = pcall(end_task, { KEYS[record], KEYS[count + 1] }, { ARGV[1], ARGV[2], digest })
+  -- An error concerns this task only.
+  return is_ended and reply or { err = type(reply) == 'table' and reply.err or tostring(reply) }
+end
+
 local replies = {}
-for n, key in ipairs(KEYS) do
-  local at = 4 * n
-  replies[n] = store(key, ARGV[at - 3], ARGV[at - 2], ARGV[at - 1], ARGV[at])
+for n = 1, count do
+  local at = 5 * n - 2
+  local reply = store(KEYS[n], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+  local is_stored = type(reply) ~= 'table'
+  if ARGV[at + 4] ~= '' then
+    reply = is_stored and finish(ARGV[at + 4]) or reply
+    record = is_stored and record or record + 1
+  end
+  replies[n] = reply
 end
 return replies

@@ -33,12 +33,14 @@ end
 local function add_request(n)
   local id, key = ARGV[n], REQUEST .. ARGV[n]
   waits[#waits + 1] = id
-  local state = status(id, now)
-  local digest = redis.call('HGET', key, 'digest')
-  local is_same = digest == ARGV[n + 1] or digest == ARGV[n + 10]
-  local is_over = state == 'withdraw' and redis.call('HGET', key, 'open') ~= '1'
-  if is_listed[id] and is_same and state ~= 'unknown' and not is_over then
-    return
+  if is_listed[id] then
+    local state = status(id, now)
+    local digest = redis.call('HGET', key, 'digest')
+    local is_same = digest == ARGV[n + 1] or digest == ARGV[n + 10]
+    local is_over = state == 'withdraw' and redis.call('HGET', key, 'open') ~= '1'
+    if is_same and state ~= 'unknown' and not is_over then
+      return
+    end
   end
   local deadline = whole(now + tonumber(ARGV[n + 3]))
   redis.call('HSET', key, 'v', '1', 'digest', ARGV[n + 1], 'document', ARGV[n + 2],
@@ -46,6 +48,8 @@ local function add_request(n)
     'approvers', ARGV[n + 7], 'editable', ARGV[n + 8], 'nonce', ARGV[n + 9], 'open', '1', 'task', ARGV[6],
     'at', whole(now))
   redis.call('PERSIST', key)
+  -- No decision is about it yet: its nonce is new.
+  seen[id] = { 'open', tonumber(deadline), false }
   redis.call('ZADD', KEYS[2], deadline, id)
   redis.call('PUBLISH', NEW_REQUEST_CHANNEL, id)
 end
@@ -77,7 +81,8 @@ if is_ready then
   return add_outcomes({ 'ready' }, list, now)
 end
 if alarm ~= '0' then
-  -- The wake message may be lost: a sweeper resumes the task after its sleep.
-  redis.call('ZADD', KEYS[3], alarm, cjson.encode({ ARGV[6], ARGV[1], ARGV[5] }))
+  -- The wake message may be late or lost: a sweeper resumes the task after its sleep. A sweep takes entries
+  -- that are a second old.
+  redis.call('ZADD', KEYS[3], whole(now + sleeps - 999), cjson.encode({ ARGV[6], ARGV[1], ARGV[5] }))
 end
 return { 'waiting', whole(due_in(list, alarm, now)) }

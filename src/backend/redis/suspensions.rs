@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use redis::{Pipeline, Value};
+use redis::{FromRedisValue, Pipeline, Value};
 use tracing::warn;
 
-use super::approval_records::{OUTBOX, PENDING, add_request, read_outcomes};
+use super::approval_records::{OUTBOX, PENDING, add_request, read_outcomes, suspension_key};
 use super::reply::texts;
 use super::script::Script;
 use super::store::RedisStore;
@@ -17,10 +17,12 @@ use crate::approval::ApprovalId;
 use crate::backend::approvals::REQUEST_RETENTION;
 use crate::backend::milliseconds::milliseconds;
 use crate::backend::suspensions::{ENDED_RETENTION, joined};
-use crate::backend::{ClaimResult, Recorded, SuspendRequest, SuspendResult, Suspensions};
-use crate::error::Error;
+use crate::backend::{
+    ClaimResult, Recorded, StoreResult, SuspendRequest, SuspendResult, Suspensions,
+};
+use crate::error::{Error, Kind};
 use crate::lifecycle::suspension::RECHECK;
-use crate::protocol::{Message, SuspendHeader, SuspendKind, TaskDigest};
+use crate::protocol::{Document, Message, SuspendHeader, SuspendKind, TaskDigest};
 use crate::task::TaskId;
 
 /// The caller that requests the claim on a task.
@@ -70,7 +72,7 @@ impl Suspensions for RedisStore {
             let replies = self.request_with_timeout(move |connection| {
                 let mut eval = Pipeline::with_capacity(1);
                 eval.cmd("EVALSHA").arg(connection.hash(Script::Suspend)).arg(3);
-                eval.arg(key(&request.id)).arg(PENDING).arg(OUTBOX);
+                eval.arg(suspension_key(&request.id)).arg(PENDING).arg(OUTBOX);
                 eval.arg(request.number).arg(request.holder).arg(milliseconds(request.lease));
                 eval.arg(request.message.to_json()).arg(request.queue).arg(request.id.as_str());
                 eval.arg(joined(&request.abandoned)).arg(request.alarm.map_or(0, milliseconds));
@@ -119,14 +121,25 @@ impl Suspensions for RedisStore {
                 eval.cmd("EVALSHA")
                     .arg(connection.hash(Script::EndSuspended))
                     .arg(2)
-                    .arg(key(&id))
+                    .arg(suspension_key(&id))
                     .arg(PENDING);
-                eval.arg(ENDED_RETENTION.as_secs()).arg(REQUEST_RETENTION.as_secs());
-                eval.arg(digest.as_ref().map_or("", TaskDigest::as_str));
+                end_arguments(&mut eval, digest.as_ref());
                 eval
             });
-            let withdrawn = texts(replies.await?, "end.lua")?;
-            Ok(withdrawn.iter().filter_map(|id| ApprovalId::parse(id)).collect())
+            withdrawn(replies.await?, "end.lua")
+        })
+    }
+
+    fn finish_suspended(
+        &self,
+        result: StoreResult,
+        digest: &TaskDigest,
+    ) -> BoxFuture<'_, Result<(Recorded, Vec<ApprovalId>), Error>> {
+        let digest = digest.clone();
+        Box::pin(async move {
+            let id = result.document.id.clone();
+            let reply = self.write_result(result, Some(digest)).await?;
+            Ok((Recorded::new(id), withdrawn(vec![reply], "store_results.lua")?))
         })
     }
 }
@@ -139,17 +152,17 @@ impl RedisStore {
         (kind, number, starts_anew): (&'static str, u64, bool),
         caller: Caller,
     ) -> Result<ClaimResult, Error> {
-        let key = key(&id);
+        let (key, result_key) = (suspension_key(&id), self.keys.of(&id));
         let replies = self.request_with_timeout(move |connection| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVALSHA").arg(connection.hash(Script::ClaimTask)).arg(3);
-            eval.arg(key).arg(PENDING).arg(OUTBOX);
+            eval.cmd("EVALSHA").arg(connection.hash(Script::ClaimTask)).arg(4);
+            eval.arg(key).arg(PENDING).arg(OUTBOX).arg(result_key);
             let Caller { holder, digest, lease } = caller;
             eval.arg(kind).arg(number).arg(holder).arg(milliseconds(lease)).arg(RECHECK);
             eval.arg(digest.as_ref().map_or("", TaskDigest::as_str)).arg(u8::from(starts_anew));
             eval
         });
-        let texts = texts(replies.await?, "claim_task.lua")?;
+        let (texts, result) = claim_reply(replies.await?)?;
         let number = texts.get(1).and_then(|number| number.parse::<u64>().ok()).unwrap_or(0);
         let message = || {
             let message = texts.get(2).filter(|json| !json.is_empty());
@@ -159,8 +172,9 @@ impl RedisStore {
             Some("unclaimed") => ClaimResult::Unclaimed,
             Some("claimed") => {
                 let message = message();
+                let result = final_result(&id, result).map(Box::new);
                 let outcomes = read_outcomes(texts.get(3..).unwrap_or_default());
-                ClaimResult::Claimed { number, message, outcomes }
+                ClaimResult::Claimed { number, message, result, outcomes }
             }
             Some("postpone") => ClaimResult::Postpone(Duration::from_millis(number)),
             Some("lost") => ClaimResult::StateLost,
@@ -183,7 +197,7 @@ impl RedisStore {
             eval.cmd("EVALSHA")
                 .arg(connection.hash(Script::Lease))
                 .arg(1)
-                .arg(key(&id))
+                .arg(suspension_key(&id))
                 .arg(holder);
             eval.arg(lease.map_or(0, milliseconds));
             eval
@@ -195,7 +209,10 @@ impl RedisStore {
     pub(super) async fn forget_suspension(&self, id: TaskId) -> Result<bool, Error> {
         let replies = self.request_with_timeout(move |connection| {
             let mut eval = Pipeline::with_capacity(1);
-            eval.cmd("EVALSHA").arg(connection.hash(Script::ForgetSuspended)).arg(1).arg(key(&id));
+            eval.cmd("EVALSHA")
+                .arg(connection.hash(Script::ForgetSuspended))
+                .arg(1)
+                .arg(suspension_key(&id));
             eval.arg(TaskDigest::of_none().as_str());
             eval
         });
@@ -203,11 +220,44 @@ impl RedisStore {
     }
 }
 
+/// Splits the reply of `claim_task.lua` into its texts and the stored result, which another program may have
+/// written.
+fn claim_reply(mut replies: Vec<Value>) -> Result<(Vec<String>, Vec<u8>), Error> {
+    let unexpected = |cause: &str| {
+        let what = "claim_task.lua".to_owned();
+        Error::from(Kind::Codec { what, cause: format!("unexpected reply: {cause}") })
+    };
+    let parts = replies.pop().map(Vec::<Vec<u8>>::from_redis_value);
+    let mut parts =
+        parts.and_then(Result::ok).ok_or_else(|| unexpected("not a list of strings"))?;
+    let result = if parts.len() > 3 { parts.remove(3) } else { Vec::new() };
+    let texts = parts.into_iter().map(String::from_utf8).collect::<Result<_, _>>();
+    Ok((texts.map_err(|_| unexpected("not UTF-8"))?, result))
+}
+
+/// Parses the stored result, and returns it if it is final. An unreadable one counts as absent.
+fn final_result(id: &TaskId, json: Vec<u8>) -> Option<Document> {
+    if json.is_empty() {
+        return None;
+    }
+    let document = Document::parse(id.clone(), json.into()).inspect_err(
+        |error| warn!(task.id = %id, cause = %error, "the stored result is unreadable"),
+    );
+    document.ok().filter(|document| document.state.is_terminal())
+}
+
+/// Decodes the reply of `end.lua`.
+fn withdrawn(replies: Vec<Value>, script: &str) -> Result<Vec<ApprovalId>, Error> {
+    Ok(texts(replies, script)?.iter().filter_map(|id| ApprovalId::parse(id)).collect())
+}
+
+/// Adds the arguments of `end.lua`.
+fn end_arguments(eval: &mut Pipeline, digest: Option<&TaskDigest>) {
+    eval.arg(ENDED_RETENTION.as_secs()).arg(REQUEST_RETENTION.as_secs());
+    eval.arg(digest.map_or("", TaskDigest::as_str));
+}
+
 /// Parses the stored message. An unreadable one counts as absent: the wake message has a copy.
 fn readable(id: TaskId, json: &str) -> Option<Message> {
     Message::from_json(id, json).inspect_err(|error| warn!(cause = %error, "cannot decode the message of a suspended task; its wake message continues it")).ok()
-}
-
-pub(super) fn key(id: &TaskId) -> String {
-    format!("cs:park:{{cs}}:{id}")
 }

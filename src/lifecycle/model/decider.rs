@@ -2,6 +2,7 @@
 //! `worker/outbox.rs`.
 
 use super::state::{DeciderState, Entry, Message, ModelState, Mutant};
+use super::store::requests_in;
 use crate::protocol::SuspendKind;
 
 /// The sweeper sends the messages that the deciders have not sent.
@@ -67,6 +68,19 @@ impl ModelState {
     pub(super) fn sweep(&mut self, entry: Entry, is_beside_another: bool) {
         self.faults.slow += u8::from(is_beside_another);
         self.deciders[SWEEPER] = DeciderState::Send(entry);
+    }
+
+    /// Returns the indexed requests whose deadline has passed.
+    pub(super) fn expired(&self) -> impl Iterator<Item = usize> {
+        let is_swept = self.mutant != Mutant::NeitherWakeNorSweep;
+        requests_in(self.store.indexed).filter(move |n| is_swept && self.store.is_expired(*n))
+    }
+
+    /// The sweeper removes an expired request from the index, and sends the resume message of its task.
+    pub(super) fn expire(&mut self, n: usize) {
+        if let Some(entry) = self.store.expire(n, self.mutant) {
+            self.deciders[SWEEPER] = DeciderState::Send(entry);
+        }
     }
 
     /// A decider or the sweeper dies.

@@ -117,12 +117,21 @@ fn every_mutant_breaks_a_property() {
         (Mutant::LeasedAcked, properties::NOT_LOST),
         (Mutant::ClaimWithoutRead, properties::ONE_EFFECT),
         (Mutant::HoldWithoutRead, properties::ONE_EFFECT),
+        (Mutant::NoWake, properties::NOT_LOST),
+        (Mutant::ExpireWithoutOutbox, properties::NO_LATE),
+        (Mutant::BackstopNotRenewed, properties::NOT_LOST),
     ] {
         let is_broken = breaks(mutant, Faults { crashes: 1, ..NONE }, property);
         assert!(is_broken, "{mutant:?} does not break this property: {property}");
     }
-    let without_wake = Pool { mutant: Mutant::NoWake, limits: NONE };
-    assert_ne!(path_to_dead_end(&without_wake), None);
+    // A sweep resumes an overdue task without a wake message, unless the store has lost the task.
+    let wiped = Faults { wipes: 1, ..NONE };
+    for (mutant, limits) in [(Mutant::NoWake, wiped), (Mutant::BackstopNotRenewed, wiped)] {
+        assert_ne!(path_to_dead_end(&Pool { mutant, limits }), None, "{mutant:?}");
+    }
+    // Without the sweep, the wake message is the only one.
+    let without_both = Pool { mutant: Mutant::NeitherWakeNorSweep, limits: NONE };
+    assert_ne!(path_to_dead_end(&without_both), None);
 }
 
 /// A second task uses the id of the first one while late messages of the first one still arrive.

@@ -13,6 +13,8 @@ pub(super) enum Mutant {
     WakeAfterSuspend,
     /// No wake message is sent.
     NoWake,
+    /// No wake message is sent, and no sweep looks for expired requests.
+    NeitherWakeNorSweep,
     /// A decision is read in one step and written in another.
     GetThenSet,
     /// A decision writes no outbox entry.
@@ -23,6 +25,10 @@ pub(super) enum Mutant {
     ReadyWithoutOutbox,
     /// The record of an undecided suspension is deleted at its deadline.
     TtlOnPending,
+    /// A sweep removes an expired request from the index without an outbox entry.
+    ExpireWithoutOutbox,
+    /// A backstop that arrives while its task is suspended is acked, and not sent again.
+    BackstopNotRenewed,
     /// Every message of the newest suspension runs the task.
     NoClaim,
     /// A claim excludes only messages of the same decision.

@@ -21,7 +21,11 @@ pub(super) enum Action {
     Decide(usize, usize),
     RunDecider(usize, DeciderState),
     Sweep(Entry, bool),
+    /// The sweeper finds an expired request.
+    Expire(usize),
     Tick,
+    /// The time advances, and every backstop is late: its queue has one TTL, which is longer than most waits.
+    TickLate,
     /// The handler fails.
     Fail(usize),
     Crash(usize),

@@ -4,7 +4,7 @@
 use stateright::Property;
 
 use super::pool::Pool;
-use super::state::{DeciderState, ModelState, ObservedOutcome, Step};
+use super::state::{DeciderState, Message, ModelState, ObservedOutcome, Step};
 use super::store::{NO_HOLDER, requests_in};
 use crate::protocol::SuspendKind;
 
@@ -21,8 +21,9 @@ pub(super) const ONE_RUN: &str = "at most one run of a task at a time";
 pub(super) const ONE_RESUME: &str = "each suspension is resumed once";
 pub(super) const OWN_TASK: &str = "a message runs only its own task";
 pub(super) const NO_WAIT: &str = "a decided task does not wait for its deadline";
+pub(super) const NO_LATE: &str = "an overdue task does not wait for its backstop";
 
-const ALWAYS: [Check; 9] = [
+const ALWAYS: [Check; 10] = [
     (OWN_TASK, |_, state| !state.observed.mixed),
     (NOT_LOST, |_, state| {
         state.observed.ended || state.observed.dead_lettered || has_message(state)
@@ -45,7 +46,16 @@ const ALWAYS: [Check; 9] = [
         (is_one(0) && is_one(1)) || state.faults.wipes + state.faults.stalls > 0
     }),
     (ONE_RESUME, |_, state| state.observed.resumed.iter().all(|times| *times <= 1)),
-    (NO_WAIT, |_, state| state.faults.wipes > 0 || !is_left_to_its_wake(state)),
+    (NO_WAIT, |_, state| {
+        let is_decided = |n: usize| state.store.decisions[n].is_some();
+        state.faults.wipes > 0
+            || !is_left_to_its_wake(state, is_decided, |it| it.header.kind == SuspendKind::Wake)
+    }),
+    (NO_LATE, |_, state| {
+        let is_overlooked =
+            |n: usize| state.store.is_expired(n) && state.store.indexed >> n & 1 == 0;
+        state.faults.wipes > 0 || !is_left_to_its_wake(state, is_overlooked, |it| it.is_backstop)
+    }),
 ];
 
 pub(super) fn all(pool: &Pool) -> Vec<Property<Pool>> {
@@ -98,20 +108,23 @@ fn has_message(state: &ModelState) -> bool {
     is_held || state.messages.iter().any(|message| message.generation == generation)
 }
 
-/// A suspended task's request is decided, and only a delayed wake message, or no message at all, would resume
-/// the task.
-fn is_left_to_its_wake(state: &ModelState) -> bool {
+/// A suspended task's request `is_over`, and only a delayed message that `is_wake`, or no message at all, would
+/// resume the task.
+fn is_left_to_its_wake(
+    state: &ModelState,
+    is_over: impl Fn(usize) -> bool,
+    is_wake: impl Fn(&Message) -> bool,
+) -> bool {
     let Some(record) = state.store.record.filter(|record| !record.ended) else { return false };
-    let is_decided = requests_in(record.waits).any(|n| state.store.decisions[n].is_some());
+    let has_ended_wait = requests_in(record.waits).any(is_over);
     let runs = record.claim.is_some_and(|(holder, _)| holder != NO_HOLDER);
     let is_sent = state.messages.iter().any(|message| {
-        let is_delayed = message.header.kind == SuspendKind::Wake && message.delay > 0;
-        message.header.number >= record.number && !is_delayed
+        message.header.number >= record.number && !(message.delay > 0 && is_wake(message))
     });
     let is_held = state.runs.iter().flatten().any(|run| run.message.header.number >= record.number);
     let is_noted = state.store.outbox.iter().any(|(entry, _)| entry.number == record.number);
     let is_carried = state.deciders.iter().any(
         |decider| matches!(decider, DeciderState::Send(entry) if entry.number == record.number),
     );
-    is_decided && !(runs || is_sent || is_held || is_noted || is_carried)
+    has_ended_wait && !(runs || is_sent || is_held || is_noted || is_carried)
 }

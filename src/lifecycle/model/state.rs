@@ -30,6 +30,8 @@ pub(super) struct Message {
     pub(super) generation: u8,
     /// The number of ticks it is delayed in the broker.
     pub(super) delay: i8,
+    /// It waits in a queue of wake messages, and may be late.
+    pub(super) is_backstop: bool,
     /// Only for an original message: for the others the store is always read.
     pub(super) redelivered: bool,
     /// The decision that it was sent for; see [`Mutant::ClaimPerApproval`].
@@ -234,6 +236,7 @@ impl Message {
             header: SuspendHeader { kind, number },
             generation: 0,
             delay,
+            is_backstop: kind == SuspendKind::Wake && delay > 0,
             redelivered: false,
             about: 0,
         }
@@ -246,6 +249,6 @@ impl Message {
 
     /// Returns the message as redelivered by the broker.
     pub(super) fn returned(self) -> Self {
-        Self { redelivered: self.header.number == 0, delay: 0, ..self }
+        Self { redelivered: self.header.number == 0, delay: 0, is_backstop: false, ..self }
     }
 }

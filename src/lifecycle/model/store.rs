@@ -32,6 +32,8 @@ static DIGEST: LazyLock<Digest> = LazyLock::new(|| Digest::from("digest".to_owne
 pub(super) struct Store {
     pub(super) record: Option<Record>,
     pub(super) requests: [Option<Request>; REQUESTS],
+    /// The requests in the index of open requests, as a set.
+    pub(super) indexed: u8,
     /// The decider of each request.
     pub(super) decisions: [Option<usize>; REQUESTS],
     /// The entries to send, each with the ticks until it is overdue.
@@ -101,9 +103,14 @@ impl Store {
     ) -> ClaimOutcome {
         let due = self.due(self.record.map_or(0, |record| record.waits));
         let (digest, holder) = (generation.map(task_digest), HOLDERS[holder]);
-        self.with_suspension(|stored| {
+        let outcome = self.with_suspension(|stored| {
             suspension::claim(stored, header, digest.as_ref(), due, holder, 0, LEASE.into())
-        })
+        });
+        if matches!(outcome, ClaimOutcome::Claimed(_)) {
+            let closed = self.outcomes(0b11).map(|(n, _)| n).fold(0, with);
+            self.indexed &= !closed;
+        }
+        outcome
     }
 
     /// `claim_task.lua`, for a run that is about to be suspended for the first time.
@@ -134,12 +141,13 @@ impl Store {
         holder: usize,
         mutant: Mutant,
     ) -> SuspendOutcome {
-        let before = self.requests;
+        let before = (self.requests, self.indexed);
         for n in requests_in(waits) {
             let is_over = self.requests[n].is_some_and(|request| request.withdrawn)
                 && self.decisions[n].is_none();
             if self.requests[n].is_none() || is_over {
                 self.requests[n] = Some(Request { left: DEADLINES[n], withdrawn: false });
+                self.indexed = with(self.indexed, n);
             }
         }
         let due = self.due(waits);
@@ -150,7 +158,7 @@ impl Store {
         });
         match &mut self.record {
             Some(record) if outcome != SuspendOutcome::Behind => record.has_message = true,
-            _ => self.requests = before,
+            _ => (self.requests, self.indexed) = before,
         }
         if outcome == SuspendOutcome::Ready && mutant != Mutant::ReadyWithoutOutbox {
             self.write_outbox(Entry { number, about: 0 }, LEASE);
@@ -177,6 +185,7 @@ impl Store {
             if let Some(request) = self.requests[n].as_mut().filter(|_| is_open) {
                 request.withdrawn = true;
             }
+            self.indexed &= !with(0, n);
         }
         self.with_suspension(|stored| suspension::end(stored, Some(&task_digest(generation))));
     }
@@ -222,6 +231,25 @@ impl Store {
     /// Removes an entry that was sent.
     pub(super) fn clear(&mut self, entry: Entry) {
         self.outbox.retain(|(other, _)| *other != entry);
+    }
+
+    /// `tidy.lua`, for a request whose deadline has passed: removes it from the index. Returns the entry of
+    /// the task that waits for it.
+    pub(super) fn expire(&mut self, n: usize, mutant: Mutant) -> Option<Entry> {
+        self.indexed &= !with(0, n);
+        let waiting =
+            self.record.filter(|record| !record.ended && record.waits & with(0, n) != 0)?;
+        let entry = Entry { number: waiting.number, about: 0 };
+        if mutant == Mutant::ExpireWithoutOutbox {
+            return None;
+        }
+        self.write_outbox(entry, 0);
+        Some(entry)
+    }
+
+    /// Returns whether the deadline of this request has passed without a decision.
+    pub(super) fn is_expired(&self, n: usize) -> bool {
+        matches!(self.status(n), Some(ApprovalStatus::Expired(_)))
     }
 
     /// Returns the outcomes of those of these requests that are not open.
@@ -282,6 +310,9 @@ impl Store {
         for n in 0..REQUESTS {
             if self.record.is_some_and(|record| record.ended) {
                 (self.requests[n], self.decisions[n]) = (None, None);
+            }
+            if self.requests[n].is_none() || self.decisions[n].is_some() {
+                self.indexed &= !with(0, n);
             }
             if let Some(request) = self.requests[n].as_mut().filter(|_| self.decisions[n].is_some())
             {

@@ -37,9 +37,10 @@ impl Model for Pool {
                 let may_be_slow = state.faults.slow < self.limits.slow;
                 let swept = state.overdue().filter(|(_, is_doubled)| may_be_slow || !is_doubled);
                 actions.extend(swept.map(|(entry, is_doubled)| Action::Sweep(entry, is_doubled)));
+                actions.extend(state.expired().map(Action::Expire));
             }
         }
-        actions.push(Action::Tick);
+        actions.extend([Action::Tick, Action::TickLate]);
         self.faults(state, actions);
     }
 
@@ -53,7 +54,9 @@ impl Model for Pool {
             Action::Decide(who, n) => state.decide(who, n).then_some(())?,
             Action::RunDecider(who, _) => state.run_decider(who),
             Action::Sweep(entry, is_doubled) => state.sweep(entry, is_doubled),
-            Action::Tick => state.tick(),
+            Action::Expire(n) => state.expire(n),
+            Action::Tick => state.tick(false),
+            Action::TickLate => state.tick(true),
             Action::Fail(slot) => state.fail(slot),
             Action::Crash(slot) => state.crash(slot),
             Action::Quit(who) => state.quit(who),

@@ -63,6 +63,11 @@ impl ModelState {
                 if self.mutant == Mutant::LeasedAcked && is_held {
                     return None;
                 }
+                if self.mutant == Mutant::BackstopNotRenewed && !is_held {
+                    return None;
+                }
+                // A message that waits for a lease is not late: no sweep looks for leases.
+                run.message.is_backstop = !is_held;
                 Some(Step::PutOff(i8::try_from(left).unwrap_or(i8::MAX)))
             }
             ClaimOutcome::StateLost => Some(Step::Lose),
@@ -163,7 +168,10 @@ impl ModelState {
             return Step::Begin;
         }
         let due = requests_in(BOTH & !run.known).map(|n| DEADLINES[n]).min().unwrap_or(0);
-        if !matches!(self.mutant, Mutant::WakeAfterSuspend | Mutant::NoWake) {
+        if !matches!(
+            self.mutant,
+            Mutant::WakeAfterSuspend | Mutant::NoWake | Mutant::NeitherWakeNorSweep
+        ) {
             self.messages.push(Message::of(run, SuspendKind::Wake, run.number + 1, due));
         }
         Step::Suspend(due)
@@ -280,10 +288,13 @@ impl ModelState {
         }
     }
 
-    /// Advances the time for all delays, deadlines and leases. Live workers renew their leases.
-    pub(super) fn tick(&mut self) {
+    /// Advances the time for all delays, deadlines and leases; backstops may be late. Live workers renew their
+    /// leases.
+    pub(super) fn tick(&mut self, are_backstops_late: bool) {
         for message in &mut self.messages {
-            message.delay = (message.delay - 1).max(0);
+            let is_late = are_backstops_late && message.is_backstop;
+            message.delay = (message.delay - i8::from(!is_late)).max(0);
+            message.is_backstop &= message.delay > 0;
         }
         self.store.tick(self.mutant);
         for slot in 0..NO_HOLDER {

@@ -42,7 +42,7 @@ async fn a_decision_resumes_its_task_with_the_stored_message() {
     let resume = resume.unwrap();
     assert_eq!((resume.task.as_str(), resume.number, resume.queue.as_str()), ("t", 1, "q"));
     assert_eq!(store.pending_approvals(0, 10).await.unwrap().len(), 1, "until the task is claimed");
-    let ClaimResult::Claimed { number, message, outcomes } =
+    let ClaimResult::Claimed { number, message, outcomes, .. } =
         store.claim_suspended(&id, RESUME, None, "b", HOUR).await.unwrap()
     else {
         panic!("it is claimed");

@@ -248,7 +248,7 @@ impl Pair {
             (ClaimOutcome::Postpone(wanted), ClaimResult::Postpone(delay)) => {
                 delay.as_millis() == u128::from(wanted.unsigned_abs())
             }
-            (ClaimOutcome::Claimed(wanted), ClaimResult::Claimed { number, message, outcomes }) => {
+            (ClaimOutcome::Claimed(to), ClaimResult::Claimed { number, message, outcomes, .. }) => {
                 let requested = self.model.requested.clone();
                 assert_eq!(summarize(outcomes), self.outcomes(&requested, now));
                 assert_eq!(message.is_some(), self.model.has_message);
@@ -258,7 +258,7 @@ impl Pair {
                         known.listed = None;
                     }
                 }
-                wanted == number
+                to == number
             }
             _ => false,
         };
