@@ -154,7 +154,9 @@ async fn postpone_claim(message: MessageDelivery, claim: &Claim, delay: Duration
     let mut source = claim.source_queue(&message.queue);
     if let Ok(Some(SuspendHeader { kind: SuspendKind::Wake, .. })) = SuspendHeader::read(&copy) {
         // The task has a record now, so the copy of its wake message gets a new send time.
-        if let Some(now) = store_clock(&message.state).await {
+        let WorkerState { store_clock, backends, end_waits, .. } = &*message.state;
+        let reading = end_waits.run_until_cancelled(store_clock.now(&*backends.store)).await;
+        if let Some(Ok(now)) = reading {
             copy = SuspendHeader::sent(copy, now);
         }
         // No sweep finds a run whose lease ends, so the delay of a lease is not exceeded.
@@ -165,21 +167,16 @@ async fn postpone_claim(message: MessageDelivery, claim: &Claim, delay: Duration
     message.requeue_delayed(&source, copy, delay, async {}).await;
 }
 
-/// Returns the store's clock, or `None` when the worker ends all waits.
-async fn store_clock(state: &WorkerState) -> Option<i64> {
-    let reading = state.store_clock.now(&*state.backends.store);
-    state.end_waits.run_until_cancelled(reading).await?.ok()
-}
-
 /// Fails a task whose suspension the store has lost, because it can no longer be decided. If the wake
 /// message is so old that the task may have ended and the record of that expired, dead-letters the
 /// message instead.
 async fn end_lost(message: MessageDelivery, claim: Claim) {
     let sent_at = SuspendHeader::sent_at(&message.delivery.message);
-    match store_clock(&message.state).await.map(|now| suspension::is_lost(sent_at, now)) {
-        Some(true) => {}
-        Some(false) => return message.dead_letter(OUTLIVED).await,
-        None => return message.requeue(),
+    let reading = message.state.backends.store.clock();
+    match message.state.end_waits.run_until_cancelled(reading).await {
+        Some(Ok(now)) if suspension::is_lost(sent_at, now) => {}
+        Some(Ok(_)) => return message.dead_letter(OUTLIVED).await,
+        Some(Err(_)) | None => return message.requeue(),
     }
     match Envelope::decode(&message.delivery.message, message.state.config.max_arguments) {
         Ok(mut envelope) => {
