@@ -187,6 +187,10 @@ impl From<Kind> for Error {
     }
 }
 
+/// The most bytes of a text of a failure, and the most arguments, that a worker stores.
+const MAX_TEXT: usize = 64 * 1024;
+const MAX_ARGUMENTS: usize = 32;
+
 /// How a task failed, in the terms of a Celery result: an exception's type, module and arguments.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
@@ -213,6 +217,26 @@ impl Failure {
         }
     }
 
+    /// Shortens each text to 64 KiB, and keeps the first 32 arguments: an error may quote what the task has
+    /// processed.
+    #[must_use]
+    pub(crate) fn bounded(mut self) -> Self {
+        self.args.truncate(MAX_ARGUMENTS);
+        for argument in &mut self.args {
+            let text = match argument {
+                serde_json::Value::String(text) => shortened(text),
+                other => shortened(&other.to_string()),
+            };
+            if let Some(text) = text {
+                *argument = serde_json::Value::String(text);
+            }
+        }
+        if let Some(text) = self.traceback.as_deref().and_then(shortened) {
+            self.traceback = Some(text);
+        }
+        self
+    }
+
     /// Returns the first argument as text.
     #[must_use]
     pub fn message(&self) -> String {
@@ -222,6 +246,12 @@ impl Failure {
             None => String::new(),
         }
     }
+}
+
+/// Returns the beginning of a text that is too long, and the size of the rest.
+fn shortened(text: &str) -> Option<String> {
+    let end = text.floor_char_boundary(MAX_TEXT);
+    (end < text.len()).then(|| format!("{}... ({} bytes left out)", &text[..end], text.len() - end))
 }
 
 impl fmt::Display for Failure {
@@ -338,6 +368,22 @@ mod tests {
         assert_eq!(lines[..2], ["Exception: cannot pay", "caused by: connection refused"]);
         assert!(lines[2].starts_with("  at src/error.rs:"), "{lines:?}");
         assert_eq!(lines.len(), 3);
+    }
+
+    #[test]
+    fn a_long_failure_is_shortened() {
+        let long = "\u{e9}".repeat(MAX_TEXT);
+        let args = vec![long.as_str().into(), serde_json::json!([long]), 1.into()];
+        let failure = Failure { args, traceback: Some(long), ..Failure::new("m", "T", "") };
+        let failure = failure.bounded();
+        let texts = failure.args.iter().map(serde_json::Value::to_string).chain(failure.traceback);
+        for text in texts {
+            assert!(text.len() < MAX_TEXT + 64, "{}", text.len());
+        }
+        assert!(failure.args[0].as_str().unwrap().ends_with("... (65536 bytes left out)"));
+        assert_eq!(failure.args[2], 1);
+        let many = Failure { args: vec![1.into(); 100], ..Failure::new("m", "T", "") };
+        assert_eq!(many.bounded().args.len(), MAX_ARGUMENTS);
     }
 
     #[test]

@@ -58,8 +58,8 @@ pub(crate) struct Dev {
     #[arg(long, value_name = "CMD")]
     worker: Vec<String>,
     /// The concurrency limit: run at most this many tasks at once
-    #[arg(short, long, default_value_t = 16)]
-    concurrency: usize,
+    #[arg(short, long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    concurrency: u16,
 }
 
 /// Returns the default database file of `countersign`, in the user's state folder.
@@ -138,7 +138,7 @@ impl Dev {
         // The second is the default queue.
         let worker = Worker::new(&client).queue(QUEUE).queue(&config.queue);
         let worker = worker.name(format!("dev@{}", hostname())).force_shutdown(force_shutdown);
-        let worker = countersign_demo::register(worker.concurrency(self.concurrency));
+        let worker = countersign_demo::register(worker.concurrency(usize::from(self.concurrency)));
         let lines = LogWriter::start(std::io::stderr());
         let worker = match format {
             Format::Table => worker.observe(show(lines.clone())),

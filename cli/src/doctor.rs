@@ -96,7 +96,7 @@ pub(crate) async fn perform(client: &Client, format: Format) -> ExitCode {
 fn pool(pool: PoolState) -> Finding {
     let PoolState { name, size, max_size, idle, waiting } = pool;
     Finding::ok(format!(
-        "pool of {name}: {size} of {max_size} connections, {idle} idle, {waiting} requests waiting"
+        "pool of {name} in this command: {size} of {max_size} connections, {idle} idle, {waiting} requests waiting"
     ))
 }
 

@@ -97,15 +97,15 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_STORE_POOL_SIZE",
         &[],
         "16",
-        "the maximum number of connections for large reads: results, journals, streams, lists; with 0, \
-         reads of Redis share a connection with the leases; a database file has at least one",
+        "the maximum number of connections for large reads (results, journals, streams, lists); 0: reads of \
+         Redis use the connection of the leases, and those of a database file use one",
     ),
     setting(
         "store.pool_wait_timeout",
         "COUNTERSIGN_STORE_POOL_WAIT_TIMEOUT",
         &[],
         "5s",
-        "how long a read waits for a free connection of the pool",
+        "how long a read waits for a free connection of the pool; 0: not at all",
     ),
     setting(
         "store.pool_recycle_timeout",
@@ -140,7 +140,7 @@ pub const SETTINGS: &[Setting] = &[
         "COUNTERSIGN_CLIENT_ENVELOPE",
         &[],
         "lean",
-        "the headers of enqueued tasks: lean, or celery for every header of a Celery client",
+        "the headers of enqueued tasks: lean (those that have a value), or celery (all that a Celery client writes)",
     ),
     setting(
         "client.queue",

@@ -30,9 +30,9 @@ impl TaskDelivery {
         // All arms but the first are boxed, to keep the spawned future small.
         match outcome {
             Outcome::Done(json) => self.succeed(&json).await,
-            Outcome::Failed(failure) => Box::pin(self.fail(&failure)).await,
+            Outcome::Failed(failure) => Box::pin(self.fail(&failure.bounded())).await,
             Outcome::Retry { failure, delay, first_attempt_at } => {
-                Box::pin(self.retry(failure, delay, first_attempt_at)).await;
+                Box::pin(self.retry(failure.bounded(), delay, first_attempt_at)).await;
             }
             Outcome::Postponed(delay) => Box::pin(self.postpone(delay)).await,
             Outcome::Limited(delay) => Box::pin(self.postpone_limited(delay)).await,
