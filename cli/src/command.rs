@@ -127,7 +127,7 @@ fn perform(
     format: Format,
 ) -> Result<ExitCode, Error> {
     let verb = match verb {
-        Verb::Dev(dev) => return dev.perform(format),
+        Verb::Dev(dev) => return dev.perform(flags, format),
         Verb::Config(verb) => return verb.perform(flags, format),
         Verb::Policies(verb) => return verb.perform(format),
         Verb::Completion { shell } => {

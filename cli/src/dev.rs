@@ -85,8 +85,17 @@ pub(crate) fn default_database() -> Option<String> {
 }
 
 impl Dev {
-    pub(crate) fn perform(self, format: Format) -> Result<ExitCode, Error> {
+    pub(crate) fn perform(
+        self,
+        flags: &[(&'static str, String)],
+        format: Format,
+    ) -> Result<ExitCode, Error> {
         let begun = Instant::now();
+        if !flags.is_empty() {
+            let fault = "dev has a database of its own and reads no settings: leave out -C, --broker and \
+                         --store, or name a database file with --db FILE";
+            return Err(config_error(fault));
+        }
         let place = self.place()?;
         let config = Config::embedded(&place.url)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

@@ -155,6 +155,25 @@ async fn dev_starts_and_drains_another_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dev_refuses_flags_that_it_does_not_use() {
+    let home = Home::new();
+    let flags: [&[&str]; 4] = [
+        &["-C", "x.toml"],
+        &["--broker", "sqlite:x.db"],
+        &["--store", "sqlite:x.db"],
+        &["-c", "0"],
+    ];
+    for flag in flags {
+        let command = home.command(&[&["dev"], flag].concat()).output();
+        let output = timeout(TIMEOUT, command).await.unwrap().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code().is_some_and(|code| code != 0), "{flag:?}: {stderr}");
+        assert!(stderr.contains("--db FILE") || stderr.contains("1..=65535"), "{flag:?}: {stderr}");
+    }
+    assert!(!home.folder.join(".local").exists(), "nothing was created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dev_refuses_a_file_that_is_not_its_database() {
     let home = Home::new();
     let text = home.folder.join("notes.txt");

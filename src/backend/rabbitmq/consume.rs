@@ -36,6 +36,10 @@ const ACK_BATCH: usize = 512;
 /// How long an ack waits for those of earlier deliveries, so that one frame covers them all: a few round trips
 /// to the store.
 const ACK_DELAY: Duration = Duration::from_millis(20);
+/// From this number of acks at once, the next ones are gathered for the time of [`GATHER`]: the broker handles one
+/// frame for all of them, and writes what it delivers in their place at once.
+const BUSY: usize = 8;
+const GATHER: Duration = Duration::from_millis(1);
 /// The share of the prefetch that may wait: the broker delivers nothing in its place.
 const ACK_SHARE: usize = 2;
 
@@ -272,7 +276,7 @@ pub(super) async fn write_acks(
     let mut batch = Vec::with_capacity(ACK_BATCH);
     let mut writes = FuturesUnordered::new();
     let mut delay = pin!(sleep(ACK_DELAY));
-    let mut is_open = true;
+    let (mut is_open, mut is_busy) = (true, false);
     while is_open {
         let mut frames = Vec::new();
         tokio::select! {
@@ -284,10 +288,15 @@ pub(super) async fn write_acks(
             },
             count = settled.recv_many(&mut batch, ACK_BATCH), if writes.len() < ACKS_IN_FLIGHT => {
                 // Lets other tasks whose results were stored at the same time add their acks.
-                tokio::task::yield_now().await;
+                if is_busy {
+                    sleep(GATHER).await;
+                } else {
+                    tokio::task::yield_now().await;
+                }
                 while let Ok(settlement) = settled.try_recv() {
                     batch.push(settlement);
                 }
+                is_busy = batch.len() >= BUSY;
                 let were_held = ledger.held();
                 frames = ledger.settle(&mut batch);
                 is_open = count > 0;
