@@ -223,7 +223,7 @@ impl Failure {
     pub(crate) fn bounded(mut self) -> Self {
         self.args.truncate(MAX_ARGUMENTS);
         for argument in &mut self.args {
-            let text = match argument {
+            let text = match &*argument {
                 serde_json::Value::String(text) => shortened(text),
                 other => shortened(&other.to_string()),
             };
