@@ -29,16 +29,22 @@ const NONE: Faults =
 /// Searches all states, and prints their number.
 fn assert_properties_hold(limits: Faults) {
     let pool = Pool { mutant: Mutant::Correct, limits };
-    let checker = pool.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+    let checker = pool.checker().threads(threads()).finish_when(HasDiscoveries::AnyFailures);
+    let checker = checker.spawn_bfs().join();
     println!("{} states with at most {limits:?}", checker.unique_state_count());
     checker.assert_properties();
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Searches for a violation of `property`, and prints the path to it.
 fn breaks(mutant: Mutant, limits: Faults, property: &'static str) -> bool {
     let pool = Pool { mutant, limits };
     let enough = HasDiscoveries::AnyOf(BTreeSet::from([property]));
-    let found = pool.checker().finish_when(enough).spawn_bfs().join().discovery(property);
+    let checker = pool.checker().threads(threads()).finish_when(enough);
+    let found = checker.spawn_bfs().join().discovery(property);
     let path = found.map(stateright::Path::into_actions);
     println!("{mutant:?}, {property}: {path:#?}");
     path.is_some()
