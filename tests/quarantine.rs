@@ -45,18 +45,18 @@ async fn a_quarantined_task_blocks_no_other_task() {
     let mut effects = Effects::at(&servers().store_url).await;
     let mut worker = DemoWorker::spawn(&["-Q", &queue, "-n", &queue, "-c", "2"], &[]);
     worker.ready().await;
-    let suspect = send_suspect(&client, &queue, 8.0).await;
+    let suspect = send_suspect(&client, &queue, 25.0).await;
     worker.wait_for_log("started a process for quarantined").await;
     worker.wait_for_log(&format!("{queue}-quarantine\",\"queues")).await;
-    for n in 0..100 {
+    for n in 0..20 {
         let arguments = Arguments::of(&(&effects.list, n.to_string())).unwrap();
         let mark = client.enqueue_named("demo.mark", arguments).queue(&queue).await.unwrap();
         mark.result_within(TIMEOUT).await.unwrap();
     }
-    assert_eq!(effects.runs().await.len(), 100);
+    assert_eq!(effects.runs().await.len(), 20);
     assert!(client.status(suspect.id()).await.unwrap().is_none(), "the suspect still runs");
     let id = suspect.id().clone();
-    assert_eq!(suspect.result_within(TIMEOUT).await.unwrap(), 8.0);
+    assert_eq!(suspect.result_within(TIMEOUT).await.unwrap(), 25.0);
     let store = &client.backends().store;
     let forgotten = async { while store.crashes(&id).await.unwrap().runs > 0 {} };
     let crashes = tokio::time::timeout(TIMEOUT, forgotten).await;
